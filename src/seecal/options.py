@@ -1,0 +1,169 @@
+"""What CAL is asked to do (CALOptions) and what its two passes measure (VisualDelta).
+
+Shape suffixes used everywhere: B rows of the batch, L columns, T columns of the compact rows without images,
+N label tokens (``labels[:, 1:] != -100``, row by row in batch order), D width of the hidden states, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CONTRASTS = ("drop", "mask")
+POOL_SCOPES = ("answer", "released")
+NORMALIZERS = ("global", "micro_batch", "sample")
+DELTAS = ("logit", "logprob")
+
+# Named in the design, not built yet: refused by name rather than as a typing mistake.
+_NOT_YET: dict[str, tuple[str, ...]] = {
+    "contrast": ("patch_mask", "blur", "noise", "swap"),
+    "delta": ("logprob",),
+}
+
+
+@dataclass(frozen=True)
+class CALOptions:
+    """How Δ is measured, turned into weights and normalised. The defaults are the paper's (arXiv 2405.17871).
+
+    Args:
+        weighting: name in :data:`seecal.WEIGHTINGS`.
+        alpha, beta: Δ is clamped to [alpha, beta], in logits.
+        window: width in tokens of the mean over neighbouring label tokens, odd. 1 switches pooling off.
+        pool_scope: ``"answer"`` pools inside a run of consecutive label tokens of one sample, as the equations say;
+            ``"released"`` pools over the flattened batch, prompt and padding slots included, as the paper's code does
+            (needs ``contrast="mask"``).
+        delta: ``"logit"``, the difference of the label's raw logit with and without the image.
+        contrast: how the image is taken away. ``"drop"`` removes its positions and keeps the position ids of the rest,
+            ``"mask"`` hides them in the attention mask.
+        contrast_strength: for contrasts that have one; must be None for drop and mask.
+        normalize: what Σ w·CE is divided by. ``"global"``: Σ w over all ranks; ``"micro_batch"``: Σ w of this forward,
+            as the paper's code does; ``"sample"``: the mean over samples with labels of each one's Σ w·CE / Σ w.
+        padding_free: the rows of the ``drop`` pass. False: one row a sample, padded to the longest; True: all samples in
+            one row without padding, kept apart by a block-diagonal mask; ``"auto"``: True where the attention takes such
+            a mask and the row stays short (see :mod:`seecal.packing`). The main pass keeps the caller's padding.
+        chunk_size: rows of logits held at once in the loss; None chooses about 2**25 logits.
+
+    Raises:
+        ValueError: a value outside its range or two that contradict each other, naming both.
+    """
+
+    weighting: str = "cal"
+    alpha: float = 1.0
+    beta: float = 5.0
+    window: int = 3
+    pool_scope: str = "answer"
+    delta: str = "logit"
+    contrast: str = "drop"
+    contrast_strength: float | None = None
+    normalize: str = "global"
+    padding_free: bool | str = "auto"
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("contrast", self.contrast, CONTRASTS)
+        _check_choice("pool_scope", self.pool_scope, POOL_SCOPES)
+        _check_choice("normalize", self.normalize, NORMALIZERS)
+        _check_choice("delta", self.delta, ("logit",))
+        check_window(self.alpha, self.beta, self.window)
+        if self.padding_free not in ("auto", True, False):
+            raise ValueError(f"padding_free={self.padding_free!r}: expected 'auto', True or False")
+        if self.pool_scope == "released" and self.contrast != "mask":
+            raise ValueError(
+                f"pool_scope='released' with contrast={self.contrast!r}: the released pooling reads Δ at prompt and "
+                "padding slots, which only contrast='mask' computes. Set contrast='mask', or pool_scope='answer'."
+            )
+        if self.contrast_strength is not None:
+            raise ValueError(
+                f"contrast_strength={self.contrast_strength!r} with contrast={self.contrast!r}: dropping or masking "
+                "the image has no strength. Leave it None."
+            )
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"chunk_size={self.chunk_size}: rows per chunk must be at least 1, or None")
+
+    @classmethod
+    def of(cls, options: CALOptions | None, **overrides: Any) -> CALOptions:
+        """``options`` (None: the defaults) with the overrides that are not None put in."""
+        changed = {name: value for name, value in overrides.items() if value is not None}
+        return dataclasses.replace(options or cls(), **changed)
+
+
+def _check_choice(field: str, value: object, known: tuple[str, ...]) -> None:
+    if value in known:
+        return
+    if value in _NOT_YET.get(field, ()):
+        raise ValueError(f"{field}={value!r} is not available in this version of seecal; set one of {', '.join(known)}")
+    raise ValueError(f"{field}={value!r}: expected one of {', '.join(known)}")
+
+
+def check_window(alpha: float, beta: float, window: int) -> None:
+    """ValueError unless ``alpha <= beta``, both ≥ 0 (weights must not be negative), and ``window`` is odd."""
+    if not 0 <= alpha <= beta:
+        raise ValueError(f"alpha={alpha}, beta={beta}: Δ is clamped to [alpha, beta], so 0 <= alpha <= beta is needed")
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1 or window % 2 == 0:
+        raise ValueError(f"window={window!r}: the pooling window must be an odd number of tokens, 1 or more")
+
+
+@dataclass
+class VisualDelta:
+    """What the image changes at each of the N label tokens. All [N], detached; floats are float32, in logits.
+
+    Attributes:
+        delta: Δ, the label's logit with the image minus without it. 0 where ``has_contrast`` is False.
+        labels: the label ids.
+        sample: the row of the batch.
+        position: the label's column, 1 or more.
+        has_contrast: False for text-only samples, for labels before a sample's first image, and for a label directly
+            after an image (it has no text predecessor).
+        logit_with, logit_without: the label's raw logit in either pass; where ``has_contrast`` is False both are the
+            with-image one.
+        logprob_with, logprob_without: None unless a weighting asks for them.
+        delta_grid: Δ on the whole grid [B, L-1], prompt and padding slots taken at vocabulary id 0; only for
+            ``pool_scope="released"``.
+    """
+
+    delta: Tensor
+    labels: Tensor
+    sample: Tensor
+    position: Tensor
+    has_contrast: Tensor
+    logit_with: Tensor | None = None
+    logit_without: Tensor | None = None
+    logprob_with: Tensor | None = None
+    logprob_without: Tensor | None = None
+    delta_grid: Tensor | None = None
+
+    @property
+    def runs(self) -> Tensor:
+        """[N] int64: an id that changes when the sample changes or the position skips."""
+        first = torch.ones_like(self.sample, dtype=torch.bool)
+        first[1:] = (self.sample[1:] != self.sample[:-1]) | (self.position[1:] != self.position[:-1] + 1)
+        return first.cumsum(0) - 1
+
+    def __len__(self) -> int:
+        return len(self.delta)
+
+
+@dataclass
+class CALRecord:
+    """What one CAL forward leaves behind in ``output.cal``. The tensors are this rank's and this micro-batch's own.
+
+    Attributes:
+        weights: w, [N] float32, detached, as the weighting gave them (not normalised).
+        visual_delta: Δ and its two logits at the N label tokens.
+        loss_sum: Σ w·CE in nats, scalar, carries gradients (for a caller that normalises by itself).
+        weight_sum: Σ w, scalar, detached.
+        cross_entropy: plain Σ CE / N in nats, scalar, detached; 0 without label tokens.
+        main_tokens, contrast_tokens: slots that went through the decoder in either pass, padding included.
+    """
+
+    weights: Tensor
+    visual_delta: VisualDelta
+    loss_sum: Tensor
+    weight_sum: Tensor
+    cross_entropy: Tensor
+    main_tokens: int
+    contrast_tokens: int
