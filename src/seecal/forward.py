@@ -1,0 +1,380 @@
+"""Both passes inside one forward of the model: enable_cal, disable_cal, visual_delta.
+
+Everything happens inside the model's own ``forward`` because DDP, FSDP2 and DeepSpeed only hand out a module's parameters
+while the wrapped model's forward runs.
+
+B rows, L columns, N label tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import logging
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
+
+from .contrast import (
+    MainPass,
+    Without,
+    contrast_reach,
+    decoder_dropout,
+    decoder_inputs,
+    drop_pass,
+    main_pass_of,
+    mask_pass,
+)
+from .families import check_vlm, decoder_of, family_of, head_of, image_ids
+from .linear_ce import IGNORE, label_logits, reciprocal_or_zero, weighted_sum_of_ce
+from .options import CALOptions, CALRecord, VisualDelta
+from .ranks import sum_over_ranks, whole_tensor, world_size
+from .weighting import weighting_named
+
+logger = logging.getLogger(__name__)
+
+# Set on the patched instance: the options while CAL is on, and the forward that stood in its way before.
+_OPTIONS, _PREVIOUS = "_seecal_options", "_seecal_previous_forward"
+# Arguments of the top-level forward that are about logits, caches or logging, not about the batch.
+_NOT_FOR_THE_BASE = ("labels", "use_cache", "past_key_values", "logits_to_keep", "return_dict", "num_items_in_batch")
+
+
+@dataclasses.dataclass
+class _Head:
+    """The head's weight [V, D] and bias as plain tensors, and what the VLM class does to its logits."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    def options(self) -> dict[str, Any]:
+        return {"bias": self.bias, "scale": self.scale, "softcap": self.softcap}
+
+
+@dataclasses.dataclass
+class _Labels:
+    """The N label tokens, row by row: ids, the row and the column of each."""
+
+    ids: Tensor
+    sample: Tensor
+    position: Tensor
+
+
+def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module:
+    """From now on ``model(**batch).loss`` is CAL's while the model trains.
+
+    While ``model.training``, labels are given and no cache is in use, forward returns the model's usual output class with
+    ``.loss`` CAL's, ``.logits`` None and ``.cal`` (:class:`seecal.options.CALRecord`). Otherwise the original forward runs.
+    The forward's signature stays. Call it before or after PEFT, and before the model is wrapped for several ranks.
+
+    Args:
+        model: a transformers vision-language model, or a PeftModel around one.
+        options: None: the paper's defaults.
+
+    Returns:
+        ``model``, for chaining.
+
+    Raises:
+        ValueError: not a vision-language model; CAL already enabled; an adapter on the head.
+    """
+    options = options or CALOptions()
+    weighting_named(options.weighting)
+    target = _unwrap(model)
+    check_vlm(target)
+    head_of(target)
+    if getattr(target, _OPTIONS, None) is not None:
+        raise ValueError("CAL is already enabled on this model; call seecal.disable_cal(model) first")
+    if not hasattr(target, _PREVIOUS):  # else: a wrapper put on after the patch still holds it
+        setattr(target, _PREVIOUS, target.__dict__.get("forward"))
+        target.forward = types.MethodType(_patched(type(target).forward), target)
+    setattr(target, _OPTIONS, options)
+    return model
+
+
+def disable_cal(model: nn.Module) -> nn.Module:
+    """The model as it was before :func:`enable_cal`; returns it. ValueError if CAL is not enabled."""
+    target = _unwrap(model)
+    if getattr(target, _OPTIONS, None) is None:
+        raise ValueError("CAL is not enabled on this model")
+    delattr(target, _OPTIONS)
+    current = target.__dict__.get("forward")
+    if getattr(current, "_seecal_patch", False):
+        previous = getattr(target, _PREVIOUS)
+        del target.forward
+        if previous is not None:
+            target.forward = previous
+        delattr(target, _PREVIOUS)
+    # else: accelerate wrapped our forward in its own; without options ours just passes through
+    return model
+
+
+def visual_delta(
+    model: nn.Module, batch: dict[str, Any], *, contrast: str = "drop", options: CALOptions | None = None
+) -> VisualDelta:
+    """Δ at every label token of a batch, without gradients.
+
+    Args:
+        model: a transformers vision-language model, bare, in PEFT, DDP or FSDP2, with CAL enabled or not. Its train or
+            eval mode stays as it is (the pass without the image runs without dropout either way).
+        batch: what ``model(**batch)`` takes, with ``labels`` [B, L] and ``attention_mask`` [B, L].
+        contrast: how the image is taken away; overrides the options.
+        options: None: the defaults.
+
+    Returns:
+        :class:`seecal.VisualDelta`, all [N]: the label tokens row by row.
+
+    Raises:
+        ValueError: no labels, no attention mask, or not a vision-language model.
+    """
+    for name in ("labels", "attention_mask", "input_ids"):
+        if batch.get(name) is None:
+            raise ValueError(f"visual_delta needs {name} in the batch; it has {', '.join(sorted(batch))}")
+    chosen = CALOptions.of(options, contrast=contrast)
+    target = _unwrap(model)
+    check_vlm(target)
+
+    def measure(self: Any, **inputs: Any) -> VisualDelta:
+        return _both_passes(self, inputs, chosen)[0]
+
+    # Through the outermost module's own call, so that sharded parameters are there.
+    before = target.__dict__.get("forward")
+    target.forward = types.MethodType(measure, target)
+    try:
+        with torch.no_grad():
+            return model(**batch)
+    finally:
+        if before is None:
+            del target.forward
+        else:
+            target.forward = before
+
+
+def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward to put on an instance. It looks everything up on ``self``, so copies of the model work alone."""
+    parameters = list(inspect.signature(original).parameters)[1:]
+
+    @functools.wraps(original)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        options = getattr(self, _OPTIONS, None)
+        inputs = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        cache = inputs.get("past_key_values") is not None or inputs.get("use_cache")
+        if options is None or not self.training or inputs.get("labels") is None or cache:
+            previous = getattr(self, _PREVIOUS, None)
+            return previous(*args, **kwargs) if previous else type(self).forward(self, *args, **kwargs)
+        return cal_forward(self, inputs, options)
+
+    forward._seecal_patch = True  # type: ignore[attr-defined]
+    return forward
+
+
+def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
+    """One training forward: both passes, the weights, the loss. Returns the model's output class with ``.cal``."""
+    delta, hidden_ND, main, head, without = _both_passes(model, inputs, options)
+    weights = weighting_named(options.weighting)(delta, options)
+    weight_sum = weights.sum()
+    rows, factor = _normaliser(weights, weight_sum, delta, options.normalize)
+    weighted, ce_N = weighted_sum_of_ce(
+        hidden_ND, head.weight, delta.labels, rows, chunk_size=options.chunk_size, **head.options()
+    )
+    if world_size() > 1 and (blank := _blank_image(model, inputs)) is not None:
+        weighted = weighted + blank
+    record = CALRecord(
+        weights=weights,
+        visual_delta=delta,
+        loss_sum=(weights * ce_N).sum() if options.normalize == "sample" else weighted,
+        weight_sum=weight_sum,
+        cross_entropy=ce_N.sum() / max(len(delta), 1),
+        main_tokens=main.valid.numel(),
+        contrast_tokens=without.tokens,
+    )
+    output_class = _output_class(type(model))  # type: ignore[arg-type]
+    names = {field.name for field in dataclasses.fields(output_class)} - {"loss", "logits", "past_key_values"}
+    passed_on = {name: getattr(main.outputs, name) for name in names if hasattr(main.outputs, name)}
+    output = output_class(loss=weighted * factor, cal=record, **passed_on)
+    return output.to_tuple() if inputs.get("return_dict") is False else output
+
+
+def _normaliser(weights: Tensor, weight_sum: Tensor, delta: VisualDelta, normalize: str) -> tuple[Tensor, Tensor]:
+    """(weight of every row [N], factor of the sum): loss = factor · Σ row · CE.
+
+    Data parallel wrappers average gradients over ranks, so what is divided by a sum over all ranks is multiplied by their
+    number.
+    """
+    if normalize == "micro_batch":
+        return weights, reciprocal_or_zero(weight_sum)
+    if normalize == "global":
+        return weights, reciprocal_or_zero(sum_over_ranks(weight_sum)) * world_size()
+    rows = int(delta.sample.max()) + 1 if len(delta) else 1
+    per_sample = torch.zeros(rows, device=weights.device).index_add_(0, delta.sample, weights.float())
+    samples = sum_over_ranks((per_sample > 0).sum().float())
+    return weights * reciprocal_or_zero(per_sample)[delta.sample], reciprocal_or_zero(samples) * world_size()
+
+
+def _both_passes(
+    model: Any, inputs: dict[str, Any], options: CALOptions
+) -> tuple[VisualDelta, Tensor, MainPass, _Head, Without]:
+    """(Δ, hidden [N, D] with gradients, the main pass, the head, the pass without the image)."""
+    decoder, family = decoder_of(model), family_of(model)
+    _mention_dropout(decoder)
+    main = _main_pass(model, decoder, inputs)
+    labels = _label_tokens(inputs["labels"])
+    before = labels.position - 1
+    reach = contrast_reach(main, labels.sample, labels.position)
+    all_ranks = world_size() > 1
+    released = options.pool_scope == "released"
+    if options.contrast == "mask" and bool(main.image.any()):
+        without = mask_pass(decoder, main, labels.sample, before, whole_grid=released)
+    else:  # a batch without images has nothing to mask; on several ranks it still runs one token
+        without = drop_pass(decoder, family, main, reach, labels.sample, before, options.padding_free, all_ranks)
+    hidden_ND = main.hidden[labels.sample, before]
+    head = _head(model, hidden_ND.dtype)
+    delta = _delta(main, labels, hidden_ND, without, reach, head)
+    if released:
+        delta.delta_grid = _grid_delta(main, inputs["labels"], without, head)
+    return delta, hidden_ND, main, head, without
+
+
+def _main_pass(model: Any, decoder: Any, inputs: dict[str, Any]) -> MainPass:
+    """The model's own forward up to the last hidden state, noting what its decoder was given."""
+    ids = inputs.get("input_ids")
+    if ids is None:
+        raise ValueError(
+            "CAL needs input_ids: they say where the images are. This batch has "
+            f"{', '.join(sorted(name for name, value in inputs.items() if value is not None))}."
+        )
+    mask = inputs.get("attention_mask")
+    if mask is not None and mask.ndim != 2:
+        raise ValueError(
+            f"attention_mask of shape {tuple(mask.shape)}: CAL needs the 2-D one, [B, L] with 0 at padding"
+        )
+    valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    image = functools.reduce(torch.logical_or, (ids == one for one in sorted(image_ids(model.config)))) & valid
+    arguments = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_BASE}
+    if "labels" in inspect.signature(type(model.base_model).forward).parameters:  # prefix-LM masks are made from them
+        arguments["labels"] = inputs["labels"]
+    # Without a mask a gap in the position ids would read as the start of another packed sequence.
+    arguments.update(use_cache=False, attention_mask=valid.long() if mask is None else mask)
+    with decoder_inputs(decoder) as seen:
+        outputs = model.base_model(**arguments)
+    return main_pass_of(seen, outputs, valid, image)
+
+
+def _label_tokens(labels_BL: Tensor) -> _Labels:
+    counted = labels_BL != IGNORE
+    counted[:, :1] = False  # column 0 has no predecessor
+    sample, position = counted.nonzero(as_tuple=True)
+    return _Labels(labels_BL[sample, position], sample, position)
+
+
+def _delta(
+    main: MainPass, labels: _Labels, hidden_ND: Tensor, without: Without, reach: Tensor, head: _Head
+) -> VisualDelta:
+    """Two dot products a label token; nothing here has the vocabulary's size."""
+    weight, post = head.weight.detach(), {name: _detached(value) for name, value in head.options().items()}
+    with_image = label_logits(hidden_ND.detach(), weight, labels.ids, **post)
+    if without.hidden is None:
+        without_image = with_image
+    else:
+        without_image = label_logits(without.hidden, weight, labels.ids, **post)
+        without_image = torch.where(reach, without_image, with_image)
+    return VisualDelta(
+        delta=with_image - without_image,
+        labels=labels.ids,
+        sample=labels.sample,
+        position=labels.position,
+        has_contrast=reach,
+        logit_with=with_image,
+        logit_without=without_image,
+    )
+
+
+def _grid_delta(main: MainPass, labels_BL: Tensor, without: Without, head: _Head) -> Tensor:
+    """[B, L-1] Δ as the released code takes it: every slot, vocabulary id 0 where there is no label."""
+    targets = labels_BL[:, 1:].clamp(min=0)
+    if without.grid is None:
+        return torch.zeros(targets.shape, device=targets.device)
+    weight, post = head.weight.detach(), {name: _detached(value) for name, value in head.options().items()}
+
+    def logits(hidden_BLD: Tensor) -> Tensor:
+        rows = hidden_BLD.detach()[:, :-1].flatten(0, 1)
+        return label_logits(rows, weight, targets.flatten(), **post).view_as(targets)
+
+    return logits(main.hidden) - logits(without.grid)
+
+
+def _head(model: Any, dtype: torch.dtype) -> _Head:
+    """The head's parameters as whole tensors. ``dtype`` is the hidden states'."""
+    module = head_of(model)
+    scale, softcap = family_of(model).head(model.config)
+    bias = getattr(module, "bias", None)
+    return _Head(
+        whole_tensor(module.weight, dtype), None if bias is None else whole_tensor(bias, dtype), scale, softcap
+    )
+
+
+def _blank_image(model: Any, inputs: dict[str, Any]) -> Tensor | None:
+    """0 × the features of a blank image, where this rank's batch has none: all ranks then use the same parameters."""
+    if any(name.startswith("pixel_values") and value is not None for name, value in inputs.items()):
+        return None
+    family = family_of(model)
+    if family.dummy_image is None:
+        raise ValueError(
+            f"this rank's batch has no image and seecal knows no blank image for model_type {model.config.model_type!r}, "
+            "so the ranks would run different modules and hang. Give every rank's batch at least one image."
+        )
+    features = model.base_model.get_image_features(**family.dummy_image(model))
+    features = getattr(features, "pooler_output", features)
+    parts = features if isinstance(features, (list, tuple)) else [features]
+    return torch.stack([part.float().sum() for part in parts]).sum() * 0
+
+
+@functools.cache
+def _output_class(model_class: Any) -> Any:
+    """The output class that the model's forward names, with a ``cal`` field.
+
+    A field and not just an attribute: DDP and accelerate take outputs apart and build them again from their fields.
+    """
+    named = inspect.unwrap(model_class.forward).__annotations__.get("return")
+    choices = [one for one in (named, *typing.get_args(named)) if isinstance(one, type)]
+    base = next((one for one in choices if issubclass(one, ModelOutput)), CausalLMOutputWithPast)
+    fields = {
+        "__annotations__": {"cal": CALRecord | None},
+        "cal": None,
+        "__module__": __name__,
+        "__doc__": base.__doc__,
+    }
+    return dataclasses.dataclass(type(base.__name__, (base,), fields))
+
+
+def _unwrap(model: Any) -> Any:
+    """The transformers model inside DDP and PEFT wrappers."""
+    if isinstance(model, nn.parallel.DataParallel):
+        raise ValueError("nn.DataParallel copies the model in every step; launch one process a GPU (accelerate launch)")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+_dropout_mentioned = False
+
+
+def _mention_dropout(decoder: Any) -> None:
+    global _dropout_mentioned
+    if not _dropout_mentioned and decoder.training and (rate := decoder_dropout(decoder)) > 0:
+        _dropout_mentioned = True
+        logger.warning(
+            "the decoder trains with dropout up to %g: Δ compares the training pass with a pass without dropout, so it "
+            "carries that noise",
+            rate,
+        )

@@ -1,0 +1,32 @@
+"""What a run on several ranks needs: sums over them, and whole tensors of sharded parameters."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Σ over all ranks, as a new tensor without gradients."""
+    value = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def whole_tensor(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """The parameter as it is, or gathered from its shards and cast to ``dtype`` when it is a DTensor.
+
+    A head that is an FSDP2 group of its own is still sharded inside the root's forward. Every rank then has the gradient
+    of its own samples only: it is their mean that belongs to the shards, as FSDP itself averages.
+    """
+    if not isinstance(parameter, DTensor):
+        return parameter
+    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim).to(dtype)
