@@ -1,0 +1,329 @@
+"""Batches from conversations with images. Labels are the assistant's words and the token that ends its turn.
+
+The way of a record: messages with images in their places → the chat template's text, with the character spans of the
+assistant's turns → token ids, each span's tokens → the processor's ids, in which every placeholder has become an image.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from .turns import Rendered, render
+
+logger = logging.getLogger(__name__)
+
+IGNORE = -100
+
+
+@dataclass
+class _Prepared:
+    """One record before its images are decoded into pixels."""
+
+    name: str
+    text: str
+    images: list[Any]
+    ids: list[int]
+    labelled: list[bool]  # per id
+    placeholders: list[int]  # positions in ids
+
+
+@dataclass
+class VisionCollator:
+    """Collates records of ``messages`` and images into what a vision-language model trains on.
+
+    A record has ``messages``, a list of ``{"role", "content"}`` whose content is a text or a list of
+    ``{"type": "text", ...}`` and ``{"type": "image"}`` parts, and its images under ``images`` (a list, may be empty) or
+    ``image`` (one, may be None). If the contents are plain texts, the images go before the first user message, as in TRL.
+    An ``id`` names the record in errors.
+
+    Returns (when called with a list of records): the processor's tensors, padded on the right, with ``labels`` [B, L]: -100
+    everywhere but on the assistant's turns and the token that ends each. Special tokens at the start of the text are added
+    just as ``processor.apply_chat_template(..., tokenize=True)`` adds them when the model is used.
+
+    Args:
+        processor: of the model; its tokenizer must be a fast one (the spans need character offsets).
+        max_length: longest row in tokens, image tokens included. None: no limit. A longer record is an error: cutting it
+            could cut an image.
+        pad_to_multiple_of: rows are padded to a multiple of this many tokens.
+        chat_template: overrides the processor's.
+
+    Raises:
+        ValueError: no fast tokenizer or no chat template; or a record (named) whose images and placeholders differ
+            in number, that is too long, that has no label, or whose text cannot be followed through template and processor.
+    """
+
+    processor: ProcessorMixin
+    max_length: int | None = None
+    pad_to_multiple_of: int | None = None
+    chat_template: str | None = None
+    _said_no_end: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.is_fast:
+            raise ValueError(
+                f"{type(self.tokenizer).__name__} is a slow tokenizer: it gives no character offsets, without which the "
+                "assistant's tokens cannot be found. Load the processor with its fast tokenizer."
+            )
+        self._template()
+        names = (getattr(self.processor, name, None) for name in ("image_token", "boi_token"))
+        self._image_tokens: list[int] = [self._id_of(str(one)) for one in names if one]
+        if not self._image_tokens:
+            raise ValueError(
+                f"{type(self.processor).__name__} names no image token: images cannot be placed in the text"
+            )
+        added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = (added | set(self.tokenizer.all_special_ids)) - set(self._image_tokens)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.processor.tokenizer  # type: ignore[attr-defined]
+
+    def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        prepared = [self._prepare(record, index) for index, record in enumerate(records)]
+        images = [one.images for one in prepared]
+        batch = self.processor(
+            text=[one.text for one in prepared],
+            images=images if any(images) else None,
+            padding=True,
+            padding_side="right",
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            add_special_tokens=self._adds_special(prepared[0].text),
+            return_tensors="pt",
+        )
+        labels = torch.full_like(batch["input_ids"], IGNORE)
+        for row, one in enumerate(prepared):
+            # Padding is told by position: its id may be a real token's, such as the end of a turn.
+            columns = batch["attention_mask"][row].nonzero().flatten()
+            ids = batch["input_ids"][row, columns].tolist()
+            check_length(one.name, len(ids), self.max_length)
+            positions = _expanded_positions(one, ids, set(self._image_tokens))
+            for target, labelled in zip(positions, one.labelled, strict=True):
+                if labelled and target is not None:
+                    labels[row, columns[target]] = ids[target]
+        batch["labels"] = labels
+        return batch
+
+    def _prepare(self, record: dict[str, Any], index: int) -> _Prepared:
+        name = record_name(record, index)
+        if not record.get("messages"):
+            raise ValueError(f"{name}: no messages; it has {', '.join(sorted(record))}")
+        messages, images = place_images(record["messages"], _images_of(record), name)
+        rendered = render(messages, self._template(), self.tokenizer.special_tokens_map, name)
+        encoded = self.tokenizer(
+            rendered.text, add_special_tokens=self._adds_special(rendered.text), return_offsets_mapping=True
+        )
+        ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        placeholders = self._placeholders(ids)
+        if len(placeholders) != len(images):
+            raise ValueError(
+                f"{name}: {len(images)} images, but {len(placeholders)} image placeholders in its text. A message's text "
+                f"must not contain {self.tokenizer.convert_ids_to_tokens(self._image_tokens[0])!r} itself; use image parts."
+            )
+        labelled = self._labelled(rendered, ids, offsets)
+        for position in placeholders:
+            labelled[position] = False
+        if not any(labelled):
+            raise ValueError(f"{name}: no label: it has no assistant message with text. Leave it out.")
+        return _Prepared(name, rendered.text, images, ids, labelled, placeholders)
+
+    def _labelled(self, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]]) -> list[bool]:
+        """Which ids are the assistant's, or end its turn."""
+        labelled = [False] * len(ids)
+        for start, stop in rendered.spans:
+            turn = [position for position, (first, last) in enumerate(offsets) if first < stop and last > start]
+            # A turn that the template's own markers enclose may hold the token that ends it already.
+            if self._special.isdisjoint(ids[position] for position in turn):
+                end = self._end_of_turn(rendered.text, stop, turn[-1] + 1, ids, offsets)
+                if not end:
+                    self._say_no_end()
+                turn += end
+            for position in turn:
+                labelled[position] = True
+        return labelled
+
+    def _end_of_turn(
+        self, text: str, stop: int, position: int, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> list[int]:
+        """The positions of the special token right after a turn and of blanks before it."""
+        first = position
+        while position < len(ids) and ids[position] not in self._special:
+            if text[stop : offsets[position][1]].strip(" "):
+                return []
+            position += 1
+        return list(range(first, position + 1)) if position < len(ids) else []
+
+    def _template(self) -> str:
+        template = self.chat_template or getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        if not template:
+            raise ValueError(
+                f"{type(self.processor).__name__} has no chat template, so messages cannot be turned into text. Set "
+                "processor.chat_template, or pass chat_template=..."
+            )
+        return template
+
+    def _adds_special(self, text: str) -> bool:
+        bos = self.tokenizer.bos_token
+        return bos is None or not text.startswith(bos)
+
+    def _placeholders(self, ids: list[int]) -> list[int]:
+        """Where the images go: at the image token or, if the template writes none (Gemma 3), at what begins an image."""
+        for token in self._image_tokens:
+            if token in ids:
+                return [position for position, one in enumerate(ids) if one == token]
+        return []
+
+    def _id_of(self, token: str) -> int:
+        index = self.tokenizer.convert_tokens_to_ids(token)
+        assert isinstance(index, int)
+        return index
+
+    def _say_no_end(self) -> None:
+        if not self._said_no_end:
+            self._said_no_end = True
+            logger.warning(
+                "the chat template ends the assistant's turns without a special token, so nothing teaches the model to "
+                "stop. Pass a chat_template that adds one, such as eos_token."
+            )
+
+
+@dataclass
+class CheckedCollator:
+    """Another collator's batches, held to the same rules: no row cut to ``max_length``, image tokens never labels.
+
+    Args:
+        collator: the other one; it must not cut rows itself.
+        max_length: longest row in tokens; a longer one is a ValueError naming the record. None: no limit.
+        image_ids: the ids of image tokens.
+    """
+
+    collator: Callable[[list[dict[str, Any]]], Any]
+    max_length: int | None
+    image_ids: frozenset[int]
+
+    def __call__(self, records: list[dict[str, Any]]) -> Any:
+        names = [record_name(record, index) for index, record in enumerate(records)]
+        batch = self.collator(records)
+        for name, length in zip(names, batch["attention_mask"].sum(1).tolist(), strict=True):
+            check_length(name, length, self.max_length)
+        images = torch.isin(batch["input_ids"], torch.tensor(sorted(self.image_ids)))
+        batch["labels"] = batch["labels"].masked_fill(images, IGNORE)
+        return batch
+
+
+def check_length(name: str, length: int, max_length: int | None) -> None:
+    """ValueError if a record has more tokens than ``max_length``."""
+    if max_length is not None and length > max_length:
+        raise ValueError(
+            f"{name}: {length} tokens, image tokens included, are more than max_length={max_length}, and cutting could cut "
+            f"an image. Set max_length to at least {length} or to None, or leave the record out."
+        )
+
+
+def record_name(record: dict[str, Any], index: int) -> str:
+    """How errors call a record: by its ``id``, else by its place in the batch."""
+    return f"record {record['id']!r}" if record.get("id") is not None else f"record {index} of the batch (it has no id)"
+
+
+def place_images(
+    messages: Sequence[dict[str, Any]], images: list[Any], name: str
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """(messages whose content is a list of text and image parts, the images in the order of their parts).
+
+    Plain-text contents become parts; the images then go before the text of the first user message, if that is plain text.
+    An image part may hold its own ``image``; the others take the record's images in order. ValueError where the number
+    of the two differs.
+    """
+    parted: list[dict[str, Any]] = []
+    own: list[Any] = []
+    unplaced = True
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+            if message["role"] == "user" and unplaced:
+                content = [{"type": "image"}] * len(images) + content
+        unplaced = unplaced and message["role"] != "user"
+        parts = []
+        for part in content or []:
+            kind = part.get("type")
+            if kind not in ("text", "image") or part.get("url") or part.get("path"):
+                raise ValueError(
+                    f"{name}: a part of type {kind!r} with {', '.join(sorted(part))}: parts are "
+                    "{'type': 'text', 'text': ...} or {'type': 'image'} with the decoded image under 'images'."
+                )
+            if kind == "image":
+                own.append(part.get("image"))
+            # Arrow gives every part all keys, the missing ones as None: templates must not see them
+            parts.append({"type": "image"} if kind == "image" else {"type": "text", "text": part.get("text") or ""})
+        rest = {key: value for key, value in message.items() if value is not None and key != "content"}
+        parted.append({**rest, "content": parts})
+    waiting = iter(images)
+    if sum(one is None for one in own) != len(images):
+        raise ValueError(
+            f"{name}: {len(images)} images, but {sum(one is None for one in own)} image placeholders in its messages. Give "
+            "one image for each."
+        )
+    return parted, [_rgb(next(waiting) if one is None else one) for one in own]
+
+
+def _images_of(record: dict[str, Any]) -> list[Any]:
+    images = record.get("images")
+    if images is None:
+        images = [record["image"]] if record.get("image") is not None else []
+    return [images] if not isinstance(images, (list, tuple)) else list(images)
+
+
+def _rgb(image: Any) -> Any:
+    """Image processors stack images, so they must agree in their number of channels."""
+    return image.convert("RGB") if getattr(image, "mode", "RGB") != "RGB" else image
+
+
+def _expanded_positions(one: _Prepared, expanded: list[int], image_ids: set[int]) -> list[int | None]:
+    """For each of the record's ids its position among the processor's, None for placeholders.
+
+    Images are the only insertions, so the ids between two placeholders appear unchanged and in order, and before each of
+    them but the first there is an image.
+    """
+    bounds = [-1, *one.placeholders, len(one.ids)]
+    positions: list[int | None] = [None] * len(one.ids)
+    cursor, whole = 0, True
+    for before, after in itertools.pairwise(bounds):
+        segment = one.ids[before + 1 : after]
+        if before == -1:
+            start = 0
+        elif after == len(one.ids):
+            start = len(expanded) - len(segment)
+        else:
+            start = _next_occurrence(segment, expanded, cursor, image_ids)
+        has_image = not image_ids.isdisjoint(expanded[cursor : max(start, cursor)])
+        whole = whole and start >= cursor and has_image == (before != -1)
+        whole = whole and expanded[start : start + len(segment)] == segment
+        for offset in range(len(segment)):
+            positions[before + 1 + offset] = start + offset
+        cursor = start + len(segment)
+    if not whole or cursor != len(expanded):
+        raise ValueError(
+            f"{one.name}: its {len(one.ids)} tokens cannot be followed into the {len(expanded)} that the processor made of "
+            "them: something other than images was inserted, or text was merged with it. Its labels would be wrong."
+        )
+    return positions
+
+
+def _next_occurrence(segment: list[int], ids: list[int], cursor: int, image_ids: set[int]) -> int:
+    """The first position after an image from which ``ids`` go on with ``segment``; -1 without."""
+    start = cursor
+    while start < len(ids) and ids[start] not in image_ids:
+        start += 1
+    for position in range(start + 1, len(ids) - len(segment) + 1):
+        if ids[position : position + len(segment)] == segment:
+            return position
+    return -1
