@@ -1,0 +1,362 @@
+"""CALTrainer: TRL's SFTTrainer with CAL's loss, normalised over the whole optimizer step, and CAL's metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from transformers import ProcessorMixin
+from trl import SFTTrainer
+from trl.data_utils import get_dataset_column_names
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from .config import CALConfig
+from .data.collator import CheckedCollator, VisionCollator
+from .families import image_ids
+from .forward import disable_cal, enable_cal
+from .options import CALRecord
+
+# Set on a model whose CAL a trainer switched on, so that the next stage's trainer may switch it over.
+_BY_TRAINER = "_seecal_by_trainer"
+
+
+class CALTrainer(SFTTrainer):
+    """:class:`trl.SFTTrainer` that trains with CAL. Takes the same arguments, with a :class:`seecal.CALConfig`.
+
+    Training logs the CAL ``loss`` (Σ w·CE / Σ w, nats), the plain ``cross_entropy`` (nats a label token), ``delta_mean``
+    (logits), ``share_at_alpha``, ``share_inside`` and ``share_at_beta`` (of the label tokens with a contrast),
+    ``label_tokens``, ``tokens_per_second`` (without padding, evaluation not counted), ``contrast_token_share`` (of all
+    slots that went through the decoder) and TRL's ``num_tokens``; all over the steps since the last log and over all ranks.
+
+    ``eval_loss`` is the plain cross-entropy Σ CE / Σ tokens of the whole evaluation set; TRL's ``eval_entropy`` and
+    ``eval_mean_token_accuracy`` are means over the same tokens.
+
+    Vision records with ``messages`` go through :class:`seecal.data.collator.VisionCollator` unless ``data_collator`` is
+    given: only assistant turns are labels. Images are decoded when a batch is made, never up front.
+
+    Raises:
+        ValueError: ``args`` is no CALConfig; the model is not a vision-language model; an argument that CAL cannot honour.
+        FloatingPointError: from ``train()``, before the optimizer step whose loss or gradient norm is not finite.
+    """
+
+    _tag_names = ["trl", "sft", "seecal", "cal"]  # noqa: RUF012  # TRL's own attribute
+    _name = "CAL"
+    _paper = {  # noqa: RUF012
+        "title": "Seeing the Image: Prioritizing Visual Correlation by Contrastive Alignment",
+        "id": "2405.17871",
+        "citation": "@article{xiao2024seeing,\n"
+        "    title  = {{Seeing the Image: Prioritizing Visual Correlation by Contrastive Alignment}},\n"
+        "    author = {Xin Xiao and Bohong Wu and Jiacong Wang and Chunyuan Li and Xun Zhou and Haoyuan Guo},\n"
+        "    year   = 2024,\n    eprint = {arXiv:2405.17871}\n}",
+    }
+
+    args: CALConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: CALConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        *rest: Any,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            args = CALConfig("CAL")
+        if not isinstance(args, CALConfig):
+            raise ValueError(
+                f"args is a {type(args).__name__}: CALTrainer needs a seecal.CALConfig, which has the same fields"
+            )
+        columns = set(get_dataset_column_names(train_dataset)) if train_dataset is not None else set()
+        ours = "messages" in columns and not columns.isdisjoint({"image", "images"}) and data_collator is None
+        if isinstance(model, nn.Module) and getattr(_bare(model), _BY_TRAINER, False):
+            disable_cal(model)  # an earlier stage's trainer left it on
+        with _as_trl_knows_it(args, ours):
+            super().__init__(model, args, data_collator, train_dataset, *rest, **kwargs)
+        self._refuse_unsupported()
+        if ours:
+            processor, multiple = (
+                cast(ProcessorMixin, self.processing_class),
+                cast("int | None", args.pad_to_multiple_of),
+            )
+            self.data_collator = VisionCollator(processor, args.max_length, multiple)
+        elif data_collator is None and isinstance(self.data_collator, DataCollatorForVisionLanguageModeling):
+            self.data_collator.max_length = None  # TRL would cut, perhaps inside an image
+            ids = frozenset(image_ids(_bare(self.model).config))
+            self.data_collator = CheckedCollator(self.data_collator, args.max_length, ids)
+        self.cal_options = args.cal_options()
+        enable_cal(cast(nn.Module, self.model), self.cal_options)
+        setattr(_bare(self.model), _BY_TRAINER, True)
+        # Have Trainer count each step's labels whatever the model's signature, and leave accumulation to compute_loss.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
+        self._window = _Sums(self.args.device)  # since the last log
+        self._step = _Sums(self.args.device)  # since the last optimizer step
+        self._eval = _Sums(self.args.device)
+        self._divisor: Tensor | None = None  # of the losses of this step's micro-batches, until Σ w is known
+        self._window_start: float | None = None
+        self._paused = 0.0
+
+    def _refuse_unsupported(self) -> None:
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func: the loss of CALTrainer is CAL's. Leave it out, or use trl.SFTTrainer.")
+        if self.aux_loss_enabled:
+            raise ValueError(
+                f"router_aux_loss_coef={self.router_aux_loss_coef}: the load-balancing loss of mixture-of-experts models "
+                "is not added to CAL's yet. Set router_aux_loss_coef=0.0 to train without it."
+            )
+        parallel = self.accelerator.parallelism_config
+        sizes = {name: getattr(parallel, f"{name}_size", 1) for name in ("tp", "cp", "sp")} if parallel else {}
+        if any(size > 1 for size in sizes.values()):
+            raise ValueError(
+                f"parallelism_config with {sizes}: CAL needs whole rows on each rank. Set tp, cp and sp to 1."
+            )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = cast("list[str]", self._signature_columns)
+        if self._is_vision_dataset and "id" not in columns:
+            columns.append("id")  # the collators name records by it
+
+    # ---- Training ----
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        # auto_find_batch_size starts over in the middle of a step
+        for sums in (self._window, self._step):
+            sums.clear()
+        self._divisor = self._window_start = None
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        if self._window_start is None:
+            self._window_start, self._paused = time.perf_counter(), 0.0
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.cal_options.normalize != "global":
+            return loss
+        if not self.accelerator.sync_gradients:
+            return torch.zeros_like(loss)  # the step's loss is known, and logged, with its last micro-batch
+        return self._finish_step(model)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """What to back-propagate for one micro-batch; in evaluation the plain cross-entropy of the batch."""
+        if not cast(nn.Module, self.model).training:
+            return self._evaluation_loss(model, inputs, return_outputs)
+        if inputs.get("labels") is None:
+            raise ValueError(
+                f"the data collator made no labels, only {', '.join(sorted(inputs))}: there is nothing to learn"
+            )
+        outputs = model(**inputs)
+        self._count(outputs.cal, inputs)
+        if self.cal_options.normalize == "global":
+            loss = self._share_of_step(outputs.cal, num_items_in_batch)
+        else:
+            loss = outputs.loss / getattr(self, "current_gradient_accumulation_steps", 1)
+            self._step.add(loss=loss)
+        if self.is_deepspeed_enabled:  # its optimizer step is part of backward
+            self._stop_unless_finite(loss.detach(), loss.detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def _share_of_step(self, record: CALRecord, label_count: Any) -> Tensor:
+        """Σ w·CE of one micro-batch over the divisor of its step.
+
+        Σ w of the step is known only after its last forward. Until then any divisor that is the same in all micro-batches
+        and ranks will do; the label count keeps fp16 gradients in range. :meth:`_finish_step` puts Σ w in its place.
+        """
+        self._step.add(loss=record.loss_sum, weight=record.weight_sum)
+        if self._divisor is None:
+            alone = self.accelerator.sync_gradients  # the first micro-batch and the last: Σ w is known now
+            divisor = (
+                self.accelerator.reduce(record.weight_sum.clone(), "sum") if alone else torch.as_tensor(label_count)
+            )
+            self._divisor = torch.where(divisor > 0, divisor, 1).to(self.args.device)
+        # Wrappers for several ranks average gradients: a sum over ranks needs their number.
+        return record.loss_sum * (self.accelerator.num_processes / self._divisor)
+
+    def _finish_step(self, model: nn.Module) -> Tensor:
+        """Gradients and loss of the step over Σ w of all its micro-batches and ranks, before they are clipped.
+
+        Under an fp16 loss scale the gradients are still scaled here, which a factor does not mind.
+        """
+        total = self._step.over_ranks(self.accelerator)
+        weight = torch.where(total["weight"] > 0, total["weight"], 1)  # no label anywhere: the gradients are zeros
+        assert self._divisor is not None
+        factor = (self._divisor / weight).float()
+        self._divisor = None
+        if getattr(self, "current_gradient_accumulation_steps", 1) > 1:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        grad = parameter.grad
+                        grad = grad.to_local() if hasattr(grad, "to_local") else grad
+                        grad.mul_(factor.to(grad.device))
+        loss = (total["loss"] / weight).float()
+        self._step.add(loss=loss)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # Trainer asks for it after clipping and right before the optimizer step.
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else torch.as_tensor(grad_norm)
+        self._stop_unless_finite(self._step.take("loss"), norm.detach())
+        return grad_norm
+
+    def _stop_unless_finite(self, loss: Tensor, norm: Tensor) -> None:
+        values = torch.stack([loss.float(), norm.to(loss.device).float()]).tolist()  # one wait for the device
+        scaler = self.accelerator.scaler
+        finite = [abs(value) < float("inf") for value in values]
+        if finite[0] and not finite[1] and scaler is not None and scaler.get_scale() >= 1:
+            return  # fp16: the scaler skips this step and halves its scale
+        if not all(finite):
+            raise FloatingPointError(
+                f"step {self.state.global_step + 1}: the loss is {values[0]:g} and the gradient norm {values[1]:g}. "
+                "Stopped before the optimizer step; the weights are those of the step before. Look at the records of this "
+                "step, lower learning_rate, or use bf16 instead of fp16."
+            )
+
+    # ---- Metrics ----
+
+    @torch.no_grad()
+    def _count(self, record: CALRecord, inputs: Any) -> None:
+        """Adds one forward to the sums of the log window, without waiting for the device."""
+        seen, delta = record.visual_delta.has_contrast, record.visual_delta.delta
+        alpha, beta = self.cal_options.alpha, self.cal_options.beta
+        labels = len(record.visual_delta)
+        mask = inputs.get("attention_mask")
+        self._window.add(
+            cross_entropy=record.cross_entropy * labels,
+            label_tokens=labels,
+            seen=seen.sum(),
+            delta=(delta * seen).sum(),
+            at_alpha=((delta <= alpha) & seen).sum(),
+            at_beta=((delta >= beta) & (delta > alpha) & seen).sum(),
+            tokens=record.main_tokens if mask is None else mask.sum(),
+            main=record.main_tokens,
+            contrast=record.contrast_tokens,
+        )
+
+    def _window_metrics(self) -> dict[str, float]:
+        sums = self._window.read(self.accelerator)
+        assert self._window_start is not None
+        seconds = max(time.perf_counter() - self._window_start - self._paused, 1e-9)
+        self._window_start = None
+        self._total_train_tokens += int(sums["tokens"])
+        metrics = {
+            "cross_entropy": sums["cross_entropy"] / max(sums["label_tokens"], 1),
+            "label_tokens": sums["label_tokens"],
+            "tokens_per_second": sums["tokens"] / seconds,
+            "contrast_token_share": sums["contrast"] / max(sums["main"] + sums["contrast"], 1),
+            "num_tokens": self._total_train_tokens,
+        }
+        if seen := sums["seen"]:
+            metrics["delta_mean"] = sums["delta"] / seen
+            metrics["share_at_alpha"] = sums["at_alpha"] / seen
+            metrics["share_at_beta"] = sums["at_beta"] / seen
+            metrics["share_inside"] = 1 - metrics["share_at_alpha"] - metrics["share_at_beta"]
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._window:  # Trainer's log of training steps, which all ranks make
+            logs.update(self._window_metrics())
+        super().log(logs, start_time)
+
+    # ---- Evaluation ----
+
+    def _evaluation_loss(self, model: nn.Module, inputs: Any, return_outputs: bool) -> Any:
+        with torch.no_grad():
+            outputs = model(**inputs, use_cache=False, fused_lm_head=True)  # TRL's route: logits in tiles, never kept
+        of_rows = [-outputs.log_probs, outputs.entropy, outputs.is_top1, outputs.label_mask]
+        rows = torch.stack([one.float().sum(1) for one in of_rows], dim=1)
+        # Without the rows that accelerate repeats to fill the last batch
+        nll, entropy, correct, tokens = self.accelerator.gather_for_metrics(rows.contiguous()).sum(0).unbind()
+        self._eval.add(nll=nll, entropy=entropy, correct=correct, tokens=tokens)
+        loss = rows[:, 0].sum() / rows[:, 3].sum().clamp(min=1)
+        if not return_outputs:
+            return loss
+        with torch.no_grad():
+            return loss, model(**{name: value for name, value in inputs.items() if name != "labels"})
+
+    def evaluation_loop(
+        self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:  # fmt: skip
+        self._eval.clear()
+        start = time.perf_counter()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        self._paused += time.perf_counter() - start
+        if self._eval:
+            sums = self._eval.read(None)  # gathered over the ranks already
+            if not sums["tokens"]:
+                raise ValueError(
+                    f"{metric_key_prefix}: not one label token in the {output.num_samples} records evaluated"
+                )
+            metrics = {
+                "loss": sums["nll"] / sums["tokens"],
+                "entropy": sums["entropy"] / sums["tokens"],
+                "mean_token_accuracy": sums["correct"] / sums["tokens"],
+                "label_tokens": sums["tokens"],
+                "num_tokens": self._total_train_tokens,
+            }
+            cast(dict, output.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+
+class _Sums:
+    """Named running sums that stay on the device until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums: dict[str, Tensor] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._sums)
+
+    def add(self, **values: Tensor | float) -> None:
+        for name, value in values.items():
+            value = value.detach().to(self._device, self._dtype) if isinstance(value, Tensor) else value
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=self._device, dtype=self._dtype)) + value
+
+    def clear(self) -> None:
+        self._sums = {}
+
+    def take(self, name: str) -> Tensor:
+        """One sum of this rank; clears all."""
+        value = self._sums[name]
+        self.clear()
+        return value
+
+    def over_ranks(self, accelerator: Any) -> dict[str, Tensor]:
+        """All sums, over all ranks (``accelerator`` None: this one's), still on the device; clears them."""
+        names, values = list(self._sums), torch.stack(list(self._sums.values()))
+        self.clear()
+        values = values if accelerator is None else accelerator.reduce(values, "sum")
+        return dict(zip(names, values.unbind(), strict=True))
+
+    def read(self, accelerator: Any) -> dict[str, float]:
+        """All sums, over all ranks, as numbers; clears them. Waits for the device once."""
+        sums = self.over_ranks(accelerator)
+        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+
+def _bare(model: Any) -> Any:
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+@contextlib.contextmanager
+def _as_trl_knows_it(args: CALConfig, our_collator: bool) -> Iterator[None]:
+    """SFTTrainer reads ``padding_free`` as its own option, and refuses or acts on ``assistant_only_loss``, which our
+    collator does anyway: both look off while it sets itself up."""
+    kept = args.padding_free, args.assistant_only_loss
+    args.padding_free = False  # type: ignore[assignment]
+    args.assistant_only_loss = args.assistant_only_loss and not our_collator
+    try:
+        yield
+    finally:
+        args.padding_free, args.assistant_only_loss = kept
