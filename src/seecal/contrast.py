@@ -5,6 +5,7 @@ B rows and L columns of the batch, R rows and T columns of the compact rows, N l
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,15 +75,22 @@ class Without:
 
 
 @contextmanager
-def decoder_inputs(decoder: Any) -> Iterator[dict[str, Any]]:
-    """A dict that holds the decoder's keyword arguments once it has run inside the block."""
+def decoder_inputs(decoder: Any, blank: Tensor | None = None) -> Iterator[dict[str, Any]]:
+    """A dict that holds the decoder's keyword arguments once it has run inside the block.
+
+    ``blank``: a zero that carries the gradient of the vision tower on a rank without images. It goes into the decoder's
+    input, so that forward and backward visit the modules in the same order as on the other ranks.
+    """
     seen: dict[str, Any] = {}
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if args:
+            kwargs = {**dict(zip(list(inspect.signature(module.forward).parameters), args, strict=False)), **kwargs}
+        if blank is not None and kwargs.get("inputs_embeds") is not None:
+            kwargs["inputs_embeds"] = kwargs["inputs_embeds"] + blank.to(kwargs["inputs_embeds"].dtype)
         seen.clear()
         seen.update(kwargs)
-        if args and "inputs_embeds" not in kwargs and torch.is_floating_point(args[0]):
-            seen["inputs_embeds"] = args[0]
+        return (), kwargs
 
     handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
     try:

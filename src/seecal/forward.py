@@ -183,8 +183,6 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     weighted, ce_N = weighted_sum_of_ce(
         hidden_ND, head.weight, delta.labels, rows, chunk_size=options.chunk_size, **head.options()
     )
-    if world_size() > 1 and (blank := _blank_image(model, inputs)) is not None:
-        weighted = weighted + blank
     record = CALRecord(
         weights=weights,
         visual_delta=delta,
@@ -261,7 +259,8 @@ def _main_pass(model: Any, decoder: Any, inputs: dict[str, Any]) -> MainPass:
         arguments["labels"] = inputs["labels"]
     # Without a mask a gap in the position ids would read as the start of another packed sequence.
     arguments.update(use_cache=False, attention_mask=valid.long() if mask is None else mask)
-    with decoder_inputs(decoder) as seen:
+    blank = _blank_image(model, inputs) if world_size() > 1 else None
+    with decoder_inputs(decoder, blank) as seen:
         outputs = model.base_model(**arguments)
     return main_pass_of(seen, outputs, valid, image)
 
