@@ -1,0 +1,5 @@
+"""``python -m seecal``."""
+
+from .cli import main
+
+main()

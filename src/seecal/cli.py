@@ -1,0 +1,90 @@
+"""The command line. Nothing heavy is imported before a command really runs: ``seecal --help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# typer does not export it, and has moved it between versions: unknown options, missing arguments, wrong types
+_UsageError: Any = typer.BadParameter.__base__
+
+app = typer.Typer(
+    name="seecal",
+    help="Train vision-language models on the tokens that see the image.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Train vision-language models on the tokens that see the image."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the images and the trained model.")] = Path("seecal-demo"),
+    align_steps: Annotated[int, typer.Option(min=0, help="Steps of stage 1: the projector alone.")] = 40,
+    tune_steps: Annotated[int, typer.Option(min=0, help="Steps of stage 2, with CAL.")] = 120,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions in a step.")] = 16,
+    held_out: Annotated[int, typer.Option(min=1, help="Drawings at most in each held-out measurement.")] = 150,
+    weighting: Annotated[str, typer.Option(help="Token weights of stage 2: cal, or uniform for plain training.")] = "cal",
+    seed: Annotated[int, typer.Option(help="Same seed and machine: same results.")] = 0,
+) -> None:
+    """Train a real small vision-language model with CAL on real images (CPU, a few minutes)."""
+    from rich.console import Console
+
+    from .demo import DemoOptions, run
+
+    if weighting not in ("cal", "uniform"):
+        raise ValueError(f"--weighting {weighting}: expected cal or uniform")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: this is a file. Give a folder with --out.")
+    options = DemoOptions(out, align_steps, tune_steps, batch_size, held_out, weighting, seed)
+    raise typer.Exit(run(options, Console()))
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Folder of a vision-language model, or its hub id.")],
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+) -> None:
+    """Ask a vision-language model about an image. On the GPU if there is one."""
+    from .data.images import open_image
+
+    open_image(image)  # before the model is loaded: a wrong path should not take a minute to show
+    from . import compute
+    from .chat import load, reply
+
+    compute.quiet()
+    network, processor = load(model)
+    reply(network, processor, image, question, max_new_tokens=max_new_tokens, on_text=_write)
+    _write("\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Entry point: what a user can mend is one line on stderr and exit code 2, without a traceback."""
+    try:
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="seecal", standalone_mode=False) or 0)
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "seecal"
+        print(f"seecal: {error.format_message().rstrip('.')}. See {command} --help", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print("seecal: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,262 @@
+"""``seecal demo``: train a real small vision-language model with CAL on real images, on two CPU cores in minutes.
+
+Stage 1 trains the projector alone, with plain cross-entropy: before the language model can read the image tokens, Δ says
+little. Stage 2 trains projector and language model with CAL. What is held out is measured before, between and after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .data import emoji
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What ``seecal demo`` can be told. Steps are optimizer steps of ``batch_size`` questions each."""
+
+    out: Path = Path("seecal-demo")
+    align_steps: int = 40
+    tune_steps: int = 120
+    batch_size: int = 16
+    held_out: int = 150
+    weighting: str = "cal"
+    seed: int = 0
+
+
+SPLITS = {emoji.HELD_IMAGE: "unseen drawings", emoji.HELD_CONCEPT: "unseen concepts"}
+QUESTIONS = ("name", "kind")
+CAPTIONS_OF = (20, 70, 120)  # which unseen drawings are described at the end: fixed, not chosen by how it goes
+
+
+def run(options: DemoOptions, console: Console) -> int:
+    """The whole demo. Returns the exit code: 0, or 130 after Ctrl-C, when everything trained so far has been saved."""
+    state = Demo(options, console)
+    try:
+        with state.progress:
+            state.prepare()
+            state.measure("as shipped")
+            state.align()
+            state.measure("after stage 1")
+            state.tune()
+            state.measure("after stage 2")
+            state.save()
+            captions, tokens = state.captions(), state.token_table()
+    except KeyboardInterrupt:
+        return state.interrupted()
+    from .demo_report import report
+
+    report(state, captions, tokens, console)
+    return 0
+
+
+@dataclass
+class Demo:
+    """The running demo: what there is so far, so that an interruption can save it."""
+
+    options: DemoOptions
+    console: Console
+    model: Any = None
+    processor: Any = None
+    images: dict[str, Path] = field(default_factory=dict)
+    scores: dict[str, dict[tuple[str, str], Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    stage: str = "preparing"
+
+    def __post_init__(self) -> None:
+        columns = (TextColumn("{task.description:24}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        self.progress = Progress(*columns, *times, console=self.console)
+        self.folder = self.options.out / "model"
+
+    # ---- preparing ----
+
+    def prepare(self) -> None:
+        """Render the images, build the model, find out how to compute on this machine."""
+        bar = self.bar("images and weights", 3)
+        items = emoji.catalogue()
+        self.images = emoji.render_openmoji(items, self.options.out / "images")
+        self.items = [item for item in items if item.hexcode in self.images]
+        self.progress.advance(bar)
+        import torch
+
+        from . import compute
+        from .models import micro
+
+        compute.quiet()
+        torch.manual_seed(self.options.seed)
+        self.progress.advance(bar)
+        self.model, self.processor = micro.build(image_size=160, grid=3)
+        self.bf16, why = compute.bf16_pays()
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.notes.append(why)
+        self.progress.advance(bar)
+
+    def bar(self, name: str, total: int) -> TaskID:
+        self.stage = name
+        return self.progress.add_task(name, total=total, note="")
+
+    # ---- training ----
+
+    def align(self) -> None:
+        """Stage 1: the projector alone, every label token alike."""
+        self.model.requires_grad_(False)
+        self.model.model.multi_modal_projector.requires_grad_(True)
+        self._train("stage 1: align", self.options.align_steps, "uniform", 5e-4, ("name", "kind", "describe"))
+
+    def tune(self) -> None:
+        """Stage 2: projector and language model with CAL."""
+        self.model.requires_grad_(True)
+        self.model.model.vision_tower.requires_grad_(False)
+        self._train("stage 2: tune", self.options.tune_steps, self.options.weighting, 2e-4, ("name", "kind", "describe"))
+
+    def _train(self, name: str, steps: int, weighting: str, lr: float, kinds: tuple[str, ...]) -> None:
+        if steps == 0:
+            return
+        from . import CALConfig, CALTrainer
+        from .compute import BarCallback
+
+        bar = self.bar(name, steps)
+        with contextlib.ExitStack() as stack:
+            scratch = stack.enter_context(_scratch(self.options.out))
+            config = CALConfig(
+                output_dir=str(scratch),
+                weighting=weighting,
+                max_steps=steps,
+                per_device_train_batch_size=self.options.batch_size,
+                learning_rate=lr,
+                lr_scheduler_type="cosine",
+                warmup_steps=max(1, steps // 20),
+                logging_steps=1,
+                save_strategy="no",
+                report_to=[],
+                seed=self.options.seed,
+                data_seed=self.options.seed,
+                bf16=self.bf16,
+                use_cpu=self.model.device.type == "cpu",
+                gradient_checkpointing=False,
+                max_length=None,
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+            )
+            trainer = CALTrainer(
+                self.model,
+                config,
+                train_dataset=self.dataset(steps * self.options.batch_size, kinds, name),
+                processing_class=self.processor,
+                callbacks=[BarCallback(self.progress, bar)],
+            )
+            trainer.remove_callback(_printer())
+            trainer.train()
+        self.model.eval()
+
+    def dataset(self, size: int, kinds: tuple[str, ...], key: str) -> Any:
+        """``size`` questions about the drawings to train on, in an order that depends on the seed only."""
+        from datasets import Dataset, Features, Image, List, Value
+
+        rng = random.Random(f"{self.options.seed}:{key}")
+        train, records = emoji.by_split(self.items, emoji.TRAIN), []
+        while len(records) < size:
+            for item in rng.sample(train, len(train)):
+                reply = emoji.answer(item, rng.choice(kinds), rng)
+                records.append(emoji.record(self.images[item.hexcode], reply))
+        part = {"type": Value("string"), "text": Value("string")}
+        features = {"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image())}
+        return Dataset.from_list(records[:size], features=Features(features))
+
+    # ---- measuring ----
+
+    def measure(self, when: str) -> None:
+        """Held-out drawings and held-out concepts, apart."""
+        from . import compute
+        from .measure import measure
+
+        bar = self.bar(f"measure {when}", sum(len(self.held_out(split)) for split in SPLITS) * len(QUESTIONS))
+        found = {}
+        for split in SPLITS:
+            for question in QUESTIONS:
+                rng = random.Random(0)
+                pairs = [(self.images[i.hexcode], emoji.answer(i, question, rng)) for i in self.held_out(split)]
+                with compute.precision(self.model.device, self.bf16):
+                    step = lambda done: self.progress.advance(bar, done)  # noqa: E731
+                    found[split, question] = measure(self.model, self.processor, pairs, on_batch=step)
+        self.scores[when] = found
+
+    def held_out(self, split: str) -> list[emoji.Emoji]:
+        """The first ``held_out`` of a split in an order that has nothing to do with code points or names."""
+        items = sorted(emoji.by_split(self.items, split), key=lambda item: random.Random(item.hexcode).random())
+        return items[: self.options.held_out]
+
+    def captions(self) -> list[tuple[str, str]]:
+        """(true name, what the model writes) for a few unseen drawings."""
+        from .chat import reply
+
+        shown = self.held_out(emoji.HELD_IMAGE)
+        found = []
+        for index in CAPTIONS_OF:
+            item = shown[index % len(shown)]
+            text = reply(self.model, self.processor, self.images[item.hexcode], emoji.QUESTIONS["describe"])
+            found.append((item.name, text))
+        return found
+
+    def token_table(self) -> tuple[str, list[tuple[str, float, float]]]:
+        """The true description of one unseen drawing, and (token, Δ, weight) for each of its tokens."""
+        from . import token_weights, visual_delta
+        from .data.collator import VisionCollator
+        from .data.images import open_image
+
+        item = self.held_out(emoji.HELD_IMAGE)[CAPTIONS_OF[0] % len(self.held_out(emoji.HELD_IMAGE))]
+        answer = emoji.answer(item, "describe", random.Random(1))
+        path = self.images[item.hexcode]
+        batch = VisionCollator(self.processor)([{**emoji.record(path, answer), "images": [open_image(path)]}])
+        delta = visual_delta(self.model, {name: tensor.to(self.model.device) for name, tensor in batch.items()})
+        weights = token_weights(delta.delta, delta.runs)
+        tokens = [self.processor.tokenizer.decode([label]) for label in delta.labels.tolist()]
+        return item.name, list(zip(tokens, delta.delta.tolist(), weights.tolist(), strict=True))
+
+    # ---- saving ----
+
+    def save(self) -> None:
+        """Model and processor into ``out/model``, under another name first: what is there is always whole."""
+        part = self.folder.with_name("model.part")
+        shutil.rmtree(part, ignore_errors=True)
+        self.model.save_pretrained(part)
+        self.processor.save_pretrained(part)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        part.rename(self.folder)
+
+    def interrupted(self) -> int:
+        """After Ctrl-C: save what there is, say so in one line."""
+        if self.model is None or self.processor is None:
+            self.console.print("Stopped while preparing: there was no model to save yet.")
+            return 130
+        self.save()
+        self.console.print(f"Stopped during {self.stage}. Model and processor as trained so far: {self.folder}", style=None)
+        return 130
+
+
+@contextlib.contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """Trainer insists on a folder; it writes nothing there that anyone needs."""
+    folder = out / "trainer"
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _printer() -> type:
+    from transformers import PrinterCallback
+
+    return PrinterCallback

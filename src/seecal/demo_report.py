@@ -1,0 +1,83 @@
+"""What ``seecal demo`` prints at the end: one screen."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .demo import Demo
+
+TABLE_COLUMNS = 4  # of the token table, side by side
+
+
+def report(state: Demo, captions: list[tuple[str, str]], tokens: tuple, console: Console) -> None:
+    """Results, captions, one sample's tokens, where everything is, what to run next."""
+    console.print()
+    console.print(results(state))
+    console.print()
+    for name, text in captions:
+        console.print(f"  [bold]{escape(name)}[/]: {escape(text)}", highlight=False, soft_wrap=True)
+    console.print()
+    console.print(token_table(*tokens))
+    minutes = (time.monotonic() - state.started) / 60
+    console.print(f"\n{minutes:.1f} minutes; {state.notes[0]}. Model, processor and images: {state.options.out}/")
+    console.print("Next:", style="bold")
+    for command in next_commands(state):
+        console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+
+
+def results(state: Demo) -> Table:
+    """Held-out figures: a row a stage, unseen drawings and unseen concepts apart."""
+    from .demo import QUESTIONS, SPLITS
+
+    table = Table(box=box.SIMPLE_HEAD, title="Held out: nats per word of the image, exact answers", title_justify="left")
+    table.add_column("")
+    for split, label in SPLITS.items():
+        score = next(iter(state.scores.values()))[split, "name"]
+        for question in QUESTIONS:
+            table.add_column(f"{label}\n{question}, n={score.questions}", justify="right")
+    for when, found in state.scores.items():
+        cells = [found[split, question] for split in SPLITS for question in QUESTIONS]
+        table.add_row(when, *(f"{cell.word_nll:.2f}  {cell.exact:4.0%}" for cell in cells))
+    return table
+
+
+def token_table(name: str, rows: list[tuple[str, float, float]]) -> Table:
+    """(token, Δ, weight) of one description, read downwards, column by column."""
+    title = f'What the image does to each token of the description of "{escape(name)}" (Δ in logits, then CAL weight)'
+    table = Table(box=box.SIMPLE, title=title, title_justify="left", show_header=False, padding=(0, 1))
+    height = -(-len(rows) // TABLE_COLUMNS)
+    for _ in range(TABLE_COLUMNS):
+        table.add_column()
+        table.add_column(justify="right")
+        table.add_column(justify="right", style="bold")
+    for line in range(height):
+        cells: list[str] = []
+        for token, delta, weight in rows[line::height]:
+            style = "green" if weight > 2 else "dim" if weight <= 1.001 else ""
+            shown = escape(token.replace("\n", "\\n"))
+            cells += [f"[{style}]{shown}[/]" if style else shown, f"{delta:+.1f}", f"{weight:.1f}"]
+        table.add_row(*cells)
+    return table
+
+
+def next_commands(state: Demo) -> list[str]:
+    """Chat with the result, load it in Python, train again with another option."""
+    from .data.emoji import HELD_IMAGE, QUESTIONS
+
+    item = state.held_out(HELD_IMAGE)[0]
+    model, image = shlex.quote(str(state.folder)), shlex.quote(str(state.images[item.hexcode]))
+    other = "uniform" if state.options.weighting != "uniform" else "cal"
+    load = f"import seecal, transformers as t; print(t.AutoModelForImageTextToText.from_pretrained('{state.folder}'))"
+    return [
+        f'seecal chat {model} {image} "{QUESTIONS["name"]}"',
+        f'python -c "{load}"',
+        f"seecal demo --weighting {other} --out {shlex.quote(str(state.options.out) + '-' + other)}",
+    ]
