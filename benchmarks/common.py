@@ -1,0 +1,129 @@
+"""What every benchmark shares: interleaved rounds, percentiles, peak memory, and a CSV that says what ran where."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import statistics
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def machine() -> dict[str, str]:
+    """Device name and versions, for every row of a CSV."""
+    import transformers
+
+    import seecal
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "seecal": seecal.__version__,
+    }
+
+
+def interleaved(variants: dict[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, dict[str, float]]:
+    """p20, p50, p80 of each variant in ms. Each round runs every variant once, so that drift of the machine hits all."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(warmup + rounds):
+        for name, run in variants.items():
+            start = _now()
+            run()
+            spent = _now() - start
+            if turn >= warmup:
+                times[name].append(spent * 1e3)
+    return {name: _percentiles(values) for name, values in times.items()}
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else [values[0]] * 9
+    return {"p20_ms": cuts[1], "p50_ms": cuts[4], "p80_ms": cuts[7]}
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_mib(run: Callable[[], Any]) -> float:
+    """MiB that ``run`` allocates at its peak beyond what was there before. On the CPU by watching operators."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with _LiveBytes() as live:
+        run()
+    return live.peak / 2**20
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Bytes of the storages that operators made and that are still alive, and their highest sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        inputs = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+        }
+        out = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in inputs:
+                self._add(leaf.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive and self._alive[key]() is not None:
+            return
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            self._alive.pop(key, None)
+
+        self._alive[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def write(name: str, rows: list[dict[str, Any]], folder: Path | None = None) -> Path:
+    """Writes the rows as ``<folder>/<name>.csv``, each with the machine it ran on, and prints them."""
+    path = (folder or RESULTS) / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{**row, **machine()} for row in rows]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    shown = [key for key in rows[0] if key not in machine()]
+    width = {key: max(len(key), *(len(_cell(row[key])) for row in rows)) for key in shown}
+    print("  ".join(key.rjust(width[key]) for key in shown))
+    for row in rows:
+        print("  ".join(_cell(row[key]).rjust(width[key]) for key in shown))
+    print(f"{', '.join(f'{key} {value}' for key, value in machine().items())}\nwritten to {path}")
+    return path
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
