@@ -76,43 +76,42 @@ class CALConfig(SFTConfig):
             self.padding_free = _TRUTH.get(self.padding_free.lower(), self.padding_free)  # type: ignore[assignment]
         self.cal_options()
         super().__post_init__()
-        _refuse_unsupported(self)
+        self.refuse_unsupported()
 
     def cal_options(self) -> CALOptions:
         """The options of CAL in this config. ValueError for a value outside its range."""
         return CALOptions(**{name: getattr(self, name) for name in _OPTION_NAMES})
 
-
-def _refuse_unsupported(config: CALConfig) -> None:
-    """ValueError for every inherited argument that CALTrainer would otherwise ignore or get wrong."""
-    if config.packing or config.eval_packing:
-        name = "packing" if config.packing else "eval_packing"
-        raise ValueError(
-            f"{name}=True: TRL packs token sequences before training, which images cannot go through. Set {name}=False; "
-            "padding_free packs CAL's own second pass."
-        )
-    if config.loss_type != "nll":
-        raise ValueError(
-            f"loss_type={config.loss_type!r}: the loss of CALTrainer is CAL's. Leave loss_type='nll' (TRL's name for what "
-            "evaluation computes) and choose the token weights with weighting=..."
-        )
-    if config.use_liger_kernel:
-        raise ValueError(
-            "use_liger_kernel=True: Liger replaces the model's forward, and with it the two passes of CAL. Set it to "
-            "False; the loss is already computed in chunks at the label positions only."
-        )
-    if config.label_smoothing_factor:
-        raise ValueError(
-            f"label_smoothing_factor={config.label_smoothing_factor}: CAL weights plain cross-entropies. Set it to 0."
-        )
-    if config.torch_compile:
-        raise ValueError("torch_compile=True: the forward of CAL is not compiled yet. Set it to False.")
-    if config.logging_nan_inf_filter:
-        raise ValueError(
-            "logging_nan_inf_filter=True would hide a non-finite loss that CALTrainer stops at. Set it to False."
-        )
-    if config.gradient_accumulation_steps > 1 and config.normalize == "global":
-        _refuse_early_updates(config)
+    def refuse_unsupported(self) -> None:
+        """ValueError for every inherited argument that CALTrainer would otherwise ignore or get wrong."""
+        if self.packing or self.eval_packing:
+            name = "packing" if self.packing else "eval_packing"
+            raise ValueError(
+                f"{name}=True: TRL packs token sequences before training, which images cannot go through. Set "
+                f"{name}=False; padding_free packs CAL's own second pass."
+            )
+        if self.loss_type != "nll":
+            raise ValueError(
+                f"loss_type={self.loss_type!r}: the loss of CALTrainer is CAL's. Leave loss_type='nll' (TRL's name for "
+                "what evaluation computes) and choose the token weights with weighting=..."
+            )
+        if self.use_liger_kernel:
+            raise ValueError(
+                "use_liger_kernel=True: Liger replaces the model's forward, and with it the two passes of CAL. Set it to "
+                "False; the loss is already computed in chunks at the label positions only."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor}: CAL weights plain cross-entropies. Set it to 0."
+            )
+        if self.torch_compile:
+            raise ValueError("torch_compile=True: the forward of CAL is not compiled yet. Set it to False.")
+        if self.logging_nan_inf_filter:
+            raise ValueError(
+                "logging_nan_inf_filter=True would hide a non-finite loss that CALTrainer stops at. Set it to False."
+            )
+        if self.gradient_accumulation_steps > 1 and self.normalize == "global":
+            _refuse_early_updates(self)
 
 
 def _refuse_early_updates(config: CALConfig) -> None:

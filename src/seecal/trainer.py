@@ -18,10 +18,11 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from .config import CALConfig
 from .data.collator import CheckedCollator, VisionCollator
 from .families import image_ids
-from .forward import disable_cal, enable_cal
+from .forward import _OPTIONS, disable_cal, enable_cal
+from .metrics import RunningSums, count_tokens, token_metrics
 from .options import CALRecord
 
-# Set on a model whose CAL a trainer switched on, so that the next stage's trainer may switch it over.
+# The options that a trainer enabled CAL with, set on the model so that the next stage's trainer may change them.
 _BY_TRAINER = "_seecal_by_trainer"
 
 
@@ -72,10 +73,11 @@ class CALTrainer(SFTTrainer):
             raise ValueError(
                 f"args is a {type(args).__name__}: CALTrainer needs a seecal.CALConfig, which has the same fields"
             )
+        args.refuse_unsupported()  # it may have been changed since it was made
         columns = set(get_dataset_column_names(train_dataset)) if train_dataset is not None else set()
         ours = "messages" in columns and not columns.isdisjoint({"image", "images"}) and data_collator is None
-        if isinstance(model, nn.Module) and getattr(_bare(model), _BY_TRAINER, False):
-            disable_cal(model)  # an earlier stage's trainer left it on
+        if isinstance(model, nn.Module) and _left_on(_bare(model)):
+            disable_cal(model)  # else enable_cal would refuse a second stage
         with _as_trl_knows_it(args, ours):
             super().__init__(model, args, data_collator, train_dataset, *rest, **kwargs)
         self._refuse_unsupported()
@@ -91,13 +93,13 @@ class CALTrainer(SFTTrainer):
             self.data_collator = CheckedCollator(self.data_collator, args.max_length, ids)
         self.cal_options = args.cal_options()
         enable_cal(cast(nn.Module, self.model), self.cal_options)
-        setattr(_bare(self.model), _BY_TRAINER, True)
+        setattr(_bare(self.model), _BY_TRAINER, self.cal_options)
         # Have Trainer count each step's labels whatever the model's signature, and leave accumulation to compute_loss.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
-        self._window = _Sums(self.args.device)  # since the last log
-        self._step = _Sums(self.args.device)  # since the last optimizer step
-        self._eval = _Sums(self.args.device)
+        self._window = RunningSums(self.args.device)  # since the last log
+        self._step = RunningSums(self.args.device)  # since the last optimizer step
+        self._eval = RunningSums(self.args.device)
         self._divisor: Tensor | None = None  # of the losses of this step's micro-batches, until Σ w is known
         self._window_start: float | None = None
         self._paused = 0.0
@@ -153,7 +155,7 @@ class CALTrainer(SFTTrainer):
                 f"the data collator made no labels, only {', '.join(sorted(inputs))}: there is nothing to learn"
             )
         outputs = model(**inputs)
-        self._count(outputs.cal, inputs)
+        count_tokens(self._window, outputs.cal, inputs.get("attention_mask"), self.cal_options)
         if self.cal_options.normalize == "global":
             loss = self._share_of_step(outputs.cal, num_items_in_batch)
         else:
@@ -220,26 +222,41 @@ class CALTrainer(SFTTrainer):
                 "step, lower learning_rate, or use bf16 instead of fp16."
             )
 
-    # ---- Metrics ----
+    # ---- Checkpoints ----
 
-    @torch.no_grad()
-    def _count(self, record: CALRecord, inputs: Any) -> None:
-        """Adds one forward to the sums of the log window, without waiting for the device."""
-        seen, delta = record.visual_delta.has_contrast, record.visual_delta.delta
-        alpha, beta = self.cal_options.alpha, self.cal_options.beta
-        labels = len(record.visual_delta)
-        mask = inputs.get("attention_mask")
-        self._window.add(
-            cross_entropy=record.cross_entropy * labels,
-            label_tokens=labels,
-            seen=seen.sum(),
-            delta=(delta * seen).sum(),
-            at_alpha=((delta <= alpha) & seen).sum(),
-            at_beta=((delta >= beta) & (delta > alpha) & seen).sum(),
-            tokens=record.main_tokens if mask is None else mask.sum(),
-            main=record.main_tokens,
-            contrast=record.contrast_tokens,
-        )
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_as_saved(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_as_saved(cast(str, self.state.best_model_checkpoint)):
+            super()._load_best_model()
+
+    def _load_as_saved(self, folder: str) -> bool:
+        """Loads the whole model from what save_pretrained wrote; False where adapters or shards are loaded instead.
+
+        save_pretrained gives the weights of LLaVA and others the names of their first release, and only from_pretrained
+        knows both. Trainer's own load_state_dict(strict=False) then finds no key and goes on with a warning, from scratch
+        (huggingface/transformers#43701).
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or is_peft_model(self.model):
+            return False
+        model = cast(Any, self.model)
+        loaded, report = type(model).from_pretrained(folder, config=model.config, output_loading_info=True)
+        wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if name.endswith("_keys") and keys}
+        if wrong:
+            raise ValueError(f"{folder} does not hold this model's weights: {wrong}")
+        model.load_state_dict(loaded.state_dict())
+        return True
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if load_result.missing_keys or load_result.unexpected_keys:
+            raise ValueError(
+                f"the checkpoint does not hold this model's weights: missing {load_result.missing_keys}, unexpected "
+                f"{load_result.unexpected_keys}. Training would go on from other weights than it stopped with."
+            )
+
+    # ---- Metrics ----
 
     def _window_metrics(self) -> dict[str, float]:
         sums = self._window.read(self.accelerator)
@@ -247,19 +264,8 @@ class CALTrainer(SFTTrainer):
         seconds = max(time.perf_counter() - self._window_start - self._paused, 1e-9)
         self._window_start = None
         self._total_train_tokens += int(sums["tokens"])
-        metrics = {
-            "cross_entropy": sums["cross_entropy"] / max(sums["label_tokens"], 1),
-            "label_tokens": sums["label_tokens"],
-            "tokens_per_second": sums["tokens"] / seconds,
-            "contrast_token_share": sums["contrast"] / max(sums["main"] + sums["contrast"], 1),
-            "num_tokens": self._total_train_tokens,
-        }
-        if seen := sums["seen"]:
-            metrics["delta_mean"] = sums["delta"] / seen
-            metrics["share_at_alpha"] = sums["at_alpha"] / seen
-            metrics["share_at_beta"] = sums["at_beta"] / seen
-            metrics["share_inside"] = 1 - metrics["share_at_alpha"] - metrics["share_at_beta"]
-        return metrics
+        speed = {"tokens_per_second": sums["tokens"] / seconds, "num_tokens": self._total_train_tokens}
+        return {**token_metrics(sums), **speed}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._window:  # Trainer's log of training steps, which all ranks make
@@ -307,42 +313,10 @@ class CALTrainer(SFTTrainer):
         return output
 
 
-class _Sums:
-    """Named running sums that stay on the device until they are read."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._sums: dict[str, Tensor] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._sums)
-
-    def add(self, **values: Tensor | float) -> None:
-        for name, value in values.items():
-            value = value.detach().to(self._device, self._dtype) if isinstance(value, Tensor) else value
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=self._device, dtype=self._dtype)) + value
-
-    def clear(self) -> None:
-        self._sums = {}
-
-    def take(self, name: str) -> Tensor:
-        """One sum of this rank; clears all."""
-        value = self._sums[name]
-        self.clear()
-        return value
-
-    def over_ranks(self, accelerator: Any) -> dict[str, Tensor]:
-        """All sums, over all ranks (``accelerator`` None: this one's), still on the device; clears them."""
-        names, values = list(self._sums), torch.stack(list(self._sums.values()))
-        self.clear()
-        values = values if accelerator is None else accelerator.reduce(values, "sum")
-        return dict(zip(names, values.unbind(), strict=True))
-
-    def read(self, accelerator: Any) -> dict[str, float]:
-        """All sums, over all ranks, as numbers; clears them. Waits for the device once."""
-        sums = self.over_ranks(accelerator)
-        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+def _left_on(model: Any) -> bool:
+    """Whether CAL is on because an earlier trainer, not the caller, enabled it."""
+    options = getattr(model, _OPTIONS, None)
+    return options is not None and options is getattr(model, _BY_TRAINER, None)
 
 
 def _bare(model: Any) -> Any:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from .images import to_rgb
 from .turns import Rendered, render
 
 logger = logging.getLogger(__name__)
@@ -283,8 +285,8 @@ def _images_of(record: dict[str, Any]) -> list[Any]:
 
 
 def _rgb(image: Any) -> Any:
-    """Image processors stack images, so they must agree in their number of channels."""
-    return image.convert("RGB") if getattr(image, "mode", "RGB") != "RGB" else image
+    """Image processors stack images, so they must agree in their number of channels. Arrays and tensors stay."""
+    return to_rgb(image) if isinstance(image, Image.Image) else image
 
 
 def _expanded_positions(one: _Prepared, expanded: list[int], image_ids: set[int]) -> list[int | None]:

@@ -1,0 +1,80 @@
+"""What CALTrainer logs about tokens: sums that stay on the device while it trains, and the figures made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .options import CALOptions, CALRecord
+
+
+class RunningSums:
+    """Named sums that stay on the device until they are read. False while empty."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums: dict[str, Tensor] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._sums)
+
+    def add(self, **values: Tensor | float) -> None:
+        for name, value in values.items():
+            value = value.detach().to(self._device, self._dtype) if isinstance(value, Tensor) else value
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=self._device, dtype=self._dtype)) + value
+
+    def clear(self) -> None:
+        self._sums = {}
+
+    def take(self, name: str) -> Tensor:
+        """One sum of this rank; clears all."""
+        value = self._sums[name]
+        self.clear()
+        return value
+
+    def over_ranks(self, accelerator: Any) -> dict[str, Tensor]:
+        """All sums, over all ranks (``accelerator`` None: this one's), still on the device; clears them."""
+        names, values = list(self._sums), torch.stack(list(self._sums.values()))
+        self.clear()
+        values = values if accelerator is None else accelerator.reduce(values, "sum")
+        return dict(zip(names, values.unbind(), strict=True))
+
+    def read(self, accelerator: Any) -> dict[str, float]:
+        """All sums, over all ranks, as numbers; clears them. Waits for the device once."""
+        sums = self.over_ranks(accelerator)
+        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+
+@torch.no_grad()
+def count_tokens(sums: RunningSums, record: CALRecord, attention_mask: Tensor | None, options: CALOptions) -> None:
+    """Adds one training forward to ``sums``, without waiting for the device."""
+    seen, delta = record.visual_delta.has_contrast, record.visual_delta.delta
+    labels = len(record.visual_delta)
+    sums.add(
+        cross_entropy=record.cross_entropy * labels,
+        label_tokens=labels,
+        seen=seen.sum(),
+        delta=(delta * seen).sum(),
+        at_alpha=((delta <= options.alpha) & seen).sum(),
+        at_beta=((delta >= options.beta) & (delta > options.alpha) & seen).sum(),
+        tokens=record.main_tokens if attention_mask is None else attention_mask.sum(),
+        main=record.main_tokens,
+        contrast=record.contrast_tokens,
+    )
+
+
+def token_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """The figures to log. Those about Δ are left out where no label token had a contrast."""
+    metrics = {
+        "cross_entropy": sums["cross_entropy"] / max(sums["label_tokens"], 1),
+        "label_tokens": sums["label_tokens"],
+        "contrast_token_share": sums["contrast"] / max(sums["main"] + sums["contrast"], 1),
+    }
+    if seen := sums["seen"]:
+        at_alpha, at_beta = sums["at_alpha"] / seen, sums["at_beta"] / seen
+        metrics |= {"delta_mean": sums["delta"] / seen, "share_at_alpha": at_alpha, "share_at_beta": at_beta}
+        metrics["share_inside"] = 1 - at_alpha - at_beta
+    return metrics
