@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -57,6 +59,13 @@ def quiet() -> None:
     datasets.disable_progress_bars()
     for name in ("accelerate", "trl", "torch", "huggingface_hub", "seecal"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """Swallow what a library prints to stderr although its progress bars are off (transformers' GGUF reader does)."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 class BarCallback(TrainerCallback):

@@ -97,7 +97,8 @@ class Demo:
         compute.quiet()
         torch.manual_seed(self.options.seed)
         self.progress.advance(bar)
-        self.model, self.processor = micro.build(image_size=160, grid=3)
+        with compute.no_bars():
+            self.model, self.processor = micro.build()
         self.bf16, why = compute.bf16_pays()
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.notes.append(why)
@@ -119,7 +120,9 @@ class Demo:
         """Stage 2: projector and language model with CAL."""
         self.model.requires_grad_(True)
         self.model.model.vision_tower.requires_grad_(False)
-        self._train("stage 2: tune", self.options.tune_steps, self.options.weighting, 2e-4, ("name", "kind", "describe"))
+        self._train(
+            "stage 2: tune", self.options.tune_steps, self.options.weighting, 2e-4, ("name", "kind", "describe")
+        )
 
     def _train(self, name: str, steps: int, weighting: str, lr: float, kinds: tuple[str, ...]) -> None:
         if steps == 0:
@@ -166,7 +169,8 @@ class Demo:
         from datasets import Dataset, Features, Image, List, Value
 
         rng = random.Random(f"{self.options.seed}:{key}")
-        train, records = emoji.by_split(self.items, emoji.TRAIN), []
+        train = emoji.by_split(self.items, emoji.TRAIN)
+        records: list[dict[str, Any]] = []
         while len(records) < size:
             for item in rng.sample(train, len(train)):
                 reply = emoji.answer(item, rng.choice(kinds), rng)
@@ -242,7 +246,9 @@ class Demo:
             self.console.print("Stopped while preparing: there was no model to save yet.")
             return 130
         self.save()
-        self.console.print(f"Stopped during {self.stage}. Model and processor as trained so far: {self.folder}", style=None)
+        self.console.print(
+            f"Stopped during {self.stage}. Model and processor as trained so far: {self.folder}", style=None
+        )
         return 130
 
 

