@@ -1,4 +1,4 @@
-"""One rank of tests/distributed/test_trainer_ranks.py: four steps of CALTrainer (batch size, accumulation, normalize, file)."""
+"""One rank of tests/distributed/test_trainer_ranks.py: four steps of CALTrainer."""
 
 import os
 import sys
