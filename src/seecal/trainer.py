@@ -100,7 +100,8 @@ class CALTrainer(SFTTrainer):
         self._window = RunningSums(self.args.device)  # since the last log
         self._step = RunningSums(self.args.device)  # since the last optimizer step
         self._eval = RunningSums(self.args.device)
-        self._divisor: Tensor | None = None  # of the losses of this step's micro-batches, until Σ w is known
+        self._divisor: Tensor | None = None  # of the losses of this step's micro-batches
+        self._provisional = False  # whether it stands for a Σ w that was not known yet
         self._window_start: float | None = None
         self._paused = 0.0
 
@@ -173,10 +174,11 @@ class CALTrainer(SFTTrainer):
         """
         self._step.add(loss=record.loss_sum, weight=record.weight_sum)
         if self._divisor is None:
-            alone = self.accelerator.sync_gradients  # the first micro-batch and the last: Σ w is known now
-            divisor = (
-                self.accelerator.reduce(record.weight_sum.clone(), "sum") if alone else torch.as_tensor(label_count)
-            )
+            self._provisional = not self.accelerator.sync_gradients  # else the first micro-batch is also the last
+            if self._provisional:
+                divisor = torch.as_tensor(label_count)
+            else:
+                divisor = self.accelerator.reduce(record.weight_sum.clone(), "sum")
             self._divisor = torch.where(divisor > 0, divisor, 1).to(self.args.device)
         # Wrappers for several ranks average gradients: a sum over ranks needs their number.
         return record.loss_sum * (self.accelerator.num_processes / self._divisor)
@@ -191,7 +193,7 @@ class CALTrainer(SFTTrainer):
         assert self._divisor is not None
         factor = (self._divisor / weight).float()
         self._divisor = None
-        if getattr(self, "current_gradient_accumulation_steps", 1) > 1:
+        if self._provisional:
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.grad is not None:

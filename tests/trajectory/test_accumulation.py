@@ -10,13 +10,13 @@ from tests.tiny import tiny_dataset, tiny_llava, tiny_llava_processor, tiny_reco
 STEPS = 4
 
 
-def train(folder, batch_size, accumulation, **changes):
-    """(losses, final weights, log) of 4 SGD steps in float32 over the same 32 records in order."""
+def train(folder, batch_size, accumulation, n=32, **changes):
+    """(losses, final weights, log) of 4 SGD steps in float32 over the same ``n`` records in order."""
+    changes = {"max_steps": STEPS, **changes}
     args = CALConfig(
         str(folder),
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
-        max_steps=STEPS,
         optim="sgd",
         learning_rate=0.05,
         lr_scheduler_type="constant",
@@ -29,7 +29,7 @@ def train(folder, batch_size, accumulation, **changes):
         disable_tqdm=True,
         **changes,
     )
-    trainer = CALTrainer(tiny_llava(), args, train_dataset=tiny_dataset(32), processing_class=tiny_llava_processor())
+    trainer = CALTrainer(tiny_llava(), args, train_dataset=tiny_dataset(n), processing_class=tiny_llava_processor())
     trainer.train()
     log = [one for one in trainer.state.log_history if "loss" in one]
     return [one["loss"] for one in log], {**trainer.model.state_dict()}, log
@@ -54,6 +54,15 @@ def test_global_does_not_see_the_split(tmp_path, batch_size, accumulation, clip)
     assert distance(weights, reference[1]) <= 1e-5
     for name in ("cross_entropy", "delta_mean", "share_inside", "label_tokens", "grad_norm", "num_tokens"):
         assert [one[name] for one in log] == pytest.approx([one[name] for one in reference[2]], rel=1e-4), name
+
+
+def test_a_short_last_step(tmp_path):
+    """20 records: steps of 8, 8 and 4, the last of one micro-batch where the others have two."""
+    whole = train(tmp_path / "whole", 8, 1, n=20, max_steps=-1, num_train_epochs=2)
+    split = train(tmp_path / "split", 4, 2, n=20, max_steps=-1, num_train_epochs=2)
+    assert len(split[0]) == 6
+    assert split[0] == pytest.approx(whole[0], abs=1e-5)
+    assert distance(split[1], whole[1]) <= 1e-5
 
 
 def test_some_weights_lie_inside_the_clamp(whole):

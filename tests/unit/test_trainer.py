@@ -192,6 +192,17 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         other.train(resume_from_checkpoint=True)
 
 
+def test_a_model_by_its_folder_and_a_stream(tmp_path):
+    tiny_llava().save_pretrained(tmp_path / "model")
+    tiny_llava_processor().save_pretrained(tmp_path / "model")
+    data = tiny_dataset(16).to_iterable_dataset()
+    this = CALTrainer(str(tmp_path / "model"), config(tmp_path), train_dataset=data, eval_dataset=data)
+    assert isinstance(this.data_collator, VisionCollator)
+    this.train()
+    assert this.state.log_history[1]["loss"] < this.state.log_history[0]["loss"]
+    assert this.evaluate()["eval_label_tokens"] > 16 * 4
+
+
 def test_metrics_of_a_log_window(tmp_path):
     """The log of two steps against the same two forwards by hand."""
     changes = {"logging_steps": 2, "learning_rate": 0.0, "train_sampling_strategy": "sequential"}
