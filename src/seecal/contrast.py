@@ -35,7 +35,9 @@ _OWN = {
     "labels",
     "logits_to_keep",
     "num_items_in_batch",
+    "decoder output",
 }
+_OUTPUT = "decoder output"
 
 
 @dataclass
@@ -92,33 +94,50 @@ def decoder_inputs(decoder: Any, blank: Tensor | None = None) -> Iterator[dict[s
         seen.update(kwargs)
         return (), kwargs
 
-    handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
+    def note_output(module: nn.Module, args: Any, output: Any) -> None:
+        seen[_OUTPUT] = output
+
+    handles = (decoder.register_forward_pre_hook(note, with_kwargs=True), decoder.register_forward_hook(note_output))
     try:
         yield seen
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
-def main_pass_of(seen: dict[str, Any], outputs: Any, valid: Tensor, image: Tensor) -> MainPass:
-    """Sorts what the pre-hook saw. ValueError for a decoder that was not given merged embeddings."""
-    if seen.get("inputs_embeds") is None:
+def main_pass_of(
+    decoder: Any, family: Family, seen: dict[str, Any], outputs: Any, valid: Tensor, image: Tensor
+) -> MainPass:
+    """Sorts what the hooks saw. ``outputs``: the base model's, or None where the decoder's own are meant.
+
+    ValueError for a decoder that was not given merged embeddings, unless the image comes in by cross-attention.
+    """
+    outputs = seen[_OUTPUT] if outputs is None else outputs
+    embeds = seen.get("inputs_embeds")
+    if embeds is None and not family.cross_attention:
         raise ValueError(
             "the decoder ran without inputs_embeds: this model does not merge image features into its text"
         )
+    if embeds is None:
+        embeds = decoder.get_input_embeddings()(seen["input_ids"])
     rows, length = valid.shape
     positions = seen.get("position_ids")
     if positions is None:
         positions = torch.arange(length, device=valid.device)[None]
     positions = positions.expand(*positions.shape[:-2], rows, length)
     extra = {name: value for name, value in seen.items() if name not in _OWN and value is not None}
-    return MainPass(outputs, seen["inputs_embeds"].detach(), positions, valid, image, seen.get("attention_mask"), extra)
+    return MainPass(outputs, embeds.detach(), positions, valid, image, seen.get("attention_mask"), extra)
 
 
-def contrast_reach(main: MainPass, sample: Tensor, position: Tensor) -> Tensor:
+def contrast_reach(main: MainPass, family: Family, sample: Tensor, position: Tensor) -> Tensor:
     """[N] bool: labels with a text predecessor and an image before them. Elsewhere Δ is 0 by definition."""
     before = position - 1
-    text = main.valid[sample, before] & ~main.image[sample, before]
-    return text & (main.image.cumsum(1)[sample, before] > 0)
+    return kept_slots(main, family)[sample, before] & (main.image.cumsum(1)[sample, before] > 0)
+
+
+def kept_slots(main: MainPass, family: Family) -> Tensor:
+    """[B, L] bool: what the pass without the image has. With cross-attention the placeholder is a word like others."""
+    return main.valid if family.cross_attention else main.valid & ~main.image
 
 
 @torch.no_grad()
@@ -134,7 +153,7 @@ def drop_pass(
     length = main.valid.shape[1]
     last = torch.full((len(main.valid),), -1, device=main.valid.device)
     last.scatter_reduce_(0, sample, torch.where(reach, before, -1), "amax")
-    keep = main.valid & ~main.image & (torch.arange(length, device=last.device)[None] <= last[:, None])
+    keep = kept_slots(main, family) & (torch.arange(length, device=last.device)[None] <= last[:, None])
     if not bool(keep.any()):
         if not all_ranks:
             return Without(None, 0)
@@ -162,21 +181,25 @@ def drop_pass(
 
 
 @torch.no_grad()
-def mask_pass(decoder: Any, main: MainPass, sample: Tensor, before: Tensor, whole_grid: bool) -> Without:
+def mask_pass(
+    decoder: Any, family: Family, main: MainPass, sample: Tensor, before: Tensor, whole_grid: bool
+) -> Without:
     """Runs the decoder on the full rows with the image slots hidden in the attention mask."""
     attention = decoder.config._attn_implementation
     masks = full_masks(decoder.config, main.given_mask, main.valid)
-    hide = ~main.image[:, None, None, :]
+    kept = kept_slots(main, family)
+    hide = (kept | ~main.valid)[:, None, None, :]
+    extra = {name: value for name, value in main.extra.items() if not (family.cross_attention and name in family.omit)}
     mask: Any
     if masks is None:
-        mask = (main.valid & ~main.image).long()
+        mask = kept.long()
     elif isinstance(masks, dict):
         mask = {kind: to_attention(one & hide, attention, main.embeds.dtype) for kind, one in masks.items()}
     else:
         mask = to_attention(masks & hide, attention, main.embeds.dtype)
     with without_dropout(decoder):
         hidden = decoder(
-            inputs_embeds=main.embeds, attention_mask=mask, position_ids=main.positions, use_cache=False, **main.extra
+            inputs_embeds=main.embeds, attention_mask=mask, position_ids=main.positions, use_cache=False, **extra
         )[0]
     return Without(hidden[sample, before], main.valid.numel(), hidden if whole_grid else None)
 

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from . import blank
+
 # Where configurations keep the ids whose embeddings are replaced by vision features.
-_IMAGE_ID_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+_IMAGE_ID_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index", "image_patch_id")
 
 
 @dataclass(frozen=True)
@@ -25,47 +26,78 @@ class Family:
         name: ``config.model_type``; empty for the generic row.
         head: config → (scale, softcap) that the VLM class applies to its logits. Read the class, not the config: Gemma 3
             has a soft-cap in its config that its VLM class does not apply.
-        dummy_image: (model) → keyword arguments of ``get_image_features`` for one blank image, so that a rank without
-            images runs the same modules as the others. None: not known.
-        omit: decoder inputs that touch image slots only, so the pass without the image leaves them out.
+        blank: model → the vision arguments of one blank image, so that a rank without images runs the same modules as
+            the others. None: not known.
+        omit: decoder inputs that belong to images, so the pass without them leaves them out.
+        cross_attention: the image enters by cross-attention only: nothing is dropped from the text, the decoder is just
+            not given the image.
+        exact: whether dropping the image gives what masking it gives; where it does not, ``note`` says what it gives.
+        needs: what its processor or its batches need, for the table.
     """
 
     name: str = ""
     head: Callable[[Any], tuple[float, float | None]] = lambda config: (1.0, None)
-    dummy_image: Callable[[Any], dict[str, Tensor]] | None = None
+    blank: Callable[[Any], dict[str, Tensor]] | None = None
     omit: tuple[str, ...] = ("visual_pos_masks", "deepstack_visual_embeds", "vision_mask", "deepstack_features")
+    cross_attention: bool = False
+    exact: bool = True
+    note: str = ""
+    needs: str = ""
 
 
-def _blank(model: Any, *lead: int) -> Tensor:
-    """Zeros [*lead, 3, S, S] of the vision tower's own size, dtype and device."""
-    side = model.config.vision_config.image_size
-    height, width = (side, side) if isinstance(side, int) else side
-    like = next(model.base_model.vision_tower.parameters())
-    return torch.zeros(*lead, 3, height, width, dtype=like.dtype, device=like.device)
+def _softcap(config: Any) -> tuple[float, float | None]:
+    return 1.0, getattr(config.get_text_config(), "final_logit_softcapping", None)
 
 
-def _plain_image(model: Any) -> dict[str, Tensor]:
-    return {"pixel_values": _blank(model, 1)}
-
-
-def _tiled_image(model: Any) -> dict[str, Tensor]:
-    """One image of the tower's own size: the whole picture plus one tile for each cell of the grid that it falls into."""
-    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
-
-    side = model.config.vision_config.image_size
-    tiles = image_size_to_num_patches([side, side], model.config.image_grid_pinpoints, side)
-    pixels = _blank(model, 1, int(tiles))
-    return {"pixel_values": pixels, "image_sizes": torch.tensor([[side, side]], device=pixels.device)}
+def _divided(config: Any) -> tuple[float, float | None]:
+    return 1.0 / config.get_text_config().logits_scaling, None
 
 
 GENERIC = Family()
+_CROSS = ("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask")
+_STATE = "dropping removes the image from the recurrent state too, masking leaves its trace there"
+_VISION = "torchvision"
+_TYPES = "torchvision; batches with mm_token_type_ids"
 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("llava", dummy_image=_plain_image),
-        Family("llava_next", dummy_image=_tiled_image),
-        Family("llava_onevision", dummy_image=_tiled_image),
+        Family("llava", blank=blank.picture),
+        Family("vipllava", blank=blank.picture),
+        Family("mistral3", blank=blank.sized_picture, needs=_VISION),
+        Family("llava_next", blank=blank.tiles),
+        Family("llava_next_video", blank=blank.tiles),
+        Family("llava_onevision", blank=blank.tiles),
+        Family("qwen2_vl", blank=blank.patches, needs=_TYPES),
+        Family("qwen2_5_vl", blank=blank.patches, needs=_TYPES),
+        Family("qwen3_vl", blank=blank.patches, needs=_TYPES),
+        Family("qwen3_vl_moe", blank=blank.patches, needs=_TYPES),
+        Family("qwen3_5", blank=blank.patches, exact=False, note=f"linear attention: {_STATE}", needs=_TYPES),
+        Family("glm4v", blank=blank.patches, needs=_TYPES),
+        Family("internvl", blank=blank.picture, needs=_VISION),
+        Family("got_ocr2", blank=blank.picture, needs=_VISION),
+        Family("lighton_ocr", blank=blank.sized_picture, needs=_VISION),
+        Family("idefics2", blank=blank.grouped_picture, needs=_VISION),
+        Family("idefics3", blank=blank.grouped_picture, needs=_VISION),
+        Family("smolvlm", blank=blank.grouped_picture, needs=f"{_VISION}, num2words"),
+        Family("paligemma", head=_softcap, blank=blank.picture, needs="batches with token_type_ids"),
+        Family("gemma3", blank=blank.picture, needs="batches with token_type_ids"),
+        Family("gemma4", head=_softcap, blank=blank.positioned_patches, needs=_TYPES),
+        Family("aya_vision", blank=blank.picture, needs=_VISION),
+        Family("cohere2_vision", blank=blank.picture, needs=_VISION),
+        Family("granite4_vision", head=_divided, blank=blank.tiles, needs=_VISION),
+        Family("molmo2", blank=blank.pooled_patches, needs=_TYPES),
+        Family("ovis2", blank=blank.picture, needs=_VISION),
+        Family("llama4", blank=blank.picture, needs=_VISION),
+        Family("lfm2_vl", blank=blank.shaped_patches, exact=False, note=f"short convolutions: {_STATE}", needs=_VISION),
+        Family(
+            "mllama",
+            blank=blank.crossed_picture,
+            omit=_CROSS,
+            cross_attention=True,
+            exact=False,
+            note="cross-attention: the decoder runs without the image; a fully masked one would still be seen",
+        ),
     )
 }
 
@@ -98,7 +130,7 @@ def check_vlm(model: Any) -> None:
             f"{name} (model_type {config.model_type!r}) is not a vision-language model: its config names no image token. "
             "CAL compares the same text with and without its image, so it needs one."
         )
-    if getattr(model, "base_model", model) is model or model.get_output_embeddings() is None:
+    if model.get_output_embeddings() is None:
         raise ValueError(f"{name} has no language-model head; load it with AutoModelForImageTextToText")
 
 

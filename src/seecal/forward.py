@@ -31,7 +31,7 @@ from .contrast import (
     main_pass_of,
     mask_pass,
 )
-from .families import check_vlm, decoder_of, family_of, head_of, image_ids
+from .families import Family, check_vlm, decoder_of, family_of, head_of, image_ids
 from .linear_ce import IGNORE, label_logits, reciprocal_or_zero, weighted_sum_of_ce
 from .options import CALOptions, CALRecord, VisualDelta
 from .ranks import sum_over_ranks, whole_tensor, world_size
@@ -221,14 +221,14 @@ def _both_passes(
     """(Δ, hidden [N, D] with gradients, the main pass, the head, the pass without the image)."""
     decoder, family = decoder_of(model), family_of(model)
     _mention_dropout(decoder)
-    main = _main_pass(model, decoder, inputs)
+    main = _main_pass(model, decoder, family, inputs)
     labels = _label_tokens(inputs["labels"])
     before = labels.position - 1
-    reach = contrast_reach(main, labels.sample, labels.position)
+    reach = contrast_reach(main, family, labels.sample, labels.position)
     all_ranks = world_size() > 1
     released = options.pool_scope == "released"
     if options.contrast == "mask" and bool(main.image.any()):
-        without = mask_pass(decoder, main, labels.sample, before, whole_grid=released)
+        without = mask_pass(decoder, family, main, labels.sample, before, whole_grid=released)
     else:  # a batch without images has nothing to mask; on several ranks it still runs one token
         without = drop_pass(decoder, family, main, reach, labels.sample, before, options.padding_free, all_ranks)
     hidden_ND = main.hidden[labels.sample, before]
@@ -239,7 +239,7 @@ def _both_passes(
     return delta, hidden_ND, main, head, without
 
 
-def _main_pass(model: Any, decoder: Any, inputs: dict[str, Any]) -> MainPass:
+def _main_pass(model: Any, decoder: Any, family: Family, inputs: dict[str, Any]) -> MainPass:
     """The model's own forward up to the last hidden state, noting what its decoder was given."""
     ids = inputs.get("input_ids")
     if ids is None:
@@ -255,14 +255,20 @@ def _main_pass(model: Any, decoder: Any, inputs: dict[str, Any]) -> MainPass:
     valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     image = functools.reduce(torch.logical_or, (ids == one for one in sorted(image_ids(model.config)))) & valid
     arguments = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_BASE}
-    if "labels" in inspect.signature(type(model.base_model).forward).parameters:  # prefix-LM masks are made from them
+    headless = model.base_model is not model
+    if headless and "labels" in inspect.signature(type(model.base_model).forward).parameters:  # for prefix-LM masks
         arguments["labels"] = inputs["labels"]
     # Without a mask a gap in the position ids would read as the start of another packed sequence.
     arguments.update(use_cache=False, attention_mask=valid.long() if mask is None else mask)
     blank = _blank_image(model, inputs) if world_size() > 1 else None
     with decoder_inputs(decoder, blank) as seen:
-        outputs = model.base_model(**arguments)
-    return main_pass_of(seen, outputs, valid, image)
+        if headless:
+            outputs = model.base_model(**arguments)
+        else:  # Llama 4 has no model without its head: its whole forward, with logits of no slot at all
+            arguments["logits_to_keep"] = torch.empty(0, dtype=torch.long, device=ids.device)
+            type(model).forward(model, **arguments)
+            outputs = None
+    return main_pass_of(decoder, family, seen, outputs, valid, image)
 
 
 def _label_tokens(labels_BL: Tensor) -> _Labels:
@@ -323,12 +329,14 @@ def _blank_image(model: Any, inputs: dict[str, Any]) -> Tensor | None:
     if any(name.startswith("pixel_values") and value is not None for name, value in inputs.items()):
         return None
     family = family_of(model)
-    if family.dummy_image is None:
+    if family.blank is None:
         raise ValueError(
             f"this rank's batch has no image and seecal knows no blank image for model_type {model.config.model_type!r}, "
             "so the ranks would run different modules and hang. Give every rank's batch at least one image."
         )
-    features = model.base_model.get_image_features(**family.dummy_image(model))
+    arguments = family.blank(model)
+    accepted = inspect.signature(inspect.unwrap(type(model.base_model).get_image_features)).parameters
+    features = model.base_model.get_image_features(**{name: arguments[name] for name in arguments if name in accepted})
     features = getattr(features, "pooler_output", features)
     parts = features if isinstance(features, (list, tuple)) else [features]
     return torch.stack([part.float().sum() for part in parts]).sum() * 0
