@@ -5,10 +5,20 @@ Zeros of the smallest size that the tower accepts. What they show does not matte
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def feature_sum(model: Any, arguments: dict[str, Tensor]) -> Tensor:
+    """The sum of the features that ``model`` makes of a blank image; what it depends on is what images run through."""
+    accepted = inspect.signature(inspect.unwrap(type(model.base_model).get_image_features)).parameters
+    features = model.base_model.get_image_features(**{name: arguments[name] for name in arguments if name in accepted})
+    features = getattr(features, "pooler_output", features)
+    parts = features if isinstance(features, (list, tuple)) else [features]
+    return torch.stack([part.float().sum() for part in parts]).sum()
 
 
 def picture(model: Any) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 
+from .blank import feature_sum
 from .contrast import (
     MainPass,
     Without,
@@ -31,16 +32,18 @@ from .contrast import (
     main_pass_of,
     mask_pass,
 )
-from .families import Family, check_vlm, decoder_of, family_of, head_of, image_ids
+from .families import GENERIC, Family, check_vlm, decoder_of, family_of, head_of, image_ids
 from .linear_ce import IGNORE, label_logits, reciprocal_or_zero, weighted_sum_of_ce
 from .options import CALOptions, CALRecord, VisualDelta
 from .ranks import sum_over_ranks, whole_tensor, world_size
+from .selftest import self_test
 from .weighting import weighting_named
 
 logger = logging.getLogger(__name__)
 
 # Set on the patched instance: the options while CAL is on, and the forward that stood in its way before.
 _OPTIONS, _PREVIOUS = "_seecal_options", "_seecal_previous_forward"
+_TESTED = "_seecal_tested"  # an undeclared family has passed its self-test
 # Arguments of the top-level forward that are about logits, caches or logging, not about the batch.
 _NOT_FOR_THE_BASE = ("labels", "use_cache", "past_key_values", "logits_to_keep", "return_dict", "num_items_in_batch")
 
@@ -141,6 +144,7 @@ def visual_delta(
     check_vlm(target)
 
     def measure(self: Any, **inputs: Any) -> VisualDelta:
+        _test_undeclared(self, inputs)
         return _both_passes(self, inputs, chosen)[0]
 
     # Through the outermost module's own call, so that sharded parameters are there.
@@ -176,6 +180,7 @@ def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     """One training forward: both passes, the weights, the loss. Returns the model's output class with ``.cal``."""
+    _test_undeclared(model, inputs)
     delta, hidden_ND, main, head, without = _both_passes(model, inputs, options)
     weights = weighting_named(options.weighting)(delta, options)
     weight_sum = weights.sum()
@@ -197,6 +202,26 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     passed_on = {name: getattr(main.outputs, name) for name in names if hasattr(main.outputs, name)}
     output = output_class(loss=weighted * factor, cal=record, **passed_on)
     return output.to_tuple() if inputs.get("return_dict") is False else output
+
+
+def _test_undeclared(model: Any, inputs: dict[str, Any]) -> None:
+    """On the first batch with an image: does CAL work on a family that has no row? Says so once, or ValueError."""
+    if family_of(model) is not GENERIC or getattr(model, _TESTED, False):
+        return
+
+    def measure(batch: dict[str, Any], contrast: str) -> VisualDelta:
+        return _both_passes(model, batch, CALOptions(contrast=contrast))[0]
+
+    verdict = self_test(measure, inputs, model.dtype)
+    if verdict is None:
+        return
+    line = (
+        f"model_type {model.config.model_type!r} has no row in seecal.families; on the first batch {verdict.sentence()}"
+    )
+    if verdict.leaks:
+        raise ValueError(f"{line}. Declare the family (docs/families.md) or train without CAL.")
+    logger.warning(line)
+    setattr(model, _TESTED, True)
 
 
 def _normaliser(weights: Tensor, weight_sum: Tensor, delta: VisualDelta, normalize: str) -> tuple[Tensor, Tensor]:
@@ -334,12 +359,7 @@ def _blank_image(model: Any, inputs: dict[str, Any]) -> Tensor | None:
             f"this rank's batch has no image and seecal knows no blank image for model_type {model.config.model_type!r}, "
             "so the ranks would run different modules and hang. Give every rank's batch at least one image."
         )
-    arguments = family.blank(model)
-    accepted = inspect.signature(inspect.unwrap(type(model.base_model).get_image_features)).parameters
-    features = model.base_model.get_image_features(**{name: arguments[name] for name in arguments if name in accepted})
-    features = getattr(features, "pooler_output", features)
-    parts = features if isinstance(features, (list, tuple)) else [features]
-    return torch.stack([part.float().sum() for part in parts]).sum() * 0
+    return feature_sum(model, family.blank(model)) * 0
 
 
 @functools.cache
