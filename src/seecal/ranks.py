@@ -21,6 +21,14 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def max_over_ranks(value: Tensor) -> Tensor:
+    """Elementwise maximum over all ranks, as a new tensor without gradients."""
+    value = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
 def whole_tensor(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """The parameter as it is, or gathered from its shards and cast to ``dtype`` when it is a DTensor.
 
