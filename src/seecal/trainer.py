@@ -82,11 +82,8 @@ class CALTrainer(SFTTrainer):
             super().__init__(model, args, data_collator, train_dataset, *rest, **kwargs)
         self._refuse_unsupported()
         if ours:
-            processor, multiple = (
-                cast(ProcessorMixin, self.processing_class),
-                cast("int | None", args.pad_to_multiple_of),
-            )
-            self.data_collator = VisionCollator(processor, args.max_length, multiple)
+            multiple = cast("int | None", args.pad_to_multiple_of)
+            self.data_collator = VisionCollator(cast(ProcessorMixin, self.processing_class), args.max_length, multiple)
         elif data_collator is None and isinstance(self.data_collator, DataCollatorForVisionLanguageModeling):
             self.data_collator.max_length = None  # TRL would cut, perhaps inside an image
             ids = frozenset(image_ids(_bare(self.model).config))

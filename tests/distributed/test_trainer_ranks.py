@@ -8,31 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.distributed.trainer_worker import steps
+
 ROOT = Path(__file__).parents[2]
-
-
-def run(folder, ranks, batch_size, accumulation, normalize="global"):
-    result = folder / f"{ranks}-{batch_size}-{accumulation}-{normalize}.pt"
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    script = str(ROOT / "tests" / "distributed" / "trainer_worker.py")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *launch, script, str(batch_size), str(accumulation), normalize, str(result)],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(result, weights_only=True)
+SPLITS = ("4x1", "1x4")  # batch size x accumulation, on each of two ranks
 
 
 def test_two_ranks_are_one(tmp_path):
-    alone = run(tmp_path, 1, 8, 1)
-    for batch_size, accumulation in ((4, 1), (1, 4)):
-        two = run(tmp_path, 2, batch_size, accumulation)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    worker = [str(ROOT / "tests" / "distributed" / "trainer_worker.py"), str(tmp_path), *SPLITS]
+    done = subprocess.run(
+        [*launch, *worker], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    alone = steps(tmp_path, 8, 1)
+    for split in SPLITS:
+        two = torch.load(tmp_path / f"{split}.pt", weights_only=True)
         for name in ("loss", "cross_entropy", "grad_norm", "delta_mean", "share_inside", "label_tokens", "num_tokens"):
             expected = [one[name] for one in alone["log"]]
             assert [one[name] for one in two["log"]] == pytest.approx(expected, rel=1e-5, abs=1e-5), name
-        worst = max((one - two["weights"][name]).abs().max() for name, one in alone["weights"].items())
-        assert worst <= 1e-5
+        assert max((one - two["weights"][name]).abs().max() for name, one in alone["weights"].items()) <= 1e-5
         for name in (
             "eval_loss",
             "eval_label_tokens",

@@ -1,4 +1,4 @@
-"""One rank of tests/distributed/test_trainer_ranks.py: four steps of CALTrainer."""
+"""Four steps of CALTrainer for each "batch size x accumulation" given; a rank of test_trainer_ranks.py."""
 
 import os
 import sys
@@ -10,34 +10,38 @@ import torch
 from seecal import CALConfig, CALTrainer
 from tests.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
-torch.set_num_threads(1)
-batch_size, accumulation, normalize, result = sys.argv[1:]
-args = CALConfig(
-    result + ".folder",
-    per_device_train_batch_size=int(batch_size),
-    per_device_eval_batch_size=2,
-    gradient_accumulation_steps=int(accumulation),
-    normalize=normalize,
-    max_steps=4,
-    optim="sgd",
-    learning_rate=0.05,
-    lr_scheduler_type="constant",
-    train_sampling_strategy="sequential",
-    logging_steps=1,
-    save_strategy="no",
-    report_to="none",
-    use_cpu=True,
-    bf16=False,
-    disable_tqdm=True,
-)
-data = tiny_dataset(32)
-trainer = CALTrainer(
-    tiny_llava(), args, train_dataset=data, eval_dataset=tiny_dataset(7, 3), processing_class=tiny_llava_processor()
-)
-trainer.train()
-log = [one for one in trainer.state.log_history if "loss" in one]
-found = {"log": log, "weights": trainer.model.state_dict(), "eval": trainer.evaluate()}
-if trainer.is_world_process_zero():
-    torch.save(found, result)
-if torch.distributed.is_initialized():
+
+def steps(folder, batch_size, accumulation):
+    """What the run logged, the weights it ended with, and its evaluation."""
+    args = CALConfig(
+        str(folder),
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=2,
+        gradient_accumulation_steps=accumulation,
+        max_steps=4,
+        optim="sgd",
+        learning_rate=0.05,
+        lr_scheduler_type="constant",
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+    )
+    data = {"train_dataset": tiny_dataset(32), "eval_dataset": tiny_dataset(7, 3)}
+    trainer = CALTrainer(tiny_llava(), args, processing_class=tiny_llava_processor(), **data)
+    trainer.train()
+    log = [one for one in trainer.state.log_history if "loss" in one]
+    return {"log": log, "weights": trainer.model.state_dict(), "eval": trainer.evaluate()}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, *splits = sys.argv[1:]
+    for split in splits:
+        found = steps(folder, *map(int, split.split("x")))
+        if torch.distributed.get_rank() == 0:
+            torch.save(found, os.path.join(folder, f"{split}.pt"))
     torch.distributed.destroy_process_group()
