@@ -1,6 +1,7 @@
 """One blank image as each kind of vision tower takes it: the vision arguments of a batch with a single image.
 
-Zeros of the smallest size that the tower accepts. What they show does not matter; that the same modules run does.
+Of the smallest size that the tower accepts, and grey: what it shows does not matter, that the same modules run does. Not
+black, because Idefics leaves images of zeros out as padding.
 """
 
 from __future__ import annotations
@@ -13,30 +14,44 @@ from torch import Tensor
 
 
 def feature_sum(model: Any, arguments: dict[str, Tensor]) -> Tensor:
-    """The sum of the features that ``model`` makes of a blank image; what it depends on is what images run through."""
-    accepted = inspect.signature(inspect.unwrap(type(model.base_model).get_image_features)).parameters
-    features = model.base_model.get_image_features(**{name: arguments[name] for name in arguments if name in accepted})
-    features = getattr(features, "pooler_output", features)
-    parts = features if isinstance(features, (list, tuple)) else [features]
-    return torch.stack([part.float().sum() for part in parts]).sum()
+    """Σ of the image features that the arguments give: through the vision tower and whatever projects it, float32."""
+    return torch.stack([part.float().sum() for part in features(model, arguments)]).sum()
+
+
+def features(model: Any, arguments: dict[str, Tensor]) -> list[Tensor]:
+    """The projected features of the images, one tensor an image; several an image where they enter several layers."""
+    owner = model.base_model
+    if not hasattr(owner, "get_image_features"):  # Mllama
+        output = owner.vision_model(**arguments)
+    else:
+        accepted = inspect.signature(inspect.unwrap(type(owner).get_image_features)).parameters
+        output = owner.get_image_features(**{name: arguments[name] for name in arguments if name in accepted})
+    pooled = getattr(output, "pooler_output", output if isinstance(output, (list, tuple, Tensor)) else None)
+    if pooled is not None:
+        return list(pooled) if isinstance(pooled, (list, tuple)) else [pooled]
+    if getattr(output, "deepstack_features", None):  # Granite: a list of (layer, features)
+        return [part for _, parts in output.deepstack_features for part in parts]
+    # Llama 4 and Mllama project in their forward
+    hidden = output.last_hidden_state
+    return [owner.multi_modal_projector(hidden.reshape(-1, hidden.shape[-1]))]
 
 
 def picture(model: Any) -> dict[str, Tensor]:
     """[1, 3, S, S] of the tower's own size."""
-    return {"pixel_values": _zeros(model, 1, 3, *_size(model))}
+    return {"pixel_values": _grey(model, 1, 3, *_size(model))}
 
 
 def sized_picture(model: Any) -> dict[str, Tensor]:
     """Towers of any resolution (Pixtral): the picture and its size."""
     height, width = _size(model)
-    return {"pixel_values": _zeros(model, 1, 3, height, width), "image_sizes": _ints(model, [[height, width]])}
+    return {"pixel_values": _grey(model, 1, 3, height, width), "image_sizes": _ints(model, [[height, width]])}
 
 
 def grouped_picture(model: Any) -> dict[str, Tensor]:
     """[rows, images, 3, S, S] (Idefics)."""
     size = _size(model)
     mask = torch.ones(1, 1, *size, dtype=torch.bool, device=model.device)
-    return {"pixel_values": _zeros(model, 1, 1, 3, *size), "pixel_attention_mask": mask}
+    return {"pixel_values": _grey(model, 1, 1, 3, *size), "pixel_attention_mask": mask}
 
 
 def tiles(model: Any) -> dict[str, Tensor]:
@@ -46,7 +61,7 @@ def tiles(model: Any) -> dict[str, Tensor]:
     height, width = _size(model)
     count = int(image_size_to_num_patches([height, width], model.config.image_grid_pinpoints, height))
     return {
-        "pixel_values": _zeros(model, 1, count, 3, height, width),
+        "pixel_values": _grey(model, 1, count, 3, height, width),
         "image_sizes": _ints(model, [[height, width]]),
     }
 
@@ -58,7 +73,7 @@ def patches(model: Any) -> dict[str, Tensor]:
     width = channels * vision.temporal_patch_size * vision.patch_size**2
     side = 2 * vision.spatial_merge_size
     return {
-        "pixel_values": _zeros(model, side * side, width),
+        "pixel_values": _grey(model, side * side, width),
         "image_grid_thw": _ints(model, [[1, side, side]]),
     }
 
@@ -70,7 +85,7 @@ def positioned_patches(model: Any) -> dict[str, Tensor]:
     steps = torch.arange(side, device=model.device)
     positions = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(1, -1, 2)
     return {
-        "pixel_values": _zeros(model, 1, side * side, 3 * vision.patch_size**2),
+        "pixel_values": _grey(model, 1, side * side, 3 * vision.patch_size**2),
         "image_position_ids": positions,
     }
 
@@ -80,7 +95,7 @@ def shaped_patches(model: Any) -> dict[str, Tensor]:
     vision = model.config.vision_config
     side = 2 * model.config.downsample_factor
     return {
-        "pixel_values": _zeros(model, 1, side * side, 3 * vision.patch_size**2),
+        "pixel_values": _grey(model, 1, side * side, 3 * vision.patch_size**2),
         "spatial_shapes": _ints(model, [[side, side]]),
         "pixel_attention_mask": torch.ones(1, side * side, dtype=torch.long, device=model.device),
     }
@@ -93,7 +108,7 @@ def pooled_patches(model: Any) -> dict[str, Tensor]:
     index = torch.arange(height * width, device=model.device).view(height, width)
     pooled = index.unfold(0, 2, 2).unfold(1, 2, 2).reshape(-1, 4)
     return {
-        "pixel_values": _zeros(model, 1, height * width, 3 * vision.patch_size**2),
+        "pixel_values": _grey(model, 1, height * width, 3 * vision.patch_size**2),
         "image_token_pooling": torch.cat([pooled, pooled]),
         "image_grids": _ints(model, [[height // 2, width // 2, height // 2, width // 2]]),
         "image_num_crops": _ints(model, [1]),
@@ -106,7 +121,7 @@ def crossed_picture(model: Any) -> dict[str, Tensor]:
     used = torch.zeros(1, 1, count, dtype=torch.long, device=model.device)
     used[..., 0] = 1
     return {
-        "pixel_values": _zeros(model, 1, 1, count, 3, *_size(model)),
+        "pixel_values": _grey(model, 1, 1, count, 3, *_size(model)),
         "aspect_ratio_ids": _ints(model, [[1]]),
         "aspect_ratio_mask": used,
     }
@@ -117,8 +132,8 @@ def _size(model: Any) -> tuple[int, int]:
     return (side, side) if isinstance(side, int) else (side[0], side[1])
 
 
-def _zeros(model: Any, *shape: int) -> Tensor:
-    return torch.zeros(*shape, dtype=model.dtype, device=model.device)
+def _grey(model: Any, *shape: int) -> Tensor:
+    return torch.full(shape, 0.5, dtype=model.dtype, device=model.device)
 
 
 def _ints(model: Any, values: Any) -> Tensor:
