@@ -7,11 +7,16 @@ and LAB by Pillow's conversion, without colour profiles.
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from .paths import refuse_url, resolve_inside, show
 
 MAX_PIXELS = 50_000_000
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -34,13 +39,62 @@ def open_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     if path.is_dir():
         raise ValueError(f"{path}: this is a folder. Name one image file in it.")
     try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be opened ({error.strerror}). Check the file and its rights.") from None
+    with file:
+        return _decoded(file, str(path), max_pixels)
+
+
+def decode_image(
+    value: Any, name: str, root: str | os.PathLike[str] | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Any:
+    """The image that a record holds as a path, encoded bytes, ``{"path", "bytes"}`` or a Pillow image: upright, in RGB.
+
+    Arrays and tensors are pixels already and returned as they are.
+
+    Args:
+        name: how errors call the record.
+        root: the folder that paths start from and may not leave; None: paths are taken as they are. URLs never are.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: what :func:`open_image` refuses, a URL, a path out of ``root``, or nothing that holds an image.
+    """
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        if value is None:
+            raise ValueError(f"{name}: an image without bytes and path. Put one in, or leave the record out.")
+    if isinstance(value, (str, os.PathLike)):
+        path = os.fspath(value)
+        try:
+            if root is not None:
+                path = resolve_inside(path, os.fspath(root))
+            refuse_url(path)
+            return open_image(path, max_pixels=max_pixels)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{name}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        except OSError as error:  # such as a name that is too long
+            raise ValueError(f"{name}: {show(path)} is no usable path ({error.strerror}). Correct it.") from None
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return _decoded(io.BytesIO(value), f"{name}: its image of {len(value):,} bytes", max_pixels)
+    if isinstance(value, Image.Image):
+        return _upright(value, f"{name}: its {value.format or value.mode} image")
+    return value
+
+
+def _decoded(file: BinaryIO, path: str, max_pixels: int) -> Image.Image:
+    """The image in ``file``; errors call it ``path``."""
+    try:
         with warnings.catch_warnings():
             # Our own limit below is the check; Pillow's would warn beside it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(file)
     except UnidentifiedImageError:
         raise ValueError(
-            f"{path}: not an image that Pillow can read{_looks_like(path)}. Give a PNG or JPEG file."
+            f"{path}: not an image that Pillow can read{_looks_like(file)}. Give a PNG or JPEG file."
         ) from None
     except Image.DecompressionBombError:
         raise ValueError(f"{path}: too large: over {max_pixels:,} pixels. Scale it down first.") from None
@@ -55,11 +109,15 @@ def open_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
             raise ValueError(
                 "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: damaged images would pass unseen. Set it to False."
             )
-        try:
-            return to_rgb(ImageOps.exif_transpose(image))
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            message = f"{path}: damaged or cut off ({error}). Copy or download it again, or leave it out."
-            raise ValueError(message) from None
+        return _upright(image, path)
+
+
+def _upright(image: Image.Image, path: str) -> Image.Image:
+    try:
+        return to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        message = f"{path}: damaged or cut off ({error}). Copy or download it again, or leave it out."
+        raise ValueError(message) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -74,10 +132,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _looks_like(path: Path) -> str:
+def _looks_like(file: BinaryIO) -> str:
     """What a file that is no image starts with, where that can be told."""
-    with path.open("rb") as file:
-        start = file.read(512)
+    file.seek(0)
+    start = file.read(512)
     if not start:
         return " (the file is empty)"
     if start.lstrip().startswith((b"<svg", b"<?xml")):
