@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from .images import to_rgb
+from .images import decode_image
 from .turns import Rendered, render
 
 logger = logging.getLogger(__name__)
@@ -42,8 +41,8 @@ class VisionCollator:
 
     A record has ``messages``, a list of ``{"role", "content"}`` whose content is a text or a list of
     ``{"type": "text", ...}`` and ``{"type": "image"}`` parts, and its images under ``images`` (a list, may be empty) or
-    ``image`` (one, may be None). If the contents are plain texts, the images go before the first user message, as in TRL.
-    An ``id`` names the record in errors.
+    ``image`` (one, may be None), each a Pillow image, an array, a path, encoded bytes or ``{"path", "bytes"}``.
+    If the contents are plain texts, the images go before the first user message, as in TRL. An ``id`` names the record in errors.
 
     Returns (when called with a list of records): the processor's tensors, padded on the right, with ``labels`` [B, L]: -100
     everywhere but on the assistant's turns and the token that ends each. Special tokens at the start of the text are added
@@ -260,7 +259,7 @@ def place_images(
             if kind not in ("text", "image") or part.get("url") or part.get("path"):
                 raise ValueError(
                     f"{name}: a part of type {kind!r} with {', '.join(sorted(part))}: parts are "
-                    "{'type': 'text', 'text': ...} or {'type': 'image'} with the decoded image under 'images'."
+                    "{'type': 'text', 'text': ...} or {'type': 'image'} with the image under 'images'."
                 )
             if kind == "image":
                 own.append(part.get("image"))
@@ -274,7 +273,8 @@ def place_images(
             f"{name}: {len(images)} images, but {sum(one is None for one in own)} image placeholders in its messages. Give "
             "one image for each."
         )
-    return parted, [_rgb(next(waiting) if one is None else one) for one in own]
+    # Image processors stack images, so they must agree in their number of channels
+    return parted, [decode_image(next(waiting) if one is None else one, name) for one in own]
 
 
 def _images_of(record: dict[str, Any]) -> list[Any]:
@@ -282,11 +282,6 @@ def _images_of(record: dict[str, Any]) -> list[Any]:
     if images is None:
         images = [record["image"]] if record.get("image") is not None else []
     return [images] if not isinstance(images, (list, tuple)) else list(images)
-
-
-def _rgb(image: Any) -> Any:
-    """Image processors stack images, so they must agree in their number of channels. Arrays and tensors stay."""
-    return to_rgb(image) if isinstance(image, Image.Image) else image
 
 
 def _expanded_positions(one: _Prepared, expanded: list[int], image_ids: set[int]) -> list[int | None]:
