@@ -356,8 +356,8 @@ def _blank_image(model: Any, inputs: dict[str, Any]) -> Tensor | None:
     family = family_of(model)
     if family.cross_attention:
         raise ValueError(
-            f"this rank's batch has no image, and without one {model.config.model_type} leaves out its cross-attention layers: "
-            "the ranks would run different modules and hang. Give every rank's batch at least one image."
+            f"this rank's batch has no image, and without one {model.config.model_type} leaves out its cross-attention "
+            "layers: the ranks would run different modules and hang. Give every rank's batch at least one image."
         )
     if family.blank is None:
         raise ValueError(
