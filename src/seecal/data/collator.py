@@ -42,7 +42,8 @@ class VisionCollator:
     A record has ``messages``, a list of ``{"role", "content"}`` whose content is a text or a list of
     ``{"type": "text", ...}`` and ``{"type": "image"}`` parts, and its images under ``images`` (a list, may be empty) or
     ``image`` (one, may be None), each a Pillow image, an array, a path, encoded bytes or ``{"path", "bytes"}``.
-    If the contents are plain texts, the images go before the first user message, as in TRL. An ``id`` names the record in errors.
+    If the contents are plain texts, the images go before the first user message, as in TRL. An ``id`` names the record
+    in errors.
 
     Returns (when called with a list of records): the processor's tensors, padded on the right, with ``labels`` [B, L]: -100
     everywhere but on the assistant's turns and the token that ends each. Special tokens at the start of the text are added

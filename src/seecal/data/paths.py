@@ -55,14 +55,14 @@ def resolve_inside(path: str, root: str | None) -> str:
         mode = os.stat(real).st_mode if inside else 0
     except FileNotFoundError:
         raise MissingImage(
-            f"image {show(path)} is not in {root}. Put it there, correct the path, or set image_root=..."
+            f"image {show(path)} is not in {show(root)}. Put it there, correct the path, or set image_root=..."
         ) from None
     except (OSError, ValueError) as error:  # a NUL or a lone surrogate in the name, one too long, a loop of links
         reason = getattr(error, "strerror", None) or error
         raise RecordError(f"image {show(path)} is no usable path ({reason}). Correct it.") from None
     if not inside:
         raise RecordError(
-            f"image {show(path)} leads out of {root} (to {show(real)}). Move the file there, or set image_root=... to a "
+            f"image {show(path)} leads out of {show(root)} (to {show(real)}). Move the file there, or set image_root=... to a "
             "folder that holds all images."
         )
     if not stat.S_ISREG(mode):
