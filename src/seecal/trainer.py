@@ -14,10 +14,11 @@ from transformers import ProcessorMixin
 from trl import SFTTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+from trl.trainer.utils import add_fused_lm_head
 
 from .config import CALConfig
 from .data.collator import CheckedCollator, VisionCollator
-from .families import image_ids
+from .families import family_of, image_ids
 from .forward import _OPTIONS, disable_cal, enable_cal
 from .metrics import RunningSums, count_tokens, token_metrics
 from .options import CALRecord
@@ -81,6 +82,7 @@ class CALTrainer(SFTTrainer):
         with _as_trl_knows_it(args, ours):
             super().__init__(model, args, data_collator, train_dataset, *rest, **kwargs)
         self._refuse_unsupported()
+        _evaluate_with_the_classs_head(_bare(self.model))
         if ours:
             multiple = cast("int | None", args.pad_to_multiple_of)
             self.data_collator = VisionCollator(cast(ProcessorMixin, self.processing_class), args.max_length, multiple)
@@ -310,6 +312,27 @@ class CALTrainer(SFTTrainer):
             }
             cast(dict, output.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
+
+
+def _evaluate_with_the_classs_head(model: Any) -> None:
+    """TRL's fused head, which evaluates, reads soft-cap and scale off the text config. Some vision-language classes do not
+    apply what is there (Gemma 3, Aya, Cohere 2): for those it is put on again, reading what the class does."""
+    scale, softcap = family_of(model).head(model.config)
+    text = model.config.get_text_config()
+    names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    kept = {name: getattr(text, name) for name in names if hasattr(text, name)}
+    says = kept.get("logit_scale") or 1 / (kept.get("logits_scaling") or 1.0), kept.get("final_logit_softcapping")
+    if says == (scale, softcap):
+        return
+    text.final_logit_softcapping, text.logit_scale = softcap, scale
+    try:
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    finally:
+        for name in names:
+            if name in kept:
+                setattr(text, name, kept[name])
+            elif hasattr(text, name):
+                delattr(text, name)
 
 
 def _left_on(model: Any) -> bool:
