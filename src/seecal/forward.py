@@ -32,12 +32,13 @@ from .contrast import (
     main_pass_of,
     mask_pass,
 )
+from .delta import Head, delta_grid, head_weights, label_tokens, visual_delta_of
 from .families import GENERIC, Family, check_vlm, decoder_of, family_of, head_of, image_ids
-from .linear_ce import IGNORE, label_logits, reciprocal_or_zero, weighted_sum_of_ce
+from .linear_ce import reciprocal_or_zero, weighted_sum_of_ce
 from .options import CALOptions, CALRecord, VisualDelta
-from .ranks import sum_over_ranks, whole_tensor, world_size
+from .ranks import sum_over_ranks, world_size
 from .selftest import self_test
-from .weighting import weighting_named
+from .weighting import WEIGHTINGS, weighting_named
 
 logger = logging.getLogger(__name__)
 
@@ -46,28 +47,6 @@ _OPTIONS, _PREVIOUS = "_seecal_options", "_seecal_previous_forward"
 _TESTED = "_seecal_tested"  # an undeclared family has passed its self-test
 # Arguments of the top-level forward that are about logits, caches or logging, not about the batch.
 _NOT_FOR_THE_BASE = ("labels", "use_cache", "past_key_values", "logits_to_keep", "return_dict", "num_items_in_batch")
-
-
-@dataclasses.dataclass
-class _Head:
-    """The head's weight [V, D] and bias as plain tensors, and what the VLM class does to its logits."""
-
-    weight: Tensor
-    bias: Tensor | None
-    scale: float
-    softcap: float | None
-
-    def options(self) -> dict[str, Any]:
-        return {"bias": self.bias, "scale": self.scale, "softcap": self.softcap}
-
-
-@dataclasses.dataclass
-class _Labels:
-    """The N label tokens, row by row: ids, the row and the column of each."""
-
-    ids: Tensor
-    sample: Tensor
-    position: Tensor
 
 
 def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module:
@@ -242,12 +221,12 @@ def _normaliser(weights: Tensor, weight_sum: Tensor, delta: VisualDelta, normali
 
 def _both_passes(
     model: Any, inputs: dict[str, Any], options: CALOptions
-) -> tuple[VisualDelta, Tensor, MainPass, _Head, Without]:
+) -> tuple[VisualDelta, Tensor, MainPass, Head, Without]:
     """(Δ, hidden [N, D] with gradients, the main pass, the head, the pass without the image)."""
     decoder, family = decoder_of(model), family_of(model)
     _mention_dropout(decoder)
     main = _main_pass(model, decoder, family, inputs)
-    labels = _label_tokens(inputs["labels"])
+    labels = label_tokens(inputs["labels"])
     before = labels.position - 1
     reach = contrast_reach(main, family, labels.sample, labels.position)
     all_ranks = world_size() > 1
@@ -257,10 +236,11 @@ def _both_passes(
     else:  # a batch without images has nothing to mask; on several ranks it still runs one token
         without = drop_pass(decoder, family, main, reach, labels.sample, before, options.padding_free, all_ranks)
     hidden_ND = main.hidden[labels.sample, before]
-    head = _head(model, hidden_ND.dtype)
-    delta = _delta(main, labels, hidden_ND, without, reach, head)
+    head = head_weights(model, hidden_ND.dtype)
+    asks = options.delta == "logprob" or getattr(WEIGHTINGS.get(options.weighting), "needs_logprob", False)
+    delta = visual_delta_of(labels, hidden_ND, without, reach, head, options, asks)
     if released:
-        delta.delta_grid = _grid_delta(main, inputs["labels"], without, head)
+        delta.delta_grid = delta_grid(main, inputs["labels"], without, head)
     return delta, hidden_ND, main, head, without
 
 
@@ -294,59 +274,6 @@ def _main_pass(model: Any, decoder: Any, family: Family, inputs: dict[str, Any])
             type(model).forward(model, **arguments)
             outputs = None
     return main_pass_of(decoder, family, seen, outputs, valid, image)
-
-
-def _label_tokens(labels_BL: Tensor) -> _Labels:
-    counted = labels_BL != IGNORE
-    counted[:, :1] = False  # column 0 has no predecessor
-    sample, position = counted.nonzero(as_tuple=True)
-    return _Labels(labels_BL[sample, position], sample, position)
-
-
-def _delta(
-    main: MainPass, labels: _Labels, hidden_ND: Tensor, without: Without, reach: Tensor, head: _Head
-) -> VisualDelta:
-    """Two dot products a label token; nothing here has the vocabulary's size."""
-    weight, post = head.weight.detach(), {name: _detached(value) for name, value in head.options().items()}
-    with_image = label_logits(hidden_ND.detach(), weight, labels.ids, **post)
-    if without.hidden is None:
-        without_image = with_image
-    else:
-        without_image = label_logits(without.hidden, weight, labels.ids, **post)
-        without_image = torch.where(reach, without_image, with_image)
-    return VisualDelta(
-        delta=with_image - without_image,
-        labels=labels.ids,
-        sample=labels.sample,
-        position=labels.position,
-        has_contrast=reach,
-        logit_with=with_image,
-        logit_without=without_image,
-    )
-
-
-def _grid_delta(main: MainPass, labels_BL: Tensor, without: Without, head: _Head) -> Tensor:
-    """[B, L-1] Δ as the released code takes it: every slot, vocabulary id 0 where there is no label."""
-    targets = labels_BL[:, 1:].clamp(min=0)
-    if without.grid is None:
-        return torch.zeros(targets.shape, device=targets.device)
-    weight, post = head.weight.detach(), {name: _detached(value) for name, value in head.options().items()}
-
-    def logits(hidden_BLD: Tensor) -> Tensor:
-        rows = hidden_BLD.detach()[:, :-1].flatten(0, 1)
-        return label_logits(rows, weight, targets.flatten(), **post).view_as(targets)
-
-    return logits(main.hidden) - logits(without.grid)
-
-
-def _head(model: Any, dtype: torch.dtype) -> _Head:
-    """The head's parameters as whole tensors. ``dtype`` is the hidden states'."""
-    module = head_of(model)
-    scale, softcap = family_of(model).head(model.config)
-    bias = getattr(module, "bias", None)
-    return _Head(
-        whole_tensor(module.weight, dtype), None if bias is None else whole_tensor(bias, dtype), scale, softcap
-    )
 
 
 def _blank_image(model: Any, inputs: dict[str, Any]) -> Tensor | None:
@@ -392,10 +319,6 @@ def _unwrap(model: Any) -> Any:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
 
 
 _dropout_mentioned = False

@@ -121,6 +121,29 @@ def label_logits(
         return _post(out, scale, softcap)
 
 
+def label_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """The log-probability, in nats, of every row's own label. Without gradients.
+
+    Replaces ``log_softmax(post(hidden @ weight.T + bias))[arange(N), labels]``, a chunk of rows at a time. hidden [N, D],
+    weight [V, D], labels [N] in [0, V); returns [N] float32.
+    """
+    with torch.no_grad():
+        nothing = torch.zeros(len(hidden), device=hidden.device)
+        _, ce_N = weighted_sum_of_ce(
+            hidden, weight, labels, nothing, bias=bias, scale=scale, softcap=softcap, chunk_size=chunk_size
+        )
+    return -ce_N
+
+
 def _post(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
     """What the model does to the raw head output; in place, the caller owns ``logits``."""
     if scale != 1.0:

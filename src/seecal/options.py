@@ -19,10 +19,7 @@ NORMALIZERS = ("global", "micro_batch", "sample")
 DELTAS = ("logit", "logprob")
 
 # Named in the design, not built yet: refused by name rather than as a typing mistake.
-_NOT_YET: dict[str, tuple[str, ...]] = {
-    "contrast": ("patch_mask", "blur", "noise", "swap"),
-    "delta": ("logprob",),
-}
+_NOT_YET: dict[str, tuple[str, ...]] = {"contrast": ("patch_mask", "blur", "noise", "swap")}
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,8 @@ class CALOptions:
         pool_scope: ``"answer"`` pools inside a run of consecutive label tokens of one sample, as the equations say;
             ``"released"`` pools over the flattened batch, prompt and padding slots included, as the paper's code does
             (needs ``contrast="mask"``).
-        delta: ``"logit"``, the difference of the label's raw logit with and without the image.
+        delta: ``"logit"``, the difference of the label's raw logit with and without the image, or ``"logprob"``, that of
+            its log-probability (costs a vocabulary projection in either pass, in chunks).
         contrast: how the image is taken away. ``"drop"`` removes its positions and keeps the position ids of the rest,
             ``"mask"`` hides them in the attention mask.
         contrast_strength: for contrasts that have one; must be None for drop and mask.
@@ -67,7 +65,7 @@ class CALOptions:
         _check_choice("contrast", self.contrast, CONTRASTS)
         _check_choice("pool_scope", self.pool_scope, POOL_SCOPES)
         _check_choice("normalize", self.normalize, NORMALIZERS)
-        _check_choice("delta", self.delta, ("logit",))
+        _check_choice("delta", self.delta, DELTAS)
         check_window(self.alpha, self.beta, self.window)
         if self.padding_free not in ("auto", True, False):
             raise ValueError(f"padding_free={self.padding_free!r}: expected 'auto', True or False")
@@ -76,6 +74,8 @@ class CALOptions:
                 f"pool_scope='released' with contrast={self.contrast!r}: the released pooling reads Δ at prompt and "
                 "padding slots, which only contrast='mask' computes. Set contrast='mask', or pool_scope='answer'."
             )
+        if self.pool_scope == "released" and self.delta != "logit":
+            raise ValueError(f"pool_scope='released' with delta={self.delta!r}: the released code compares logits")
         if self.contrast_strength is not None:
             raise ValueError(
                 f"contrast_strength={self.contrast_strength!r} with contrast={self.contrast!r}: dropping or masking "
@@ -112,7 +112,8 @@ class VisualDelta:
     """What the image changes at each of the N label tokens. All [N], detached; floats are float32, in logits.
 
     Attributes:
-        delta: Δ, the label's logit with the image minus without it. 0 where ``has_contrast`` is False.
+        delta: Δ, the label's logit (or log-probability, see ``CALOptions.delta``) with the image minus without it. 0 where
+            ``has_contrast`` is False.
         labels: the label ids.
         sample: the row of the batch.
         position: the label's column, 1 or more.
@@ -120,7 +121,8 @@ class VisualDelta:
             after an image (it has no text predecessor).
         logit_with, logit_without: the label's raw logit in either pass; where ``has_contrast`` is False both are the
             with-image one.
-        logprob_with, logprob_without: None unless a weighting asks for them.
+        logprob_with, logprob_without: the label's log-probability in either pass, in nats; None unless the options or the
+            weighting ask for them.
         delta_grid: Δ on the whole grid [B, L-1], prompt and padding slots taken at vocabulary id 0; only for
             ``pool_scope="released"``.
     """

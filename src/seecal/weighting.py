@@ -91,8 +91,15 @@ def _uniform(visual_delta: VisualDelta, options: CALOptions) -> Tensor:
     return torch.ones_like(visual_delta.delta)
 
 
+def _dft(visual_delta: VisualDelta, options: CALOptions) -> Tensor:
+    """The token's own probability under the model that trains; Σ w normalises it like the others."""
+    assert visual_delta.logprob_with is not None
+    return visual_delta.logprob_with.exp()
+
+
 WEIGHTINGS: dict[str, Weighting] = {
     "cal": Weighting(_cal, "arXiv 2405.17871"),
+    "dft": Weighting(_dft, "Dynamic Fine-Tuning, arXiv 2508.05629", needs_logprob=True),
     "uniform": Weighting(_uniform, "maximum likelihood; the baseline"),
 }
 

@@ -103,8 +103,8 @@ def main():
     for case in cases:  # before the ranks know of each other
         case.prepare()
     heads = set()
-    gather = seecal.forward.whole_tensor
-    seecal.forward.whole_tensor = lambda one, dtype: (heads.add(type(one).__name__), gather(one, dtype))[1]
+    gather = seecal.delta.whole_tensor
+    seecal.delta.whole_tensor = lambda one, dtype: (heads.add(type(one).__name__), gather(one, dtype))[1]
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
     found = [case.together(dist.get_rank(), mesh, heads) for case in cases]

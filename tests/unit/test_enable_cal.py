@@ -106,6 +106,30 @@ def test_normalisers(case, normalize):
     output.loss.backward()
 
 
+@pytest.mark.parametrize("contrast", ["drop", "mask"])
+def test_logprob_deltas_and_dft_are_log_softmax(case, contrast):
+    model, batch = case
+    logit = seecal.visual_delta(model, batch, contrast=contrast)
+    assert logit.logprob_with is None
+    got = seecal.visual_delta(model, batch, contrast=contrast, options=CALOptions(delta="logprob", chunk_size=7))
+    masked = batch["attention_mask"] * (batch["input_ids"] != IMAGE)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        for mask, ours in ((batch["attention_mask"], got.logprob_with), (masked, got.logprob_without)):
+            logprobs = model.eval()(**{**inputs, "attention_mask": mask}).logits.log_softmax(-1)
+            expected = logprobs[got.sample, got.position - 1, got.labels]
+            torch.testing.assert_close(ours[got.has_contrast], expected[got.has_contrast], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(got.delta, got.logprob_with - got.logprob_without)
+    assert not got.delta[~got.has_contrast].any()
+    torch.testing.assert_close(got.logit_with, logit.logit_with)
+    seecal.enable_cal(model.train(), CALOptions(weighting="dft", contrast=contrast))
+    output = model(**batch)
+    torch.testing.assert_close(output.cal.weights, got.logprob_with.exp(), atol=1e-6, rtol=1e-4)
+    # p·CE, as the paper's one line
+    expected = (output.cal.weights * -got.logprob_with).sum() / output.cal.weights.sum()
+    torch.testing.assert_close(output.loss, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_equal_weights_give_the_plain_loss_and_gradients(case):
     model, batch = case
     plain = copy.deepcopy(model)

@@ -68,7 +68,7 @@ def test_weightings_are_a_plain_dict_of_callables():
     delta = VisualDelta(*(torch.tensor(values) for values in ([0.0, 9.0], [1, 2], [0, 0], [1, 2], [True, True])))
     assert seecal.WEIGHTINGS["uniform"](delta, CALOptions()).tolist() == [1.0, 1.0]
     assert seecal.WEIGHTINGS["cal"](delta, CALOptions()).tolist() == [3.0, 3.0]
-    assert not any(weighting.needs_logprob for weighting in seecal.WEIGHTINGS.values())
+    assert [name for name, weighting in seecal.WEIGHTINGS.items() if weighting.needs_logprob] == ["dft"]
 
 
 def test_a_weighting_of_ones_own_is_one_row():
@@ -91,7 +91,8 @@ def test_defaults_are_the_papers():
     [
         ({"contrast": "erase"}, "contrast='erase'"),
         ({"contrast": "blur"}, "not available in this version"),
-        ({"delta": "logprob"}, "not available in this version"),
+        ({"delta": "probability"}, "delta='probability'"),
+        ({"delta": "logprob", "pool_scope": "released", "contrast": "mask"}, "released code compares logits"),
         ({"pool_scope": "batch"}, "pool_scope='batch'"),
         ({"pool_scope": "released"}, "contrast='mask'"),
         ({"normalize": "tokens"}, "normalize='tokens'"),

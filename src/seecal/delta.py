@@ -1,0 +1,108 @@
+"""From the hidden states of both passes to Δ at every label token.
+
+B rows, L columns, N label tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contrast import MainPass, Without
+from .families import family_of, head_of
+from .linear_ce import IGNORE, label_logits, label_logprobs
+from .options import CALOptions, VisualDelta
+from .ranks import whole_tensor
+
+
+@dataclass
+class Head:
+    """The head's weight [V, D] and bias as plain tensors, and what the VLM class does to its logits."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    def options(self) -> dict[str, Any]:
+        return {"bias": self.bias, "scale": self.scale, "softcap": self.softcap}
+
+
+@dataclass
+class LabelTokens:
+    """The N label tokens, row by row: ids, the row and the column of each."""
+
+    ids: Tensor
+    sample: Tensor
+    position: Tensor
+
+
+def label_tokens(labels_BL: Tensor) -> LabelTokens:
+    counted = labels_BL != IGNORE
+    counted[:, :1] = False  # column 0 has no predecessor
+    sample, position = counted.nonzero(as_tuple=True)
+    return LabelTokens(labels_BL[sample, position], sample, position)
+
+
+def visual_delta_of(
+    labels: LabelTokens,
+    hidden_ND: Tensor,
+    without: Without,
+    reach: Tensor,
+    head: Head,
+    options: CALOptions,
+    logprobs: bool,
+) -> VisualDelta:
+    """Two dot products a label token; nothing here has the vocabulary's size unless log-probabilities are asked for."""
+    weight, post = head.weight.detach(), {name: _detached(value) for name, value in head.options().items()}
+
+    def both(score: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+        with_image = score(hidden_ND.detach(), weight, labels.ids, **post)
+        if without.hidden is None:
+            return with_image, with_image
+        return with_image, torch.where(reach, score(without.hidden, weight, labels.ids, **post), with_image)
+
+    logit_with, logit_without = both(label_logits)
+    logprob_with, logprob_without = both(label_logprobs) if logprobs else (None, None)
+    by_logprob = options.delta == "logprob" and logprob_with is not None and logprob_without is not None
+    return VisualDelta(
+        delta=logprob_with - logprob_without if by_logprob else logit_with - logit_without,  # type: ignore[operator]
+        labels=labels.ids,
+        sample=labels.sample,
+        position=labels.position,
+        has_contrast=reach,
+        logit_with=logit_with,
+        logit_without=logit_without,
+        logprob_with=logprob_with,
+        logprob_without=logprob_without,
+    )
+
+
+def delta_grid(main: MainPass, labels_BL: Tensor, without: Without, head: Head) -> Tensor:
+    """[B, L-1] Δ as the released code takes it: every slot, vocabulary id 0 where there is no label."""
+    targets = labels_BL[:, 1:].clamp(min=0)
+    if without.grid is None:
+        return torch.zeros(targets.shape, device=targets.device)
+    weight, post = head.weight.detach(), {name: _detached(value) for name, value in head.options().items()}
+
+    def logits(hidden_BLD: Tensor) -> Tensor:
+        rows = hidden_BLD.detach()[:, :-1].flatten(0, 1)
+        return label_logits(rows, weight, targets.flatten(), **post).view_as(targets)
+
+    return logits(main.hidden) - logits(without.grid)
+
+
+def head_weights(model: Any, dtype: torch.dtype) -> Head:
+    """The head's parameters as whole tensors. ``dtype`` is the hidden states'."""
+    module = head_of(model)
+    scale, softcap = family_of(model).head(model.config)
+    bias = getattr(module, "bias", None)
+    return Head(whole_tensor(module.weight, dtype), None if bias is None else whole_tensor(bias, dtype), scale, softcap)
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
