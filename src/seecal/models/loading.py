@@ -1,0 +1,73 @@
+"""Load a vision-language model and its processor, from a folder or a hub id, or say in one line why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def load_vlm(model: str, *, dtype: Any = "auto", **options: Any) -> tuple[Any, Any]:
+    """(model in eval mode, processor). No code of a model's author is run; a folder is read offline.
+
+    Args:
+        model: a folder, or a hub id (owner/name).
+        dtype: "auto": the precision it was saved in.
+        options: more arguments of ``from_pretrained``.
+
+    Raises:
+        ValueError: nothing there, no model, a model that takes no images, or one that lacks tensors: those would start from
+            random numbers.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        _refuse_missing(model, folder)
+    else:
+        _refuse_other_folders(folder)
+
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as KNOWN
+
+    local = {"local_files_only": folder.is_dir(), "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(model, **local)
+        if type(config) not in KNOWN:
+            raise ValueError(f"{model}: a {config.model_type} model takes no images: give a vision-language model")
+        processor = AutoProcessor.from_pretrained(model, **local)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            model, dtype=dtype, output_loading_info=True, **local, **options
+        )
+    except OSError as error:
+        raise ValueError(f"{model}: cannot be loaded: {_first_line(error)}") from None
+    network, report = loaded
+    if missing := sorted(map(str, report["missing_keys"])):
+        raise ValueError(
+            f"{model}: lacks {len(missing)} of the model's tensors, {missing[0]} for one, which would start from random "
+            "numbers. Copy the folder again."
+        )
+    return network.eval(), processor
+
+
+def _refuse_missing(model: str, folder: Path) -> None:
+    """A path that is not there, told from a hub id such as llava-hf/llava-1.5-7b-hf."""
+    if folder.exists():
+        raise ValueError(f"{model}: this is a file. Give the folder that holds config.json.")
+    looks_like_id = model.count("/") <= 1 and not model.startswith((".", "/", "~")) and model.count("/") == 1
+    if not looks_like_id or folder.parent.is_dir():
+        raise ValueError(f"{model}: no such folder. Give a model's folder, or a hub id (owner/name).")
+
+
+def _refuse_other_folders(folder: Path) -> None:
+    config = folder / "config.json"
+    if (folder / "model" / "config.json").exists() and not config.exists():
+        raise ValueError(f"{folder}: no config.json here, but there is one in {folder / 'model'}: give that folder.")
+    if not config.exists():
+        raise ValueError(f"{folder}: no model in this folder: it has no config.json.")
+    try:
+        json.loads(config.read_text("utf8"))
+    except ValueError:
+        raise ValueError(f"{config}: not valid JSON; the model's folder is damaged. Copy it again.") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
