@@ -137,7 +137,7 @@ def prepare(model: Any, train: Sequence[str], lora: LoraSettings | None = None) 
         ValueError: an unknown group, one that the model does not have, or groups that contradict each other.
     """
     groups = module_groups(model)
-    _check(model, train, groups)
+    check_groups(model, train)
     unused: set[str] = set()
     if "vision_tower" in {*train, *(lora.targets if lora and "lora" in train else ())}:
         unused = _unused_in_tower(model, groups)
@@ -151,7 +151,9 @@ def prepare(model: Any, train: Sequence[str], lora: LoraSettings | None = None) 
     return Prepared(model, trained, tuple(sorted(unused & {name for name, group in chosen.items() if group})))
 
 
-def _check(model: Any, train: Sequence[str], groups: Mapping[str, Any]) -> None:
+def check_groups(model: Any, train: Sequence[str]) -> None:
+    """ValueError unless ``model`` has the groups of ``train`` and they can train together."""
+    groups = module_groups(model)
     if not train:
         raise ValueError(f"train is empty: name what trains, out of {', '.join(GROUPS)}")
     if hasattr(model, "peft_config"):

@@ -1,0 +1,304 @@
+"""``seecal train``: a recipe's stages one after another, from the command line or under ``accelerate launch``.
+
+    output_dir/recipe.yaml      the resolved recipe, written first
+    output_dir/stage-N/         checkpoints, trainer_state.json and metrics.json of stage N
+    output_dir/stage-N/model/   what stage N hands to stage N + 1
+    output_dir/final/           the last stage's model, processor, chat template, recipe.yaml, metrics.json
+
+A stage always starts from what lies on the disk, so a resumed run and an uninterrupted one do the same.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .recipe import Recipe, Source, Stage, arguments, read
+
+# What may differ when a run is resumed: it does not change what is learned.
+_HARMLESS = {
+    *("name", "run_name", "report_to", "log_level", "logging_steps", "logging_strategy", "logging_first_step"),
+    *("disable_tqdm", "save_steps", "save_total_limit", "per_device_eval_batch_size"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """``seecal train`` with these arguments. Returns the exit code: 0; 143 or 130 after SIGTERM or Ctrl-C, with all saved.
+
+    Raises:
+        ValueError, FileNotFoundError: something in the recipe, the data or the output folder that the user can mend.
+    """
+    if "--help" in argv or "-h" in argv or "--help-all" in argv:
+        from .train_help import text
+
+        print(text(everything="--help-all" in argv))
+        return 0
+    options = {"config": None, "resume": None}
+    overrides = []
+    for key, values in arguments(argv):
+        if key not in options:
+            overrides.append((key, values))
+        elif len(values) != (key == "config"):
+            raise ValueError("--config takes one file" if key == "config" else "--resume takes no value")
+        else:
+            options[key] = values[0] if values else "yes"  # type: ignore[assignment]
+    recipe = read(options["config"], overrides)
+    try:
+        return Run(recipe).go(resume=options["resume"] is not None)
+    except FloatingPointError as error:
+        print(f"seecal: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        if str(error).startswith("Caught "):  # in a worker of the data loader, with its traceback as text
+            raise ValueError(str(error).strip().splitlines()[-1]) from None
+        raise
+
+
+class Run:
+    """One run of a recipe in its output folder."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.folder = recipe.output_dir
+        self.final = self.folder / "final"
+        # In bfloat16 most of AdamW's updates at 2e-5 round to nothing: float32, unless the recipe says otherwise
+        self._init_kwargs = {"dtype": "float32", **recipe.model_init_kwargs}
+        self._data: dict[Any, Any] = {}
+
+    def go(self, resume: bool) -> int:
+        from accelerate import PartialState
+
+        if resume and self.final.exists():
+            self._say(f"{self.final} is there already: this run is finished")
+            return 0
+        self._check_folder(resume)
+        # All that can be wrong is looked at before anything trains for hours
+        configs = [stage.config(self.folder / f"stage-{stage.number}") for stage in self.recipe.stages]
+        for stage in self.recipe.stages:
+            self._load_data(stage.data, stage), self._load_data(stage.eval_data, stage)
+        state = PartialState()
+        state.wait_for_everyone()
+        if state.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "recipe.yaml").write_text(_header() + self.recipe.to_yaml(), "utf8")
+        state.wait_for_everyone()
+        for stage, config in zip(self.recipe.stages, configs, strict=True):
+            if not self._output_of(stage).exists():
+                code = self._stage(stage, config)
+                if code:
+                    return code
+        self._say(f"done: {self.final}")
+        return 0
+
+    # ---- One stage ----
+
+    def _stage(self, stage: Stage, config: Any) -> int:
+        from transformers import set_seed
+
+        from .models.loading import load_vlm
+        from .stage_trainer import StageTrainer, StopOnSignal
+        from .stages import GradientCheck, check_groups, prepare, trainable_tree
+
+        source = str(self._source_of(stage))
+        model, processor = load_vlm(source, **self._init_kwargs)
+        for later in self.recipe.stages[stage.number - 1 :]:
+            check_groups(model, later.train)
+        set_seed(config.seed)  # adapters start from random numbers
+        prepared = prepare(model, stage.train, stage.lora)
+        self._say(f"{self._called(stage)}, {', '.join(stage.train)}:")
+        self._say(trainable_tree(prepared, config.learning_rate, stage.learning_rates))
+        template = processor.chat_template
+        if stage.chat_template is not None:
+            processor.chat_template = stage.chat_template
+        stop = StopOnSignal()
+        trainer = StageTrainer(
+            prepared.model,
+            config,
+            train_dataset=self._load_data(stage.data, stage),
+            eval_dataset=self._load_data(stage.eval_data, stage),
+            processing_class=processor,
+            callbacks=[stop, *([GradientCheck()] if stage.check_gradients else [])],
+            groups=prepared.groups,
+            learning_rates=stage.learning_rates,
+        )
+        checkpoint = newest_checkpoint(Path(config.output_dir))
+        if checkpoint is not None:
+            self._say(f"{self._called(stage)}: continues at {checkpoint.name}")
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if stop.signal and trainer.state.global_step < trainer.state.max_steps:
+            self._say(
+                f"Stopped at {self._called(stage)}, step {trainer.state.global_step} of {trainer.state.max_steps}; all is "
+                "saved. To continue: the same command with --resume"
+            )
+            return 128 + stop.signal
+        processor.chat_template = template
+        self._finish(stage, trainer, source)
+        if stop.signal and stage.number < len(self.recipe.stages):
+            self._say(f"Stopped after {self._called(stage)}. To continue: the same command with --resume")
+            return 128 + stop.signal
+        return 0
+
+    def _finish(self, stage: Stage, trainer: Any, source: str) -> None:
+        """Measure, and put model, processor, recipe and metrics into their folder, which appears only when it is whole."""
+        log = [one for one in trainer.state.log_history if "loss" in one]
+        metrics = {
+            "stage": stage.name,
+            "steps": trainer.state.global_step,
+            "train": log[-1] if log else {},
+            "eval": trainer.evaluate() if stage.eval_data else {},
+        }
+        main, accelerator = trainer.is_world_process_zero(), trainer.accelerator
+        folder = self._output_of(stage)
+        part = folder.with_name(folder.name + ".part")
+        if main:
+            shutil.rmtree(part, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        adapted = "lora" in stage.train
+        trainer.save_model(str(part / "adapter" if adapted else part))  # gathers shards: all ranks take part
+        trainer.save_state()
+        accelerator.wait_for_everyone()
+        if main:
+            if adapted:
+                merged = merge(source, part / "adapter", **self._init_kwargs)
+                merged.save_pretrained(part)
+                trainer.processing_class.save_pretrained(part)
+            for pickled in part.rglob("training_args.bin"):
+                pickled.unlink()
+            _write_json(self.folder / f"stage-{stage.number}" / "metrics.json", metrics)
+            if folder == self.final:
+                shutil.copy(self.folder / "recipe.yaml", part)
+                every = [self.folder / f"stage-{one.number}" / "metrics.json" for one in self.recipe.stages]
+                _write_json(part / "metrics.json", {"stages": [json.loads(one.read_text("utf8")) for one in every]})
+            part.rename(folder)
+        accelerator.wait_for_everyone()
+        accelerator.free_memory()
+
+    # ---- Folders and data ----
+
+    def _output_of(self, stage: Stage) -> Path:
+        last = stage.number == len(self.recipe.stages)
+        return self.final if last else self.folder / f"stage-{stage.number}" / "model"
+
+    def _source_of(self, stage: Stage) -> Path | str:
+        return self.recipe.model if stage.number == 1 else self._output_of(self.recipe.stages[stage.number - 2])
+
+    def _called(self, stage: Stage) -> str:
+        number = f"stage {stage.number}"
+        total = f"{number} of {len(self.recipe.stages)}"
+        return total if stage.name == number else f"{total} ({stage.name})"
+
+    def _check_folder(self, resume: bool) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"output_dir: {self.folder}: this is a file. Give a folder.")
+        before = self.folder / "recipe.yaml"
+        if not before.exists():
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise ValueError(
+                    f"output_dir: {self.folder} holds other files. Give an empty folder, or one that is not there"
+                )
+            return
+        if not resume:
+            state = "a finished run" if self.final.exists() else "an unfinished run"
+            remedy = (
+                "Give another folder" if self.final.exists() else "Continue it with --resume, or give another folder"
+            )
+            raise ValueError(f"output_dir: {self.folder} holds {state}. {remedy}")
+        changed = _differences(yaml.safe_load(before.read_text("utf8")), self.recipe.resolved)
+        if changed:
+            raise ValueError(
+                f"--resume: the run in {self.folder} was started with another recipe: {'; '.join(changed)}. Go on with the "
+                "same settings, or give another output_dir"
+            )
+
+    def _load_data(self, sources: tuple[Source, ...], stage: Stage) -> Any:
+        if not sources:
+            return None
+        seed = stage.settings.get("seed", 42)
+        key = (sources, stage.streaming, stage.on_bad, seed)
+        if key not in self._data:
+            self._data[key] = load_data(sources, streaming=stage.streaming, on_bad=stage.on_bad, seed=seed)
+        return self._data[key]
+
+    @staticmethod
+    def _say(text: str) -> None:
+        from accelerate import PartialState
+
+        if PartialState().is_main_process:
+            print(text, flush=True)
+
+
+def load_data(sources: Sequence[Source], *, streaming: bool, on_bad: str, seed: int) -> Any:
+    """One data set, or the mixture of several: by their weights, or without weights every record once."""
+    from .data.mixture import mix
+    from .data.sources import load_records
+
+    loaded = {}
+    for number, one in enumerate(sources):
+        name = one.path if one.path not in loaded else f"{one.path} ({number})"
+        loaded[name] = load_records(
+            one.path, format=one.format, image_root=one.image_root, streaming=streaming, on_bad=on_bad
+        )
+    if len(loaded) == 1:
+        return next(iter(loaded.values()))
+    if sources[0].weight is None:
+        return mix(loaded, seed=seed, stopping="all_exhausted_without_replacement")
+    return mix(loaded, [one.weight for one in sources if one.weight is not None], seed=seed)
+
+
+def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
+    """The model in ``source`` with the adapter in its weights. ValueError if the adapter lacks a tensor."""
+    from peft import PeftModel
+
+    from .models.loading import load_vlm
+
+    model, _ = load_vlm(source, **init_kwargs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            adapted: Any = PeftModel.from_pretrained(model, str(adapter))
+        except UserWarning as error:
+            raise ValueError(f"{adapter}: {error}") from None
+    return adapted.merge_and_unload()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint in a stage's folder. trainer_state.json is written last: without it, one is not whole."""
+    whole = [one for one in folder.glob("checkpoint-*") if (one / "trainer_state.json").exists()]
+    return max(whole, key=lambda one: int(one.name.split("-")[1]), default=None)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """'key was X, is Y' for all that matters."""
+    found = []
+    pairs = [({k: v for k, v in r.items() if k not in ("stages", "output_dir")}, r["stages"]) for r in (before, now)]
+    if len(pairs[0][1]) != len(pairs[1][1]):
+        return [f"it had {len(pairs[0][1])} stages, now {len(pairs[1][1])}"]
+    for number, (old, new) in enumerate(zip(*[[top, *stages] for top, stages in pairs], strict=True)):
+        for name in sorted({*old, *new} - _HARMLESS):
+            if old.get(name) != new.get(name):
+                where = f"stages.{number}." if number and len(pairs[0][1]) > 1 else ""
+                found.append(f"{where}{name} was {old.get(name)}, is {new.get(name)}")
+    return found
+
+
+def _header() -> str:
+    import transformers
+    import trl
+
+    from . import __version__
+
+    return f"# seecal {__version__}, transformers {transformers.__version__}, trl {trl.__version__}\n"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf8")
