@@ -48,6 +48,17 @@ def demo(
     raise typer.Exit(run(options, Console()))
 
 
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def train(context: typer.Context) -> None:
+    """Train a model by a recipe: --config FILE, or the name of one of ours (see seecal train --help)."""
+    from .train import run
+
+    raise typer.Exit(run(context.args))
+
+
 @app.command()
 def chat(
     model: Annotated[str, typer.Argument(help="Folder of a vision-language model, or its hub id.")],
