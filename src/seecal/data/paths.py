@@ -19,7 +19,10 @@ class MissingImage(RecordError, FileNotFoundError):
 
 def show(value: object, limit: int = 80) -> str:
     """``value`` as errors quote it: on one line, cut to ``limit`` characters."""
-    text = repr(value[: 4 * limit]) if isinstance(value, (str, bytes)) else repr(value)
+    try:
+        text = repr(value[: 4 * limit]) if isinstance(value, (str, bytes)) else repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists within lists without end
+        text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -62,8 +65,8 @@ def resolve_inside(path: str, root: str | None) -> str:
         raise RecordError(f"image {show(path)} is no usable path ({reason}). Correct it.") from None
     if not inside:
         raise RecordError(
-            f"image {show(path)} leads out of {show(root)} (to {show(real)}). Move the file there, or set image_root=... to a "
-            "folder that holds all images."
+            f"image {show(path)} leads out of {show(root)} (to {show(real)}). Move the file there, or set image_root=... "
+            "to a folder that holds all images."
         )
     if not stat.S_ISREG(mode):
         raise RecordError(f"image {show(path)} is not a file. Name one image file.")

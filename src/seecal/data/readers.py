@@ -40,7 +40,9 @@ def read_json(path: Path) -> Rows:
             )
         yield from read_jsonl(path)
         return
-    if start not in (b"[", b""):
+    if not start:
+        return
+    if start != b"[":
         raise ValueError(
             f"{path}: neither a list of records [...] nor one record a line (JSONL). Check what the file is."
         )
@@ -111,7 +113,7 @@ def read_jsonl(path: Path) -> Rows:
 def read_csv(path: Path) -> Rows:
     """Comma-separated (``.tsv``: tab-separated) with a header; empty fields are left out."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         header: list[str] | None = None
         while True:
             try:
@@ -130,7 +132,8 @@ def read_csv(path: Path) -> Rows:
 def _csv_row(header: list[str], fields: list[str]) -> dict[str, Any] | RecordError:
     if len(fields) != len(header):
         return RecordError(
-            f"{len(fields)} fields, but the header names {len(header)}: put quotes around text with commas or line breaks."
+            f"the number of fields is {len(fields)}, but the header names {len(header)}. Quote text with commas "
+            "or line breaks."
         )
     if any("\udc80" <= letter <= "\udcff" for field in fields if not field.isascii() for letter in field):
         return RecordError("not valid UTF-8. Save the file as UTF-8.")
@@ -227,7 +230,10 @@ def saved_dataset(path: Path) -> datasets.Dataset | None:
 def _as_row(row: Any) -> dict[str, Any] | RecordError:
     if not isinstance(row, dict):
         return RecordError(f"{show(row)} is not an object with keys.")
-    return without_nulls(row)
+    try:
+        return without_nulls(row)
+    except RecursionError:
+        return RecordError("nested too deeply. Correct or delete the record.")
 
 
 def without_nulls(value: Any) -> Any:
@@ -244,4 +250,4 @@ def _reason(error: BaseException) -> str:
         return "nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 at byte {error.start}"
-    return show(str(error)).strip("'\"")
+    return " ".join(str(error).split())[:160]
