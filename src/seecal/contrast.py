@@ -129,10 +129,14 @@ def main_pass_of(
     return MainPass(outputs, embeds.detach(), positions, valid, image, seen.get("attention_mask"), extra)
 
 
-def contrast_reach(main: MainPass, family: Family, sample: Tensor, position: Tensor) -> Tensor:
-    """[N] bool: labels with a text predecessor and an image before them. Elsewhere Δ is 0 by definition."""
+def contrast_reach(main: MainPass, family: Family, sample: Tensor, position: Tensor, keeps_image: bool) -> Tensor:
+    """[N] bool: labels with an image before them and a predecessor that both passes have. Elsewhere Δ is 0 by definition.
+
+    ``keeps_image``: the contrast leaves an image in place, so the predecessor may be its last slot.
+    """
     before = position - 1
-    return kept_slots(main, family)[sample, before] & (main.image.cumsum(1)[sample, before] > 0)
+    there = main.valid if keeps_image else kept_slots(main, family)
+    return there[sample, before] & (main.image.cumsum(1)[sample, before] > 0)
 
 
 def kept_slots(main: MainPass, family: Family) -> Tensor:
@@ -159,7 +163,7 @@ def drop_pass(
             return Without(None, 0)
         keep[0, 0] = True
     attention = decoder.config._attn_implementation
-    layout = lay_out(keep, use_packed(padding_free, keep, attention))
+    layout = lay_out(keep, use_packed(padding_free, keep, attention, family.packs))
     masks = full_masks(decoder.config, main.given_mask, main.valid)
     embeds = layout.take(main.embeds)
     extra = {}

@@ -32,6 +32,8 @@ class Family:
         cross_attention: the image enters by cross-attention only: nothing is dropped from the text, the decoder is just
             not given the image.
         exact: whether dropping the image gives what masking it gives; where it does not, ``note`` says what it gives.
+        packs: whether several samples may stand in one row. Not where a state is carried from slot to slot: a mask keeps
+            attention apart, not a recurrence or a convolution.
         needs: what its processor or its batches need, for the table.
     """
 
@@ -41,6 +43,7 @@ class Family:
     omit: tuple[str, ...] = ("visual_pos_masks", "deepstack_visual_embeds", "vision_mask", "deepstack_features")
     cross_attention: bool = False
     exact: bool = True
+    packs: bool = True
     note: str = ""
     needs: str = ""
 
@@ -72,7 +75,14 @@ FAMILIES: dict[str, Family] = {
         Family("qwen2_5_vl", blank=blank.patches, needs=_TYPES),
         Family("qwen3_vl", blank=blank.patches, needs=_TYPES),
         Family("qwen3_vl_moe", blank=blank.patches, needs=_TYPES),
-        Family("qwen3_5", blank=blank.patches, exact=False, note=f"linear attention: {_STATE}", needs=_TYPES),
+        Family(
+            "qwen3_5",
+            blank=blank.patches,
+            exact=False,
+            packs=False,
+            note=f"linear attention: {_STATE}",
+            needs=_TYPES,
+        ),
         Family("glm4v", blank=blank.patches, needs=_TYPES),
         Family("internvl", blank=blank.picture, needs=_VISION),
         Family("got_ocr2", blank=blank.picture, needs=_VISION),
@@ -89,7 +99,14 @@ FAMILIES: dict[str, Family] = {
         Family("molmo2", blank=blank.pooled_patches, needs=_TYPES),
         Family("ovis2", blank=blank.picture, needs=_VISION),
         Family("llama4", blank=blank.picture, needs=_VISION),
-        Family("lfm2_vl", blank=blank.shaped_patches, exact=False, note=f"short convolutions: {_STATE}", needs=_VISION),
+        Family(
+            "lfm2_vl",
+            blank=blank.shaped_patches,
+            exact=False,
+            packs=False,
+            note=f"short convolutions: {_STATE}",
+            needs=_VISION,
+        ),
         Family(
             "mllama",
             blank=blank.crossed_picture,

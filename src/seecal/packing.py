@@ -63,13 +63,20 @@ def lay_out(keep_BL: Tensor, packed: bool) -> Layout:
     return Layout(row, column, filled, slot)
 
 
-def use_packed(padding_free: bool | str, keep_BL: Tensor, attention: str) -> bool:
-    """Whether the compact rows go into one packed row.
+def use_packed(padding_free: bool | str, keep_BL: Tensor, attention: str, packs: bool = True) -> bool:
+    """Whether the compact rows go into one packed row. ``packs``: whether the model family allows it.
 
     Raises:
-        ValueError: ``padding_free=True`` with an attention that takes no dense mask.
+        ValueError: ``padding_free=True`` with an attention that takes no dense mask, or a family that cannot be packed.
     """
     if padding_free is False:
+        return False
+    if not packs:
+        if padding_free is True:
+            raise ValueError(
+                "padding_free=True with a decoder that carries a state from token to token (linear attention, short "
+                "convolutions): in a packed row it would run on into the next sample. Set padding_free='auto' or False."
+            )
         return False
     if attention not in _DENSE_ATTENTION:
         if padding_free is True:
