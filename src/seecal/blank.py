@@ -27,13 +27,20 @@ def features(model: Any, arguments: dict[str, Tensor]) -> list[Tensor]:
         accepted = inspect.signature(inspect.unwrap(type(owner).get_image_features)).parameters
         output = owner.get_image_features(**{name: arguments[name] for name in arguments if name in accepted})
     pooled = getattr(output, "pooler_output", output if isinstance(output, (list, tuple, Tensor)) else None)
-    if pooled is not None:
-        return list(pooled) if isinstance(pooled, (list, tuple)) else [pooled]
-    if getattr(output, "deepstack_features", None):  # Granite: a list of (layer, features)
-        return [part for _, parts in output.deepstack_features for part in parts]
+    # Qwen 3 has both; Granite only these, as (layer, features)
+    found = _tensors(pooled) + _tensors(getattr(output, "deepstack_features", None))
+    if found:
+        return found
     # Llama 4 and Mllama project in their forward
     hidden = output.last_hidden_state
     return [owner.multi_modal_projector(hidden.reshape(-1, hidden.shape[-1]))]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors of a nested list."""
+    if isinstance(value, (list, tuple)):
+        return [tensor for one in value for tensor in _tensors(one)]
+    return [value] if isinstance(value, Tensor) else []
 
 
 def picture(model: Any) -> dict[str, Tensor]:
