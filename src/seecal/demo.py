@@ -6,11 +6,11 @@ little. Stage 2 trains projector and language model with CAL. What is held out i
 
 from __future__ import annotations
 
-import contextlib
+import os
 import random
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,16 @@ class DemoOptions:
     seed: int = 0
 
 
+TOWER = "seecal_efficientnet_lite"  # in the config.json of every model that the demo made
 SPLITS = {emoji.HELD_IMAGE: "unseen drawings", emoji.HELD_CONCEPT: "unseen concepts"}
 QUESTIONS = ("name", "kind")
+MIX = {"name": 5, "kind": 2, "describe": 3}  # how often a training batch asks which question
 CAPTIONS_OF = (20, 70, 120)  # which unseen drawings are described at the end: fixed, not chosen by how it goes
 
 
 def run(options: DemoOptions, console: Console) -> int:
     """The whole demo. Returns the exit code: 0, or 130 after Ctrl-C, when everything trained so far has been saved."""
+    refuse_foreign_folder(options.out)
     state = Demo(options, console)
     try:
         with state.progress:
@@ -89,6 +92,7 @@ class Demo:
         self.images = emoji.render_openmoji(items, self.options.out / "images")
         self.items = [item for item in items if item.hexcode in self.images]
         self.progress.advance(bar)
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # on several GPUs Trainer would split every batch
         import torch
 
         from . import compute
@@ -114,33 +118,34 @@ class Demo:
         """Stage 1: the projector alone, every label token alike."""
         self.model.requires_grad_(False)
         self.model.model.multi_modal_projector.requires_grad_(True)
-        self._train("stage 1: align", self.options.align_steps, "uniform", 5e-4, ("name", "kind", "describe"))
+        self._train("stage 1: align", self.options.align_steps, "uniform", 5e-4)
 
     def tune(self) -> None:
-        """Stage 2: projector and language model with CAL."""
+        """Stage 2: projector and language model with CAL; the tower and the word table stay."""
         self.model.requires_grad_(True)
         self.model.model.vision_tower.requires_grad_(False)
-        self._train(
-            "stage 2: tune", self.options.tune_steps, self.options.weighting, 2e-4, ("name", "kind", "describe")
-        )
+        # The word table, also the output layer, is a fifth of all parameters and half of the time of a step.
+        self.model.get_input_embeddings().requires_grad_(False)
+        self._train("stage 2: tune", self.options.tune_steps, self.options.weighting, 3e-4)
 
-    def _train(self, name: str, steps: int, weighting: str, lr: float, kinds: tuple[str, ...]) -> None:
+    def _train(self, name: str, steps: int, weighting: str, lr: float) -> None:
         if steps == 0:
             return
         from . import CALConfig, CALTrainer
         from .compute import BarCallback
 
         bar = self.bar(name, steps)
-        with contextlib.ExitStack() as stack:
-            scratch = stack.enter_context(_scratch(self.options.out))
+        # Trainer insists on a folder; it writes nothing there that anyone needs.
+        with tempfile.TemporaryDirectory(prefix="trainer-", dir=self.options.out) as scratch:
             config = CALConfig(
-                output_dir=str(scratch),
+                output_dir=scratch,
                 weighting=weighting,
                 max_steps=steps,
                 per_device_train_batch_size=self.options.batch_size,
                 learning_rate=lr,
                 lr_scheduler_type="cosine",
                 warmup_steps=max(1, steps // 20),
+                train_sampling_strategy="sequential",  # the dataset is in its order already
                 logging_steps=1,
                 save_strategy="no",
                 report_to=[],
@@ -156,7 +161,7 @@ class Demo:
             trainer = CALTrainer(
                 self.model,
                 config,
-                train_dataset=self.dataset(steps * self.options.batch_size, kinds, name),
+                train_dataset=self.dataset(steps, name),
                 processing_class=self.processor,
                 callbacks=[BarCallback(self.progress, bar)],
             )
@@ -164,20 +169,23 @@ class Demo:
             trainer.train()
         self.model.eval()
 
-    def dataset(self, size: int, kinds: tuple[str, ...], key: str) -> Any:
-        """``size`` questions about the drawings to train on, in an order that depends on the seed only."""
+    def dataset(self, steps: int, key: str) -> Any:
+        """The questions of so many steps about the drawings to train on, in an order that depends on the seed only."""
         from datasets import Dataset, Features, Image, List, Value
 
         rng = random.Random(f"{self.options.seed}:{key}")
-        train = emoji.by_split(self.items, emoji.TRAIN)
-        records: list[dict[str, Any]] = []
-        while len(records) < size:
-            for item in rng.sample(train, len(train)):
-                reply = emoji.answer(item, rng.choice(kinds), rng)
-                records.append(emoji.record(self.images[item.hexcode], reply))
+        train, records = emoji.by_split(self.items, emoji.TRAIN), []
+        queue: list[emoji.Emoji] = []
+        for _ in range(steps):
+            # A batch asks one kind of question: one long answer would pad all the short ones.
+            question = rng.choices(list(MIX), list(MIX.values()))[0]
+            while len(queue) < self.options.batch_size:
+                queue += rng.sample(train, len(train))
+            batch, queue = queue[: self.options.batch_size], queue[self.options.batch_size :]
+            records += [emoji.record(self.images[i.hexcode], emoji.answer(i, question, rng)) for i in batch]
         part = {"type": Value("string"), "text": Value("string")}
         features = {"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image())}
-        return Dataset.from_list(records[:size], features=Features(features))
+        return Dataset.from_list(records, features=Features(features))
 
     # ---- measuring ----
 
@@ -252,14 +260,14 @@ class Demo:
         return 130
 
 
-@contextlib.contextmanager
-def _scratch(out: Path) -> Iterator[Path]:
-    """Trainer insists on a folder; it writes nothing there that anyone needs."""
-    folder = out / "trainer"
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def refuse_foreign_folder(out: Path) -> None:
+    """ValueError if ``out`` cannot be written to, or holds a ``model`` that no demo made: the demo replaces that folder."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: this is a file. Give a folder with --out.")
+    config, folder = out / "model" / "config.json", out / "model"
+    ours = config.is_file() and TOWER in config.read_text("utf8", "replace")
+    if folder.exists() and not ours:
+        raise ValueError(f"{folder}: not made by the demo, which would replace it. Give another folder with --out.")
 
 
 def _printer() -> type:

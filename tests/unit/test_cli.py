@@ -91,8 +91,12 @@ def test_a_text_model_is_refused_by_name(tmp_path, picture):
     assert "a llama model takes no images" in refused("chat", tmp_path / "llama", picture, "q")
 
 
-def test_demo_out_is_a_file(picture):
+def test_demo_refuses_to_replace_what_is_not_its_own(tmp_path, picture):
     assert "this is a file" in refused("demo", "--out", picture)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "precious.py").touch()
+    assert "not made by the demo" in refused("demo", "--out", tmp_path)
+    assert (tmp_path / "model" / "precious.py").exists()
 
 
 @pytest.fixture
