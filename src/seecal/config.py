@@ -48,9 +48,13 @@ class CALConfig(SFTConfig):
     )
     contrast: str = _option(
         "contrast",
-        "How the image is taken away: 'drop' removes its positions, 'mask' hides them in the attention mask.",
+        "How the image is taken away: 'drop' removes its positions, 'mask' hides them in the attention mask; 'patch_mask', "
+        "'blur', 'noise' and 'swap' put an image without its content there (the vision tower runs twice).",
     )
-    contrast_strength: float | None = _option("contrast_strength", "For contrasts that have one; drop and mask do not.")
+    contrast_strength: float | None = _option(
+        "contrast_strength",
+        "patch_mask: share of patches (0.7); blur: σ in pixels (10); noise: σ of values in 0..1 (0.5).",
+    )
     normalize: str = _option(
         "normalize",
         "What the weighted loss is divided by: 'global', the sum of weights of the whole optimizer step over micro-batches "

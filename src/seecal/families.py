@@ -56,7 +56,7 @@ def _divided(config: Any) -> tuple[float, float | None]:
     return 1.0 / config.get_text_config().logits_scaling, None
 
 
-GENERIC = Family()
+GENERIC = Family(packs=False)  # nobody has said that its decoder carries no state
 _CROSS = ("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask")
 _STATE = "dropping removes the image from the recurrent state too, masking leaves its trace there"
 _VISION = "torchvision"

@@ -31,11 +31,12 @@ from .contrast import (
     drop_pass,
     main_pass_of,
     mask_pass,
+    without_dropout,
 )
 from .delta import Head, delta_grid, head_weights, label_tokens, visual_delta_of
 from .families import GENERIC, Family, check_vlm, decoder_of, family_of, head_of, image_ids
 from .linear_ce import reciprocal_or_zero, weighted_sum_of_ce
-from .options import CALOptions, CALRecord, VisualDelta
+from .options import PIXEL_CONTRASTS, CALOptions, CALRecord, VisualDelta
 from .ranks import sum_over_ranks, world_size
 from .selftest import self_test
 from .weighting import WEIGHTINGS, weighting_named
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 # Set on the patched instance: the options while CAL is on, and the forward that stood in its way before.
 _OPTIONS, _PREVIOUS = "_seecal_options", "_seecal_previous_forward"
+_CONTRAST = "contrast_"  # begins the names of inputs for the pass without the image
 _TESTED = "_seecal_tested"  # an undeclared family has passed its self-test
 # Arguments of the top-level forward that are about logits, caches or logging, not about the batch.
 _NOT_FOR_THE_BASE = ("labels", "use_cache", "past_key_values", "logits_to_keep", "return_dict", "num_items_in_batch")
@@ -113,7 +115,8 @@ def visual_delta(
         :class:`seecal.VisualDelta`, all [N]: the label tokens row by row.
 
     Raises:
-        ValueError: no labels, no attention mask, or not a vision-language model.
+        ValueError: no labels, no attention mask, not a vision-language model, or no ``contrast_*`` inputs for a contrast
+            that changes pixels.
     """
     for name in ("labels", "attention_mask", "input_ids"):
         if batch.get(name) is None:
@@ -149,8 +152,8 @@ def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
         inputs = {**dict(zip(parameters, args, strict=False)), **kwargs}
         cache = inputs.get("past_key_values") is not None or inputs.get("use_cache")
         if options is None or not self.training or inputs.get("labels") is None or cache:
-            previous = getattr(self, _PREVIOUS, None)
-            return previous(*args, **kwargs) if previous else type(self).forward(self, *args, **kwargs)
+            previous = getattr(self, _PREVIOUS, None) or functools.partial(type(self).forward, self)
+            return previous(*args, **_own_inputs(kwargs))
         return cal_forward(self, inputs, options)
 
     forward._seecal_patch = True  # type: ignore[attr-defined]
@@ -228,10 +231,13 @@ def _both_passes(
     main = _main_pass(model, decoder, family, inputs)
     labels = label_tokens(inputs["labels"])
     before = labels.position - 1
-    reach = contrast_reach(main, family, labels.sample, labels.position)
+    by_pixels = options.contrast in PIXEL_CONTRASTS
+    reach = contrast_reach(main, family, labels.sample, labels.position, by_pixels)
     all_ranks = world_size() > 1
     released = options.pool_scope == "released"
-    if options.contrast == "mask" and bool(main.image.any()):
+    if by_pixels and (bool(main.image.any()) or all_ranks):
+        without = _pixel_pass(model, decoder, family, inputs, options.contrast, labels.sample, before)
+    elif options.contrast == "mask" and bool(main.image.any()):
         without = mask_pass(decoder, family, main, labels.sample, before, whole_grid=released)
     else:  # a batch without images has nothing to mask; on several ranks it still runs one token
         without = drop_pass(decoder, family, main, reach, labels.sample, before, options.padding_free, all_ranks)
@@ -245,7 +251,10 @@ def _both_passes(
 
 
 def _main_pass(model: Any, decoder: Any, family: Family, inputs: dict[str, Any]) -> MainPass:
-    """The model's own forward up to the last hidden state, noting what its decoder was given."""
+    """The model's own forward up to the last hidden state, noting what its decoder was given.
+
+    Its ``contrast_*`` inputs are left out here.
+    """
     ids = inputs.get("input_ids")
     if ids is None:
         raise ValueError(
@@ -259,7 +268,7 @@ def _main_pass(model: Any, decoder: Any, family: Family, inputs: dict[str, Any])
         )
     valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     image = functools.reduce(torch.logical_or, (ids == one for one in sorted(image_ids(model.config)))) & valid
-    arguments = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_BASE}
+    arguments = {name: value for name, value in _own_inputs(inputs).items() if name not in _NOT_FOR_THE_BASE}
     headless = model.base_model is not model
     if headless and "labels" in inspect.signature(type(model.base_model).forward).parameters:  # for prefix-LM masks
         arguments["labels"] = inputs["labels"]
@@ -274,6 +283,29 @@ def _main_pass(model: Any, decoder: Any, family: Family, inputs: dict[str, Any])
             type(model).forward(model, **arguments)
             outputs = None
     return main_pass_of(decoder, family, seen, outputs, valid, image)
+
+
+@torch.no_grad()
+def _pixel_pass(
+    model: Any, decoder: Any, family: Family, inputs: dict[str, Any], contrast: str, sample: Tensor, before: Tensor
+) -> Without:
+    """The whole batch again, vision tower and all, on images without their content."""
+    changed = {name.removeprefix(_CONTRAST): value for name, value in inputs.items() if name.startswith(_CONTRAST)}
+    missing = sorted(name for name in inputs if name.startswith("pixel_values") and name not in changed)
+    if missing:
+        raise ValueError(
+            f"contrast={contrast!r} needs {', '.join(_CONTRAST + name for name in missing)} in the batch: the images "
+            "without their content. CALTrainer's collator makes them from messages data; elsewhere use "
+            f"seecal.data.collator.VisionCollator(processor, contrast={contrast!r}, strength=...)."
+        )
+    with without_dropout(model.base_model):
+        main = _main_pass(model, decoder, family, {**_own_inputs(inputs), **changed})
+    return Without(main.hidden[sample, before], main.valid.numel())
+
+
+def _own_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """What the model itself knows: without the ``contrast_*`` inputs that the collator makes."""
+    return {name: value for name, value in inputs.items() if not name.startswith(_CONTRAST)}
 
 
 def _blank_image(model: Any, inputs: dict[str, Any]) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -10,7 +11,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
-from transformers import ProcessorMixin
+from transformers import ProcessorMixin, TrainerCallback
 from trl import SFTTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
@@ -21,7 +22,7 @@ from .data.collator import CheckedCollator, VisionCollator
 from .families import family_of, image_ids
 from .forward import _OPTIONS, disable_cal, enable_cal
 from .metrics import RunningSums, count_tokens, token_metrics
-from .options import CALRecord
+from .options import PIXEL_CONTRASTS, CALRecord
 
 # The options that a trainer enabled CAL with, set on the model so that the next stage's trainer may change them.
 _BY_TRAINER = "_seecal_by_trainer"
@@ -85,7 +86,15 @@ class CALTrainer(SFTTrainer):
         _evaluate_with_the_classs_head(_bare(self.model))
         if ours:
             multiple = cast("int | None", args.pad_to_multiple_of)
-            self.data_collator = VisionCollator(cast(ProcessorMixin, self.processing_class), args.max_length, multiple)
+            by_pixels = args.contrast if args.contrast in PIXEL_CONTRASTS else None
+            self.data_collator = VisionCollator(
+                cast(ProcessorMixin, self.processing_class),
+                args.max_length,
+                multiple,
+                contrast=by_pixels,
+                strength=args.cal_options().strength,
+            )
+            self.add_callback(_TellEpoch(self.data_collator))
         elif data_collator is None and isinstance(self.data_collator, DataCollatorForVisionLanguageModeling):
             self.data_collator.max_length = None  # TRL would cut, perhaps inside an image
             ids = frozenset(image_ids(_bare(self.model).config))
@@ -275,6 +284,25 @@ class CALTrainer(SFTTrainer):
 
     # ---- Evaluation ----
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        with self._plain_collator():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        with self._plain_collator():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextlib.contextmanager
+    def _plain_collator(self) -> Iterator[None]:
+        """Evaluation has no second pass, so nobody needs the images without their content there."""
+        training = self.data_collator
+        if isinstance(training, VisionCollator) and training.contrast is not None:
+            self.data_collator = dataclasses.replace(training, contrast=None)
+        try:
+            yield
+        finally:
+            self.data_collator = training
+
     def _evaluation_loss(self, model: nn.Module, inputs: Any, return_outputs: bool) -> Any:
         with torch.no_grad():
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)  # TRL's route: logits in tiles, never kept
@@ -312,6 +340,16 @@ class CALTrainer(SFTTrainer):
             }
             cast(dict, output.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
+
+
+class _TellEpoch(TrainerCallback):
+    """What the collator draws at random differs from epoch to epoch."""
+
+    def __init__(self, collator: VisionCollator) -> None:
+        self._collator = collator
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._collator.epoch = int(state.epoch or 0)
 
 
 def _evaluate_with_the_classs_head(model: Any) -> None:

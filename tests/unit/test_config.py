@@ -46,7 +46,7 @@ def test_the_help_names_every_option():
         ({"alpha": 6.0}, "alpha=6.0, beta=5.0"),
         ({"window": 2}, "window=2"),
         ({"pool_scope": "released"}, "Set contrast='mask'"),
-        ({"contrast": "blur"}, "contrast='blur' is not available"),
+        ({"contrast": "erase"}, "contrast='erase': expected one of"),
         ({"normalize": "mean"}, "normalize='mean': expected one of global"),
         ({"padding_free": "maybe"}, "padding_free='maybe'"),
         ({"packing": True}, "packing=True.*Set packing=False"),

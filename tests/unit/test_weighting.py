@@ -90,7 +90,9 @@ def test_defaults_are_the_papers():
     ("options", "message"),
     [
         ({"contrast": "erase"}, "contrast='erase'"),
-        ({"contrast": "blur"}, "not available in this version"),
+        ({"contrast": "patch_mask", "contrast_strength": 1.5}, "at most 1"),
+        ({"contrast": "blur", "contrast_strength": 0.0}, "above 0"),
+        ({"contrast": "swap", "contrast_strength": 1.0}, "Leave it None"),
         ({"delta": "probability"}, "delta='probability'"),
         ({"delta": "logprob", "pool_scope": "released", "contrast": "mask"}, "released code compares logits"),
         ({"pool_scope": "batch"}, "pool_scope='batch'"),

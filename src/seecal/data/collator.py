@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from .contrasts import contrast_images
 from .images import decode_image
 from .turns import Rendered, render
 
@@ -55,6 +56,9 @@ class VisionCollator:
             could cut an image.
         pad_to_multiple_of: rows are padded to a multiple of this many tokens.
         chat_template: overrides the processor's.
+        contrast, strength: one of :data:`seecal.options.PIXEL_CONTRASTS`; the batch then also has
+            ``contrast_pixel_values``, the images without their content, seeded by record and ``epoch``.
+        epoch: set it when an epoch begins; CALTrainer does.
 
     Raises:
         ValueError: no fast tokenizer or no chat template; or a record (named) whose images and placeholders differ
@@ -65,6 +69,10 @@ class VisionCollator:
     max_length: int | None = None
     pad_to_multiple_of: int | None = None
     chat_template: str | None = None
+    contrast: str | None = None
+    strength: float = 0.0
+    epoch: int = 0
+    _spare: Any = field(default=None, init=False, repr=False)
     _said_no_end: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -89,16 +97,7 @@ class VisionCollator:
 
     def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         prepared = [self._prepare(record, index) for index, record in enumerate(records)]
-        images = [one.images for one in prepared]
-        batch = self.processor(
-            text=[one.text for one in prepared],
-            images=images if any(images) else None,
-            padding=True,
-            padding_side="right",
-            pad_to_multiple_of=self.pad_to_multiple_of,
-            add_special_tokens=self._adds_special(prepared[0].text),
-            return_tensors="pt",
-        )
+        batch = self._processed(prepared, [one.images for one in prepared])
         labels = torch.full_like(batch["input_ids"], IGNORE)
         for row, one in enumerate(prepared):
             # Padding is told by position: its id may be a real token's, such as the end of a turn.
@@ -110,7 +109,32 @@ class VisionCollator:
                 if labelled and target is not None:
                     labels[row, columns[target]] = ids[target]
         batch["labels"] = labels
+        if self.contrast is not None:
+            batch.update(self._without_content(prepared))
         return batch
+
+    def _processed(self, prepared: list[_Prepared], images: list[list[Any]]) -> Any:
+        return self.processor(
+            text=[one.text for one in prepared],
+            images=images if any(images) else None,
+            padding=True,
+            padding_side="right",
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            add_special_tokens=self._adds_special(prepared[0].text),
+            return_tensors="pt",
+        )
+
+    def _without_content(self, prepared: list[_Prepared]) -> dict[str, Any]:
+        """The pixel inputs once more, of images without their content. Their sizes are the same, and so is all else."""
+        assert self.contrast is not None
+        images = [one.images for one in prepared]
+        if not any(images):
+            return {}
+        names = [one.name for one in prepared]
+        changed = contrast_images(images, names, self.contrast, self.strength, self.epoch, self._spare)
+        self._spare = next(image for mine in images for image in mine)
+        batch = self._processed(prepared, changed)
+        return {f"contrast_{name}": value for name, value in batch.items() if name.startswith("pixel_values")}
 
     def _prepare(self, record: dict[str, Any], index: int) -> _Prepared:
         name = record_name(record, index)
