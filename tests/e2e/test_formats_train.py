@@ -1,5 +1,7 @@
 """Every source format trains, streamed or not, and labels are the assistant's turns in the processors of three families."""
 
+import re
+
 import datasets
 import pytest
 import torch
@@ -9,6 +11,7 @@ from examples.tiny_vlm import IMAGE_SIZE, PATCH
 from seecal import CALConfig, CALTrainer
 from seecal.data.collator import VisionCollator
 from seecal.data.mixture import mix
+from tests.e2e.test_trl_swap import EXAMPLES, run
 from tests.sources import RICH, SIMPLE, WRITERS, expected, llava_json, llava_jsonl, load, parquet
 from tests.tiny import PLAIN_TEMPLATE, tiny_llava, tiny_llava_processor, tiny_tokenizer
 
@@ -163,3 +166,18 @@ def test_the_expected_questions():
         "a  b",
         "aa",
     ]
+
+
+def test_the_example_of_a_mixture(tmp_path):
+    lines = run(EXAMPLES / "mixture.py", "out", cwd=tmp_path).splitlines()
+    assert lines[:2] == [
+        "captions.csv: 40 records as captions, 0 left out",
+        "questions.json: 80 records as llava, 1 left out",
+    ]
+    assert "record 'black-7' (entry 32): image 'black.png' is not in" in lines[2]
+    shares = dict(re.findall(r"(\S+) (\d+)%", next(line for line in lines if line.startswith("mixture: "))))
+    for name, share in (("captions.csv", 50), ("questions.json", 40), ("chat.jsonl", 10)):
+        assert abs(int(shares[name]) - share) < 15
+    losses = [float(loss) for loss in re.findall(r"'loss': '?([\d.]+)", "\n".join(lines))]
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
