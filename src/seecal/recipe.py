@@ -162,13 +162,19 @@ def read(config: str | None, overrides: Sequence[tuple[str, list[str]]] = ()) ->
         stage = {**base, **own}
         for dotted, values in [*for_stages, *last]:
             _put(stage, dotted, values)
-        prefix = f"stages.{number}." if stages else ""
-        merged.append({name: _checked(name, value, prefix if name in own else "") for name, value in stage.items()})
+        local = {*own, *(dotted.split(".")[0] for dotted, _ in last)} if stages else set()
+        prefixes = {name: f"stages.{number}." if name in local else "" for name in stage}
+        merged.append({name: _checked(name, value, prefixes[name]) for name, value in stage.items()})
     for name in ("model", "output_dir"):
         if not run.get(name):
             raise ValueError(f"{name} is not set: {KEYS[name].help} Set it in the recipe or with --{name}")
     built = tuple(_stage(number, stage, merged) for number, stage in enumerate(merged, 1))
-    resolved = {**{name: run[name] for name in ("model", "output_dir")}, **run, "stages": merged}
+    shared = {name: value for name, value in merged[0].items() if name in _RUN_WIDE}
+    entries = [
+        {**{name: value for name, value in one.items() if name not in shared}, "train": list(stage.train)}
+        for one, stage in zip(merged, built, strict=True)
+    ]
+    resolved = {**{name: run[name] for name in ("model", "output_dir")}, **run, **shared, "stages": entries}
     return Recipe(run["model"], Path(run["output_dir"]), run.get("model_init_kwargs") or {}, built, resolved)
 
 
@@ -266,12 +272,11 @@ def _checked(name: str, value: Any, prefix: str = "") -> Any:
     return checked(shown, value, known[name])
 
 
-def unknown(shown: str, name: str, known: Iterable[str]) -> ValueError:
-    """The error for a key that nobody knows, with the nearest one that somebody does."""
+def unknown(shown: str, name: str, known: Iterable[str], what: str = "key") -> ValueError:
+    """The error for a name that nobody knows, with the nearest one that somebody does."""
     near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return ValueError(
-        f"{shown}: no such key. " + (f"Did you mean {near[0]}?" if near else "seecal train --help-all lists them")
-    )
+    other = f"There are {', '.join(known)}" if what != "key" else "seecal train --help-all lists them"
+    return ValueError(f"{shown}: no such {what}. {f'Did you mean {near[0]}?' if near else other}")
 
 
 def _stage(number: int, stage: dict[str, Any], all_stages: Sequence[Mapping[str, Any]]) -> Stage:
@@ -280,9 +285,10 @@ def _stage(number: int, stage: dict[str, Any], all_stages: Sequence[Mapping[str,
     where = f"stage {number}" if len(all_stages) > 1 else "the recipe"
     given = stage.get("train") or (["projector", "lora"] if stage.get("lora") else ["projector", "language_model"])
     train = (given,) if isinstance(given, str) else tuple(given)
-    for one in (*train, *(stage.get("learning_rates") or {})):
-        if one not in GROUPS:
-            raise unknown(f"{where}: {one}", one, GROUPS)
+    for key, names in (("train", train), ("learning_rates", stage.get("learning_rates") or {})):
+        for one in names:
+            if one not in GROUPS:
+                raise unknown(f"{where}: {key}: {one}", one, GROUPS, "group")
     lora = _section("lora", stage.get("lora") or {}) if "lora" in train else None
     if stage.get("lora") and lora is None and not any("lora" in (one.get("train") or ["lora"]) for one in all_stages):
         raise ValueError(f"{where}: lora is set, but train is {', '.join(train)}. Add lora to train, or take lora out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import types
 import typing
@@ -43,7 +44,9 @@ def checked(key: str, value: Any, hint: Any) -> Any:
             return result
     choices = [one.value for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum) for one in kind]
     if choices:
-        raise ValueError(f"{key}: expected one of {', '.join(map(str, choices))}, got {value!r}")
+        near = difflib.get_close_matches(str(value), choices, n=5, cutoff=0) if len(choices) > 12 else choices
+        more = f" and {len(choices) - len(near)} more" if len(near) < len(choices) else ""
+        raise ValueError(f"{key}: expected one of {', '.join(map(str, near))}{more}, got {value!r}")
     expected = " or ".join(dict.fromkeys(_NAMES.get(typing.get_origin(one) or one, str(one)) for one in kinds))
     hint_quotes = " (put it in quotes)" if str in kinds and isinstance(value, (int, float)) else ""
     raise ValueError(f"{key}: expected {expected}, got {value!r}{hint_quotes}")

@@ -28,6 +28,12 @@ class StageTrainer(CALTrainer):
         self._groups, self._rates = groups, learning_rates
         super().__init__(*args, **kwargs)
 
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = cast("list[str]", self._signature_columns)
+        if self.args.length_column_name not in columns:
+            columns.append(self.args.length_column_name)  # the sampler looks for it in what is left
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         new = self.optimizer is None
         optimizer = super().create_optimizer(model)

@@ -29,17 +29,17 @@ Options:
 def text(everything: bool = False) -> str:
     """The help: options, keys of the recipe, fields of CALConfig; with ``everything`` the inherited fields too."""
     recipes = ", ".join(sorted(one.stem for one in SHIPPED.glob("*.yaml")))
-    parts = [_USAGE.format(recipes=recipes), "Keys of a recipe:"]
+    parts = [_USAGE.format(recipes=recipes), "\nKeys of a recipe:"]
     parts += [_entry(name, f"{key.help}{_where(key.where)}") for name, key in KEYS.items()]
-    parts += ["CAL:", *(_entry(name, f"{help} Default: {default}.") for name, default, help in config_fields())]
+    parts += ["\nCAL:", *(_entry(name, f"{help} Default: {default}.") for name, default, help in config_fields())]
     if not everything:
-        return "\n".join([*parts, "And every argument of TRL's SFTConfig: seecal train --help-all"])
+        return "\n".join([*parts, "\nAnd every argument of TRL's SFTConfig: seecal train --help-all"])
     import dataclasses
 
     from .config import CALConfig
 
     own = {name for name, _, _ in config_fields()}
-    parts.append("Inherited from TRL's SFTConfig and transformers' TrainingArguments:")
+    parts.append("\nInherited from TRL's SFTConfig and transformers' TrainingArguments:")
     for one in sorted(dataclasses.fields(CALConfig), key=lambda one: one.name):
         if one.name not in own and one.name not in KEYS:
             parts.append(_entry(one.name, " ".join(str(one.metadata.get("help", "")).split())))
