@@ -75,7 +75,8 @@ def use_packed(padding_free: bool | str, keep_BL: Tensor, attention: str, packs:
         if padding_free is True:
             raise ValueError(
                 "padding_free=True with a decoder that carries a state from token to token (linear attention, short "
-                "convolutions): in a packed row it would run on into the next sample. Set padding_free='auto' or False."
+                "convolutions), or may do so because its family has no row in seecal.families: in a packed row the state "
+                "would run on into the next sample. Set padding_free='auto' or False, or declare the family."
             )
         return False
     if attention not in _DENSE_ATTENTION:
