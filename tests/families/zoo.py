@@ -61,6 +61,7 @@ def model_of(name, attention="eager"):
     """The model of a kind in eval mode, without gradients. It is built once: leave it as you found it."""
     model = _built(name)
     model.set_attn_implementation(attention)
+    assert decoder_of(model).config._attn_implementation == attention
     model.zero_grad()
     return model.eval()
 
