@@ -9,9 +9,12 @@ import re
 import datasets
 import pytest
 import torch
+from PIL import Image
 
 from seecal.data.collator import VisionCollator
 from seecal.data.formats import FORMATS
+from seecal.data.images import decode_image
+from seecal.data.mixture import mix
 from seecal.data.records import FEATURES, split_text
 from seecal.data.sources import LoadReport, load_records
 from tests.sources import (
@@ -182,6 +185,38 @@ def test_streaming_by_parts_pickles_and_resumes(tmp_path):
     assert [one["id"] for one in fresh] == ids[5:]
 
 
+def test_counts_and_places_survive_what_is_done_to_a_stream(folder):
+    """The report belongs to the reading, whatever `datasets` wraps around it; a mixture goes on where it stopped."""
+    path = write_jsonl(folder / "d.jsonl", [row(id=str(index)) for index in range(20)] + [row(image="gone.png")])
+    report = LoadReport()
+    data = load_records(path, streaming=True, on_bad="skip", report=report)
+    changed = data.shuffle(seed=0, buffer_size=4).map(lambda record: {**record, "id": "x"})
+    assert len(list(changed)) == 20
+    assert (report.accepted, report.rejected) == (20, 1)
+    mixture = mix({"a": data, "b": data}, [2, 1])
+    ids = [one["id"] for one in mixture]
+    iterator = iter(mixture)
+    for _ in range(7):
+        next(iterator)
+    state = mixture.state_dict()
+    fresh = mix({"a": data, "b": data}, [2, 1])
+    fresh.load_state_dict(state)
+    assert [one["id"] for one in fresh] == ids[7:]
+
+
+def test_pillow_images_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "turned.jpg", exif=exif)
+    chat = messages([("<image>a", "b")])
+    for image in (Image.open(tmp_path / "turned.jpg"), "turned.jpg"):
+        stored = load_records([{"messages": chat, "images": [image]}], image_root=tmp_path)[0]["images"][0]
+        assert decode_image(stored, "it").size == (20, 40)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "turned.jpg").read_bytes()[:-20])
+    with pytest.raises(ValueError, match="its JPEG image: damaged or cut off"):
+        load_records([{"messages": chat, "images": [Image.open(tmp_path / "cut.jpg")]}])
+
+
 # ---- Paths ----
 
 
@@ -259,6 +294,7 @@ BAD_ROWS = {
     "empty answer": (row(conversations=turn(answer=" \n")), "assistant turn is empty"),
     "one empty answer": (row(conversations=turn() + turn("a", "")), "assistant turn 2 of 2 is empty"),
     "answer left out": (row(conversations=[turn()[0], {"from": "gpt"}]), "assistant turn is empty"),
+    "no question": (row(conversations=[{"from": "human"}, turn()[1]]), "key 'content': the user turn has none"),
     "no answer": (row(conversations=turn()[:1]), "no assistant turn"),
     "no turn": (row(conversations=[]), "no assistant turn"),
     "a text": (row(conversations="hello"), "key 'conversations': 'hello' is not a list"),

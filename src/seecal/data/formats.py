@@ -53,8 +53,7 @@ def from_conversations(row: dict[str, Any]) -> Converted:
         speaker = turn.get("from")
         if not isinstance(speaker, str) or speaker not in SPEAKERS:
             raise RecordError(f"key 'from': {show(speaker)} is not one of {', '.join(SPEAKERS)}. Rename it.")
-        # A turn without words is told as an empty one, by its role
-        text = want(turn, "value", str) if "value" in turn else ""
+        text = want(turn, "value", str) if turn.get("value") is not None else None
         messages.append({"role": SPEAKERS[speaker], "content": text})
     return messages, images_of(row)
 

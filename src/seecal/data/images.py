@@ -81,7 +81,7 @@ def decode_image(
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _decoded(io.BytesIO(value), f"{name}: its image of {len(value):,} bytes", max_pixels)
     if isinstance(value, Image.Image):
-        return _upright(value, f"{name}: its {value.format or value.mode} image")
+        return upright(value, f"{name}: its {value.format or value.mode} image")
     return value
 
 
@@ -109,10 +109,11 @@ def _decoded(file: BinaryIO, path: str, max_pixels: int) -> Image.Image:
             raise ValueError(
                 "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: damaged images would pass unseen. Set it to False."
             )
-        return _upright(image, path)
+        return upright(image, path)
 
 
-def _upright(image: Image.Image, path: str) -> Image.Image:
+def upright(image: Image.Image, path: str) -> Image.Image:
+    """A Pillow image turned as its EXIF orientation says, in RGB; ValueError calling it ``path`` if it is damaged."""
     try:
         return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, EOFError) as error:

@@ -54,7 +54,9 @@ def resolve_inside(path: str, root: str | None) -> str:
         )
     try:
         real = os.path.realpath(os.path.join(root, path))
-        inside = _inside(os.path.dirname(real), os.path.realpath(root))
+        folder = os.path.dirname(real)
+        # A folder that a real path starts with is real itself: asking for its real path is only needed otherwise.
+        inside = _inside(folder, root) or _inside(folder, os.path.realpath(root))
         mode = os.stat(real).st_mode if inside else 0
     except FileNotFoundError:
         raise MissingImage(

@@ -18,7 +18,7 @@ from typing import Any
 from datasets import Features, List, Value
 from PIL import Image
 
-from .images import to_rgb
+from .images import upright
 from .paths import RecordError, refuse_url, resolve_inside, show
 
 PLACEHOLDER = "<image>"
@@ -49,9 +49,7 @@ def make_record(
         RecordError: an unknown role, no assistant turn or an empty one, a part that is neither text nor image, another
             number of images than of placeholders, an image that must not or cannot be used.
     """
-    parted: list[dict[str, Any]] = [
-        {"role": role_of(message), "content": parts_of(message.get("content"))} for message in messages
-    ]
+    parted: list[dict[str, Any]] = [{"role": role_of(message), "content": parts_of(message)} for message in messages]
     _check_answers(parted)
     own = [part.pop("own", None) for message in parted for part in message["content"] if part["type"] == "image"]
     empty = sum(one is None for one in own)
@@ -75,12 +73,17 @@ def role_of(message: Mapping[str, Any]) -> str:
     return str(role)
 
 
-def parts_of(content: Any) -> list[dict[str, Any]]:
+def parts_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Text and image parts of a message's content. An image part that brings its own image has it under ``own``."""
+    content = message.get("content")
     if isinstance(content, str):
         return split_text(content)
     if content is None:
-        return []
+        if message.get("role") != "assistant":
+            raise RecordError(
+                f"key 'content': the {message.get('role')} turn has none. Write its text, or leave it out."
+            )
+        return []  # told as an empty answer
     if not isinstance(content, (list, tuple)):
         raise RecordError(f"key 'content': {show(content)} is neither a text nor a list of parts.")
     return [_part(one) for one in content]
@@ -93,15 +96,16 @@ def split_text(text: str) -> list[dict[str, Any]]:
     their own; they are dropped. All other characters stay.
     """
     _check_text(text)
+    if PLACEHOLDER not in text:
+        return [{"type": "text", "text": text}] if text else []
     pieces = text.split(PLACEHOLDER)
     worded = [index for index, piece in enumerate(pieces) if piece.strip()]
-    if len(pieces) > 1:
-        first, last = (worded[0], worded[-1]) if worded else (len(pieces), -1)
-        pieces = [piece if first <= index <= last else "" for index, piece in enumerate(pieces)]
-        if worded and first > 0:
-            pieces[first] = pieces[first].lstrip()
-        if worded and last < len(pieces) - 1:
-            pieces[last] = pieces[last].rstrip()
+    first, last = (worded[0], worded[-1]) if worded else (len(pieces), -1)
+    pieces = [piece if first <= index <= last else "" for index, piece in enumerate(pieces)]
+    if worded and first > 0:
+        pieces[first] = pieces[first].lstrip()
+    if worded and last < len(pieces) - 1:
+        pieces[last] = pieces[last].rstrip()
     parts: list[dict[str, Any]] = []
     for index, piece in enumerate(pieces):
         parts += [{"type": "image"}] * (index > 0)
@@ -150,7 +154,7 @@ def _check_answers(messages: list[dict[str, Any]]) -> None:
 def stored_image(value: Any, root: str | None) -> dict[str, Any]:
     """``{"path", "bytes"}`` of an image, one of the two None; nothing is decoded.
 
-    A Pillow image is written as PNG (once, in RGB). Paths are resolved inside ``root``. RecordError otherwise.
+    A Pillow image is written as PNG (once, upright and in RGB). Paths are resolved inside ``root``. RecordError otherwise.
     """
     if isinstance(value, Mapping):
         if not {"path", "bytes"} & set(value):
@@ -164,7 +168,10 @@ def stored_image(value: Any, root: str | None) -> dict[str, Any]:
         return {"path": None, "bytes": bytes(value)}
     if isinstance(value, Image.Image):
         buffer = io.BytesIO()
-        to_rgb(value).save(buffer, "PNG")
+        try:
+            upright(value, f"its {value.format or value.mode} image").save(buffer, "PNG")
+        except ValueError as error:
+            raise RecordError(str(error)) from None
         return {"path": None, "bytes": buffer.getvalue()}
     raise RecordError(f"image {show(value)} is neither a path, nor bytes, nor an image.")
 

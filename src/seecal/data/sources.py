@@ -6,6 +6,7 @@ path or data set → readers (rows) → formats (messages, images) → records (
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from datasets.arrow_writer import ArrowWriter
 
 from .formats import FORMATS, detect, known_formats
 from .paths import MissingImage, RecordError, show
@@ -27,8 +28,9 @@ logger = logging.getLogger(__name__)
 ON_BAD = ("error", "skip")
 # Rows looked at to tell the format, before giving up.
 _PEEK = 1000
-# Records written at once: they may hold encoded images.
-_WRITE = 64
+# Records, and bytes of images in them, that are written at once.
+_WRITE = 1000
+_WRITE_BYTES = 1 << 26
 
 
 @dataclass
@@ -123,12 +125,12 @@ def _open(data: Any, image_root: str | Path | None) -> _Source:
     if not isinstance(data, (str, Path)):
         if not isinstance(data, (Dataset, IterableDataset, list)):
             raise ValueError(f"data is a {type(data).__name__}: expected a path, a datasets set or a list of rows")
-        return _Source("the data set", [data], None if root is None else str(root))
+        return _Source("the data set", [data], None if root is None else os.path.realpath(root))
     path = Path(data)
     saved = saved_dataset(path) if path.is_dir() else None
     parts: list[Any] = files_of(path) if saved is None else [saved]
     folder = root or (path if path.is_dir() else path.parent)
-    return _Source(str(path), parts, str(folder))
+    return _Source(str(path), parts, os.path.realpath(folder))
 
 
 def _rows(part: Any) -> Rows:
@@ -210,12 +212,25 @@ def _written(records: Iterable[dict[str, Any]]) -> Dataset:
     """The records in an Arrow file of their own."""
     folder = tempfile.TemporaryDirectory(prefix="seecal-records-")
     path = str(Path(folder.name) / "records.arrow")
-    with ArrowWriter(features=FEATURES, path=path, writer_batch_size=_WRITE) as writer:
-        for record in records:
-            writer.write(record)
-        writer.finalize()
+    schema = FEATURES.arrow_schema
+    with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
+        for batch in _batches(records):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
     _FOLDERS.append(folder)
     return Dataset.from_file(path)
+
+
+def _batches(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for record in records:
+        batch.append(record)
+        size += sum(len(image["bytes"] or b"") for image in record["images"])
+        if len(batch) == _WRITE or size >= _WRITE_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 __all__ = ["FEATURES", "LoadReport", "MissingImage", "RecordError", "load_records"]
