@@ -185,6 +185,25 @@ def test_streaming_by_parts_pickles_and_resumes(tmp_path):
     assert [one["id"] for one in fresh] == ids[5:]
 
 
+def test_workers_share_the_parts(tmp_path):
+    for part in range(3):
+        rows = [{"messages": messages([("a", f"{part} {index}" if part else "")], str)} for index in range(4)]
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"part-{part}.parquet")
+    data = load_records(tmp_path, streaming=True, on_bad="skip")  # nothing of the first part can be used
+    loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=2)
+    ids = [record["id"] for record in loader]
+    assert sorted(ids) == [f"part-{part}.parquet:{index}" for part in (1, 2) for index in range(4)]
+
+
+def test_keys_without_a_use_are_mentioned_once(tmp_path, caplog):
+    rows = [{"id": index, "conversations": turn("a"), "model": "x", "score": 1} for index in range(3)]
+    load_records(rows)
+    assert caplog.text.count("left out the keys 'model', 'score', which llava has no use for") == 1
+    caplog.clear()
+    load_records([{"id": 1, "conversations": turn("a")}])
+    assert not caplog.text
+
+
 def test_counts_and_places_survive_what_is_done_to_a_stream(folder):
     """The report belongs to the reading, whatever `datasets` wraps around it; a mixture goes on where it stopped."""
     path = write_jsonl(folder / "d.jsonl", [row(id=str(index)) for index in range(20)] + [row(image="gone.png")])

@@ -35,11 +35,13 @@ class Format:
         keys: what a row has, for people.
         matches: whether a row with these keys is in this format. The first of the table that says yes is taken.
         convert: the row's messages and images; RecordError where a key is missing or of a wrong type.
+        uses: all keys that ``convert`` reads; any other is said to be left out. None: nothing is said.
     """
 
     keys: str
     matches: Callable[[set[str]], bool]
     convert: Callable[[dict[str, Any]], Converted]
+    uses: frozenset[str] | None = None
 
 
 def from_conversations(row: dict[str, Any]) -> Converted:
@@ -97,21 +99,33 @@ def _any_of(*names: str) -> Callable[[set[str]], bool]:
     return lambda keys: not keys.isdisjoint(names)
 
 
+_CONVERSATIONS = frozenset({"conversations", "system", "image", "images"})
+
 FORMATS: dict[str, Format] = {
     "sharegpt": Format(
         "conversations (from, value), images or system",
         lambda keys: "conversations" in keys and not keys.isdisjoint({"images", "system"}),
         from_conversations,
+        _CONVERSATIONS,
     ),
-    "llava": Format("conversations (from, value), image", _any_of("conversations"), from_conversations),
-    "messages": Format("messages (role, content), images or image", _any_of("messages"), from_messages),
+    "llava": Format("conversations (from, value), image", _any_of("conversations"), from_conversations, _CONVERSATIONS),
+    "messages": Format(
+        "messages (role, content), images or image",
+        _any_of("messages"),
+        from_messages,
+        frozenset({"messages", "image", "images"}),
+    ),
     "prompt_completion": Format(
-        "prompt, completion, images or image", lambda keys: {"prompt", "completion"} <= keys, from_prompt_completion
+        "prompt, completion, images or image",
+        lambda keys: {"prompt", "completion"} <= keys,
+        from_prompt_completion,
+        frozenset({"prompt", "completion", "image", "images"}),
     ),
     "captions": Format(
         "file_name, image or images, with text or caption, perhaps prompt",
         lambda keys: not (keys.isdisjoint({"file_name", "image", "images"}) or keys.isdisjoint({"text", "caption"})),
         from_caption,
+        frozenset({"file_name", "image", "images", "text", "caption", "prompt"}),
     ),
 }
 

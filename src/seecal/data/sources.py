@@ -154,11 +154,14 @@ def _format_of(source: _Source, format: str | None) -> str:
         raise ValueError(f"{source.where}: holds no records.")
     if isinstance(first, RecordError) and not keys:
         raise ValueError(f"{source.where}: no readable record among the first {seen}. The first: {first}")
-    found = ", ".join(show(key, 40) for key in sorted(keys)[:20]) or "none"
     raise ValueError(
-        f"{source.where}: the format cannot be told by the keys found: {found}. Known formats are {known_formats()}. "
-        "Rename the keys, or set format=..."
+        f"{source.where}: the format cannot be told by the keys found: {_listed(keys)}. Known formats are {known_formats()}."
+        " Rename the keys, or set format=..."
     )
+
+
+def _listed(keys: set[str]) -> str:
+    return ", ".join(show(key, 40) for key in sorted(keys)[:20]) + (", …" if len(keys) > 20 else "") or "none"
 
 
 def _records(
@@ -166,7 +169,8 @@ def _records(
 ) -> Iterator[dict[str, Any]]:
     """The good records of ``parts``; a bad one stops, or is counted and logged."""
     report.clear()
-    convert = FORMATS[format].convert
+    convert, uses = FORMATS[format].convert, FORMATS[format].uses
+    unused: set[str] = set()
     for part in parts:
         name = part.name if isinstance(part, Path) else "dataset"
         for index, (place, row) in enumerate(_rows(part)):
@@ -177,6 +181,8 @@ def _records(
                     raise row
                 own = _id_of(row, own)
                 called = f"{name}: record {show(own)} ({place})"
+                if uses is not None and not row.keys() <= uses:
+                    unused.update(map(str, row.keys() - uses - {"id"}))
                 messages, images = convert(row)
                 record = make_record(own, messages, images, source.root)
             except RecordError as error:
@@ -187,9 +193,11 @@ def _records(
                 continue
             report.accepted += 1
             yield record
+    if unused:
+        logger.warning("%s: left out the keys %s, which %s has no use for", source.where, _listed(unused), format)
     if report.rejected:
         logger.warning("%s: %d of %d records left out", source.where, report.rejected, report.total)
-    if not report.accepted:
+    if not report.accepted and len(parts) == len(source.parts):  # a worker's share may well hold none
         why = f" The first: {report.reasons[0][0]}: {report.reasons[0][1]}" if report.reasons else ""
         raise ValueError(f"{source.where}: not one of {report.total} records can be used.{why}")
 
