@@ -223,3 +223,12 @@ def png(size=(4, 4), colour="red"):
     buffer = io.BytesIO()
     tiny_image(colour, size).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def turn(question="<image>a", answer="b"):
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def row(**changes):
+    """A good row in LLaVA's format, with changes."""
+    return {"id": "r-9", "image": "red.png", "conversations": turn(), **changes}

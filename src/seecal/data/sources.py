@@ -155,7 +155,7 @@ def _format_of(source: _Source, format: str | None) -> str:
     if isinstance(first, RecordError) and not keys:
         raise ValueError(f"{source.where}: no readable record among the first {seen}. The first: {first}")
     raise ValueError(
-        f"{source.where}: the format cannot be told by the keys found: {_listed(keys)}. Known formats are {known_formats()}."
+        f"{source.where}: no known format has the keys found: {_listed(keys)}. Known formats are {known_formats()}."
         " Rename the keys, or set format=..."
     )
 
