@@ -61,7 +61,7 @@ _DEFAULTS: dict[str, Any] = {"streaming": False, "on_bad": "error", "check_gradi
 # Fields of CALConfig that the whole run shares: one process cannot change them between stages
 _RUN_WIDE = ("bf16", "fp16", "tf32", "use_cpu", "fsdp", "fsdp_config", "deepspeed", "ddp_backend", "accelerator_config")
 # Fields of SFTConfig that would do nothing, or something else than they say, in `seecal train`
-_NOT_HERE = {
+NOT_HERE = {
     "resume_from_checkpoint": "continue a run with --resume",
     "trust_remote_code": "seecal runs no code out of a model's folder",
     "enable_jit_checkpoint": "seecal train saves a checkpoint at SIGTERM by itself",
@@ -259,11 +259,11 @@ def _config_types() -> dict[str, Any]:
 def _checked(name: str, value: Any, prefix: str = "") -> Any:
     """The value in the type that the key wants. ValueError for an unknown key or another type."""
     shown = prefix + name
-    if name in _NOT_HERE:
-        raise ValueError(f"{shown} cannot be set here: {_NOT_HERE[name]}")
+    if name in NOT_HERE:
+        raise ValueError(f"{shown} cannot be set here: {NOT_HERE[name]}")
     known = {**_config_types(), **{one: key.type for one, key in KEYS.items()}}
     if name not in known:
-        raise unknown(shown, name, set(known) - set(_NOT_HERE))
+        raise unknown(shown, name, set(known) - set(NOT_HERE))
     where = KEYS[name].where if name in KEYS else "both"
     if (where == "top" or name in _RUN_WIDE) and prefix:
         raise ValueError(f"{shown}: {name} holds for all stages; set it at the top level")

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from .recipe import KEYS, SHIPPED
+from .recipe import KEYS, NOT_HERE, SHIPPED
 
 _USAGE = """Usage: seecal train --config RECIPE [--resume] [--key value ...]
        accelerate launch --config_file accelerate_configs/fsdp2.yaml -m seecal train --config RECIPE
@@ -41,7 +41,7 @@ def text(everything: bool = False) -> str:
     own = {name for name, _, _ in config_fields()}
     parts.append("\nInherited from TRL's SFTConfig and transformers' TrainingArguments:")
     for one in sorted(dataclasses.fields(CALConfig), key=lambda one: one.name):
-        if one.name not in own and one.name not in KEYS:
+        if one.name not in {*own, *KEYS, *NOT_HERE}:
             parts.append(_entry(one.name, " ".join(str(one.metadata.get("help", "")).split())))
     return "\n".join(parts)
 
