@@ -83,6 +83,52 @@ def chat(
     _write("\n")
 
 
+@app.command()
+def families(
+    check: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Run the self-test on this model: a folder, or a hub id.")
+    ] = None,
+) -> None:
+    """The model families, and what is exact on each; with --check, whether CAL is exact on a checkpoint of yours."""
+    if check is None:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        from .family_check import brief, notes
+
+        columns, rows = brief()
+        shown = Table(*columns, box=box.SIMPLE_HEAD)
+        for row in rows:
+            shown.add_row(*row)
+        console = Console(highlight=False)
+        console.print(shown)
+        for note in notes():
+            console.print(f" {note}", markup=False)
+        console.print(" Exact: dropping the image gives what masking it gives.", markup=False)
+        console.print(" Others are tested on their first batch; --check MODEL tests a checkpoint.", markup=False)
+        return
+    from . import compute
+    from .family_check import check as run_check
+    from .models.loading import load_vlm
+
+    compute.quiet()
+    model, _ = load_vlm(check, processor=False)
+    verdict, lines = run_check(model)
+    print(lines)
+    raise typer.Exit(1 if verdict.leaks else 0)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context, name: Annotated[str, typer.Argument(help="A script under benchmarks/: loss or step.")]
+) -> None:
+    """Run a benchmark; what follows its name goes to it (try seecal bench step --help)."""
+    from .bench import run
+
+    raise typer.Exit(run(name, context.args))
+
+
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()

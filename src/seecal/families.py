@@ -60,7 +60,7 @@ GENERIC = Family(packs=False)  # nobody has said that its decoder carries no sta
 _CROSS = ("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask")
 _STATE = "dropping removes the image from the recurrent state too, masking leaves its trace there"
 _VISION = "torchvision"
-_TYPES = "torchvision; batches with mm_token_type_ids"
+_TYPES = "torchvision; mm_token_type_ids"
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -90,8 +90,8 @@ FAMILIES: dict[str, Family] = {
         Family("idefics2", blank=blank.grouped_picture, needs=_VISION),
         Family("idefics3", blank=blank.grouped_picture, needs=_VISION),
         Family("smolvlm", blank=blank.grouped_picture, needs=f"{_VISION}, num2words"),
-        Family("paligemma", head=_softcap, blank=blank.picture, needs="batches with token_type_ids"),
-        Family("gemma3", blank=blank.picture, needs="batches with token_type_ids"),
+        Family("paligemma", head=_softcap, blank=blank.picture, needs="token_type_ids"),
+        Family("gemma3", blank=blank.picture, needs="token_type_ids"),
         Family("gemma4", head=_softcap, blank=blank.positioned_patches, needs=_TYPES),
         Family("aya_vision", blank=blank.picture, needs=_VISION),
         Family("cohere2_vision", blank=blank.picture, needs=_VISION),

@@ -10,27 +10,34 @@ from torch import Tensor
 
 from . import blank
 from .families import FAMILIES, GENERIC, Family, check_vlm, family_of, image_ids
-from .forward import visual_delta
+from .forward import TESTED, visual_delta
 from .selftest import Verdict, self_test
 
-COLUMNS = ("family", "without the image", "dropping = masking", "needs")
+COLUMNS = ("family", "without the image", "dropping = masking", "processor and batches need")
 
 
 def table() -> list[tuple[str, str, str, str]]:
     """One row a family, under ``COLUMNS``."""
-    return [
-        (
-            name,
-            "decoder without cross-attention" if row.cross_attention else "text slots alone",
-            _exactness(row),
-            row.needs,
-        )
-        for name, row in sorted(FAMILIES.items())
-    ]
+    return [(name, _route(row), "yes" if row.exact else f"no: {row.note}", row.needs) for name, row in _sorted()]
 
 
-def _exactness(row: Family) -> str:
-    return "yes" if row.exact else f"no: {row.note}"
+def brief() -> tuple[tuple[str, ...], list[tuple[str, str, str]]]:
+    """(columns, rows) that fit a screen; what stands behind a "no" is in :func:`notes`."""
+    columns = ("family", "exact", COLUMNS[-1])
+    return columns, [(name, "yes" if row.exact else "no", row.needs) for name, row in _sorted()]
+
+
+def _sorted() -> list[tuple[str, Family]]:
+    return sorted(FAMILIES.items())
+
+
+def _route(row: Family) -> str:
+    return "decoder without cross-attention" if row.cross_attention else "text slots alone"
+
+
+def notes() -> list[str]:
+    """For each family on which dropping is not masking, what it is."""
+    return [f"{name}: {row.note}." for name, row in _sorted() if not row.exact]
 
 
 def check(model: Any) -> tuple[Verdict, str]:
@@ -45,7 +52,9 @@ def check(model: Any) -> tuple[Verdict, str]:
     check_vlm(model)
     row = family_of(model)
     batch = made_up_batch(model.eval())
+    setattr(model, TESTED, True)  # the test is ours here: visual_delta would refuse what we are to report
     verdict = self_test(lambda inputs, contrast: visual_delta(model, inputs, contrast=contrast), batch, model.dtype)
+    delattr(model, TESTED)
     assert verdict is not None, "the made-up batch has label tokens after an image"
     name = model.config.model_type
     if row is GENERIC:

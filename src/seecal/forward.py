@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 # Set on the patched instance: the options while CAL is on, and the forward that stood in its way before.
 _OPTIONS, _PREVIOUS = "_seecal_options", "_seecal_previous_forward"
 _CONTRAST = "contrast_"  # begins the names of inputs for the pass without the image
-_TESTED = "_seecal_tested"  # an undeclared family has passed its self-test
+TESTED = "_seecal_tested"  # an undeclared family has passed its self-test
 # Arguments of the top-level forward that are about logits, caches or logging, not about the batch.
 _NOT_FOR_THE_BASE = ("labels", "use_cache", "past_key_values", "logits_to_keep", "return_dict", "num_items_in_batch")
 
@@ -188,7 +188,7 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
 
 def _test_undeclared(model: Any, inputs: dict[str, Any]) -> None:
     """On the first batch with an image: does CAL work on a family that has no row? Says so once, or ValueError."""
-    if family_of(model) is not GENERIC or getattr(model, _TESTED, False):
+    if family_of(model) is not GENERIC or getattr(model, TESTED, False):
         return
 
     def measure(batch: dict[str, Any], contrast: str) -> VisualDelta:
@@ -203,7 +203,7 @@ def _test_undeclared(model: Any, inputs: dict[str, Any]) -> None:
     if verdict.leaks:
         raise ValueError(f"{line}. Declare the family (docs/families.md) or train without CAL.")
     logger.warning(line)
-    setattr(model, _TESTED, True)
+    setattr(model, TESTED, True)
 
 
 def _normaliser(weights: Tensor, weight_sum: Tensor, delta: VisualDelta, normalize: str) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-COMMANDS = ("demo", "chat")
+COMMANDS = ("demo", "train", "chat", "families", "bench")
 HEAVY = ("torch", "transformers", "trl", "datasets", "PIL")
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 
-def load_vlm(model: str, *, dtype: Any = "auto", **options: Any) -> tuple[Any, Any]:
-    """(model in eval mode, processor). No code of a model's author is run; a folder is read offline.
+def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **options: Any) -> tuple[Any, Any]:
+    """(model in eval mode, processor or None). No code of a model's author is run; a folder is read offline.
 
     Args:
         model: a folder, or a hub id (owner/name).
         dtype: "auto": the precision it was saved in.
+        processor: whether to load it too.
         options: more arguments of ``from_pretrained``.
 
     Raises:
@@ -33,7 +34,7 @@ def load_vlm(model: str, *, dtype: Any = "auto", **options: Any) -> tuple[Any, A
         config = AutoConfig.from_pretrained(model, **local)
         if type(config) not in KNOWN:
             raise ValueError(f"{model}: a {config.model_type} model takes no images: give a vision-language model")
-        processor = AutoProcessor.from_pretrained(model, **local)
+        its_processor = AutoProcessor.from_pretrained(model, **local) if processor else None
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             model, dtype=dtype, output_loading_info=True, **local, **options
         )
@@ -45,7 +46,7 @@ def load_vlm(model: str, *, dtype: Any = "auto", **options: Any) -> tuple[Any, A
             f"{model}: lacks {len(missing)} of the model's tensors, {missing[0]} for one, which would start from random "
             "numbers. Copy the folder again."
         )
-    return network.eval(), processor
+    return network.eval(), its_processor
 
 
 def _refuse_missing(model: str, folder: Path) -> None:
