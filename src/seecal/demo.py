@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .data import emoji
+from .demo_report import QUESTIONS, SPLITS, report
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,6 @@ class DemoOptions:
 
 
 TOWER = "seecal_efficientnet_lite"  # in the config.json of every model that the demo made
-SPLITS = {emoji.HELD_IMAGE: "unseen drawings", emoji.HELD_CONCEPT: "unseen concepts"}
-QUESTIONS = ("name", "kind")
 MIX = {"name": 5, "kind": 2, "describe": 3}  # how often a training batch asks which question
 CAPTIONS_OF = (20, 70, 120)  # which unseen drawings are described at the end: fixed, not chosen by how it goes
 
@@ -57,8 +56,6 @@ def run(options: DemoOptions, console: Console) -> int:
             captions, tokens = state.captions(), state.token_table()
     except KeyboardInterrupt:
         return state.interrupted()
-    from .demo_report import report
-
     report(state, captions, tokens, console)
     return 0
 

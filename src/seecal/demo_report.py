@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import shlex
 import time
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from .demo import Demo
+from .data import emoji
 
+SPLITS = {emoji.HELD_IMAGE: "unseen drawings", emoji.HELD_CONCEPT: "unseen concepts"}
+QUESTIONS = ("name", "kind")
 TABLE_COLUMNS = 3  # of the token table, side by side: 80 characters hold them
 
 
-def report(state: Demo, captions: list[tuple[str, str]], tokens: tuple, console: Console) -> None:
+def report(state: Any, captions: list[tuple[str, str]], tokens: tuple, console: Console) -> None:
     """Results, captions, one sample's tokens, where everything is, what to run next."""
     console.print()
     console.print(results(state))
@@ -33,10 +34,8 @@ def report(state: Demo, captions: list[tuple[str, str]], tokens: tuple, console:
         console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
 
 
-def results(state: Demo) -> Table:
+def results(state: Any) -> Table:
     """Held-out figures: a row a stage, unseen drawings and unseen concepts apart."""
-    from .demo import QUESTIONS, SPLITS
-
     title = "Held out: loss on the words that the image shows (nats per token), share of exact answers"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("")
@@ -69,16 +68,14 @@ def token_table(name: str, rows: list[tuple[str, float, float]]) -> Table:
     return table
 
 
-def next_commands(state: Demo) -> list[str]:
+def next_commands(state: Any) -> list[str]:
     """Chat with the result, load it in Python, train again with another option."""
-    from .data.emoji import HELD_IMAGE, QUESTIONS
-
-    item = state.held_out(HELD_IMAGE)[0]
+    item = state.held_out(emoji.HELD_IMAGE)[0]
     model, image = shlex.quote(str(state.folder)), shlex.quote(str(state.images[item.hexcode]))
     other = "uniform" if state.options.weighting != "uniform" else "cal"
     load = f"import seecal, transformers as t; print(t.AutoModelForImageTextToText.from_pretrained('{state.folder}'))"
     return [
-        f'seecal chat {model} {image} "{QUESTIONS["name"]}"',
+        f'seecal chat {model} {image} "{emoji.QUESTIONS["name"]}"',
         f'python -c "{load}"',
         f"seecal demo --weighting {other} --out {shlex.quote(str(state.options.out) + '-' + other)}",
     ]
