@@ -33,6 +33,7 @@ def folder(tmp_path):
 def outside(folder):
     os.symlink(folder.parent / "secret.png", folder / "link.png")
     os.symlink(folder.parent, folder / "up")
+    (folder / "sub").mkdir()
     (folder.parent / "images2").mkdir()
     (folder.parent / "images2" / "a.png").write_bytes(png())
     return {
@@ -51,7 +52,8 @@ def outside(folder):
         "data:image/png;base64,AAAA": "is a URL",
         "s3://bucket/a.png": "is a URL",
         "": "names no file",
-        ".": "not a file|leads out",
+        ".": "leads out of",
+        "sub": "is not a file",
         "a\0.png": "no usable path",
         "a" * 5000: "no usable path",
         "\ud800.png": "no usable path|not in",

@@ -172,6 +172,16 @@ def test_streaming_by_parts_pickles_and_resumes(tmp_path):
     assert [one["id"] for one in fresh] == ids[5:]
 
 
+def test_columns_of_mixed_types(tmp_path):
+    """`datasets` keeps them as JSON text: a text beside a list of parts must not come out in quotes."""
+    rows = [{"messages": [{"role": "user", "content": "hi"}, *messages([("a", "b")])[1:]], "extra": [1, "b"]}] * 2
+    data = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
+    data.to_parquet(tmp_path / "d.parquet")
+    for source in (rows, data, data.to_iterable_dataset(), tmp_path / "d.parquet"):
+        question, answer = next(iter(load_records(source)))["messages"]
+        assert (question["content"][0]["text"], answer["content"][0]["text"]) == ("hi", "b")
+
+
 def test_workers_share_the_parts(tmp_path):
     for part in range(3):
         rows = [{"messages": messages([("a", f"{part} {index}" if part else "")], str)} for index in range(4)]

@@ -148,25 +148,27 @@ def read_parquet(path: Path) -> Rows:
             f"{path}: not a Parquet file ({_reason(error)}). Write it again, or name it by what it is."
         ) from None
     with file:
-        yield from _arrow_rows(file.iter_batches(batch_size=_BATCH))
+        features = datasets.Features.from_arrow_schema(file.schema_arrow)
+        yield from _arrow_rows(file.iter_batches(batch_size=_BATCH), features)
 
 
 def read_dataset(data: Any) -> Rows:
     """Rows of a Dataset, an IterableDataset or a list, images left encoded."""
     if isinstance(data, datasets.Dataset):
-        yield from _arrow_rows(data.with_format("arrow").iter(_BATCH))
+        yield from _arrow_rows(data.with_format("arrow").iter(_BATCH), data.features)
         return
-    if isinstance(data, datasets.IterableDataset) and data.features is not None:
+    features = data.features if isinstance(data, datasets.IterableDataset) else None
+    if features is not None:
         data = data.decode(False)
     for index, row in enumerate(data):
-        yield f"entry {index}", _as_row(row)
+        yield f"entry {index}", _as_row(row, features)
 
 
-def _arrow_rows(batches: Iterable[Any]) -> Rows:
+def _arrow_rows(batches: Iterable[Any], features: Any) -> Rows:
     index = 0
     for batch in batches:
         for row in batch.to_pylist():
-            yield f"row {index}", _as_row(row)
+            yield f"row {index}", _as_row(row, features)
             index += 1
 
 
@@ -227,13 +229,30 @@ def saved_dataset(path: Path) -> datasets.Dataset | None:
     return None
 
 
-def _as_row(row: Any) -> dict[str, Any] | RecordError:
+def _as_row(row: Any, features: Any = None) -> dict[str, Any] | RecordError:
     if not isinstance(row, dict):
         return RecordError(f"{show(row)} is not an object with keys.")
     try:
-        return without_nulls(row)
-    except RecursionError:
-        return RecordError("nested too deeply. Correct or delete the record.")
+        return without_nulls(row if features is None or not _holds_json(features) else _with_json(row, features))
+    except (RecursionError, ValueError) as error:
+        return RecordError(f"it cannot be read ({_reason(error)}). Correct or delete the record.")
+
+
+def _holds_json(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return any(_holds_json(one) for one in feature.values())
+    return isinstance(feature, datasets.Json) or _holds_json(getattr(feature, "feature", None) or {})
+
+
+def _with_json(value: Any, feature: Any) -> Any:
+    """``value`` with what `datasets` keeps as JSON text (columns of mixed types) read: only images stay encoded."""
+    if isinstance(feature, datasets.Json):
+        return json.loads(value) if isinstance(value, (str, bytes)) else value
+    if isinstance(value, dict) and isinstance(feature, dict):
+        return {key: _with_json(one, feature.get(key)) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_json(one, getattr(feature, "feature", None)) for one in value]
+    return value
 
 
 def without_nulls(value: Any) -> Any:
