@@ -29,8 +29,8 @@ def _root() -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the images and the trained model.")] = Path("seecal-demo"),
-    align_steps: Annotated[int, typer.Option(min=0, help="Steps of stage 1: the projector alone.")] = 40,
-    tune_steps: Annotated[int, typer.Option(min=0, help="Steps of stage 2, with CAL.")] = 120,
+    align_steps: Annotated[int, typer.Option(min=0, help="Steps of stage 1: the projector alone.")] = 15,
+    tune_steps: Annotated[int, typer.Option(min=0, help="Steps of stage 2, with CAL.")] = 150,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions in a step.")] = 16,
     held_out: Annotated[int, typer.Option(min=1, help="Drawings at most in each held-out measurement.")] = 150,
     weighting: Annotated[

@@ -27,8 +27,8 @@ class DemoOptions:
     """What ``seecal demo`` can be told. Steps are optimizer steps of ``batch_size`` questions each."""
 
     out: Path = Path("seecal-demo")
-    align_steps: int = 40
-    tune_steps: int = 120
+    align_steps: int = 15
+    tune_steps: int = 150
     batch_size: int = 16
     held_out: int = 150
     weighting: str = "cal"
