@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 
 import datasets
 import pytest
@@ -231,3 +232,14 @@ def test_pillow_images_are_turned_upright(tmp_path):
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "turned.jpg").read_bytes()[:-20])
     with pytest.raises(ValueError, match="its JPEG image: damaged or cut off"):
         load_records([{"messages": chat, "images": [Image.open(tmp_path / "cut.jpg")]}])
+
+
+def test_no_room_in_the_temporary_folder():
+    rows = [{"messages": messages([("a" * 10_000, "b")])}] * 20
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(ValueError, match=r"cannot be written to .*Set TMPDIR to a folder with room, or streaming"):
+            load_records(rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

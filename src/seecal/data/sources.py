@@ -5,6 +5,7 @@ path or data set → readers (rows) → formats (messages, images) → records (
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import tempfile
@@ -31,6 +32,7 @@ _PEEK = 1000
 # Records, and bytes of images in them, that are written at once.
 _WRITE = 1000
 _WRITE_BYTES = 1 << 26
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -89,7 +91,8 @@ def load_records(
     Raises:
         FileNotFoundError: no such data, or (``on_bad="error"``) no such image.
         ValueError: an unknown format (listing what was found and what is known), no usable record, or
-            (``on_bad="error"``) a bad record: one line with file, record, key and what to do.
+            (``on_bad="error"``) a bad record: one line with file, record, key and what to do; no room in the temporary
+            folder.
     """
     if on_bad not in ON_BAD:
         raise ValueError(f"on_bad={on_bad!r}: expected one of {', '.join(ON_BAD)}")
@@ -221,9 +224,17 @@ def _written(records: Iterable[dict[str, Any]]) -> Dataset:
     folder = tempfile.TemporaryDirectory(prefix="seecal-records-")
     path = str(Path(folder.name) / "records.arrow")
     schema = FEATURES.arrow_schema
-    with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
-        for batch in _batches(records):
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+    try:
+        with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
+            for batch in _batches(records):
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise ValueError(
+            f"the records cannot be written to {folder.name} ({os.strerror(error.errno)}). Set TMPDIR to a folder with "
+            "room, or streaming=True, which writes none."
+        ) from None
     _FOLDERS.append(folder)
     return Dataset.from_file(path)
 
