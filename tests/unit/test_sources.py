@@ -22,11 +22,15 @@ from tests.sources import (
     SIMPLE,
     WRITERS,
     expected,
+    hub_like,
+    hub_like_streaming,
     images_in,
     llava_rows,
     load,
     messages,
+    parquet,
     row,
+    saved,
     turn,
     write_json,
     write_jsonl,
@@ -91,6 +95,9 @@ def test_nothing_is_decoded(folder):
     (folder / "bad.png").write_bytes(b"no image")
     data = load_records(write_json(folder / "d.json", [row(image="bad.png")]))
     assert data[0]["images"] == [{"path": str(folder / "bad.png"), "bytes": None}]
+    (folder / "red.png").write_bytes(b"no image")
+    for writer in (hub_like, hub_like_streaming, saved, parquet):
+        assert next(iter(load_records(writer(folder, SIMPLE))))["images"] == [{"path": None, "bytes": b"no image"}]
 
 
 def test_a_system_turn(tmp_path):
