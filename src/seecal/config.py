@@ -7,6 +7,7 @@ from typing import Any
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
+from .data.lengths import POLICIES
 from .options import CALOptions
 
 _OPTION_NAMES = tuple(one.name for one in dataclasses.fields(CALOptions))
@@ -23,7 +24,8 @@ def _option(name: str, help_text: str) -> Any:
 class CALConfig(SFTConfig):
     """Arguments of :class:`seecal.CALTrainer`: everything of :class:`trl.SFTConfig`, and the options of CAL.
 
-    The fields of :class:`seecal.CALOptions` have the same names, meanings and defaults here. Two inherited fields differ:
+    The fields of :class:`seecal.CALOptions` have the same names, meanings and defaults here.
+    ``on_long`` says what happens to records longer than ``max_length``. Two inherited fields differ:
 
     - ``padding_free`` is CAL's (the rows of the pass without the image: "auto", True or False), not TRL's, which vision
       data does not support.
@@ -70,6 +72,13 @@ class CALConfig(SFTConfig):
     chunk_size: int | None = _option(
         "chunk_size", "Rows of logits held at once in the loss; unset: about 2**25 logits."
     )
+    on_long: str = field(
+        default="error",
+        metadata={
+            "help": "What happens to records of more than max_length tokens: 'error'; 'drop' leaves them out; 'truncate' "
+            "cuts their text after the last image. Each is counted and named."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Keep False: CALTrainer stops at a non-finite loss instead of leaving it out of the log."},
@@ -79,6 +88,8 @@ class CALConfig(SFTConfig):
         if isinstance(self.padding_free, str):  # the command line gives text
             self.padding_free = _TRUTH.get(self.padding_free.lower(), self.padding_free)  # type: ignore[assignment]
         self.cal_options()
+        if self.on_long not in POLICIES:
+            raise ValueError(f"on_long={self.on_long!r}: expected one of {', '.join(POLICIES)}")
         super().__post_init__()
         self.refuse_unsupported()
 

@@ -73,6 +73,8 @@ def token_metrics(sums: dict[str, float]) -> dict[str, float]:
         "label_tokens": sums["label_tokens"],
         "contrast_token_share": sums["contrast"] / max(sums["main"] + sums["contrast"], 1),
     }
+    if "dropped" in sums:
+        metrics |= {"records_dropped": sums["dropped"], "records_truncated": sums["truncated"]}
     if seen := sums["seen"]:
         at_alpha, at_beta = sums["at_alpha"] / seen, sums["at_beta"] / seen
         metrics |= {"delta_mean": sums["delta"] / seen, "share_at_alpha": at_alpha, "share_at_beta": at_beta}

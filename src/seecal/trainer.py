@@ -19,6 +19,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from .config import CALConfig
 from .data.collator import CheckedCollator, VisionCollator
+from .data.lengths import COUNTS
 from .families import family_of, image_ids
 from .forward import _OPTIONS, disable_cal, enable_cal
 from .metrics import RunningSums, count_tokens, token_metrics
@@ -91,6 +92,7 @@ class CALTrainer(SFTTrainer):
                 cast(ProcessorMixin, self.processing_class),
                 args.max_length,
                 multiple,
+                args.on_long,
                 contrast=by_pixels,
                 strength=args.cal_options().strength,
             )
@@ -98,7 +100,7 @@ class CALTrainer(SFTTrainer):
         elif data_collator is None and isinstance(self.data_collator, DataCollatorForVisionLanguageModeling):
             self.data_collator.max_length = None  # TRL would cut, perhaps inside an image
             ids = frozenset(image_ids(_bare(self.model).config))
-            self.data_collator = CheckedCollator(self.data_collator, args.max_length, ids)
+            self.data_collator = CheckedCollator(self.data_collator, args.max_length, ids, args.on_long)
         self.cal_options = args.cal_options()
         enable_cal(cast(nn.Module, self.model), self.cal_options)
         setattr(_bare(self.model), _BY_TRAINER, self.cal_options)
@@ -157,6 +159,7 @@ class CALTrainer(SFTTrainer):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """What to back-propagate for one micro-batch; in evaluation the plain cross-entropy of the batch."""
+        long = inputs.pop(COUNTS, None)
         if not cast(nn.Module, self.model).training:
             return self._evaluation_loss(model, inputs, return_outputs)
         if inputs.get("labels") is None:
@@ -165,6 +168,8 @@ class CALTrainer(SFTTrainer):
             )
         outputs = model(**inputs)
         count_tokens(self._window, outputs.cal, inputs.get("attention_mask"), self.cal_options)
+        if long is not None:
+            self._window.add(dropped=long[0], truncated=long[1])
         if self.cal_options.normalize == "global":
             loss = self._share_of_step(outputs.cal, num_items_in_batch)
         else:

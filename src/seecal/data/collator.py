@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .contrasts import contrast_images
 from .images import decode_image
+from .lengths import COUNTS, LengthLimit
 from .turns import Rendered, render
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,8 @@ class VisionCollator:
 
     Args:
         processor: of the model; its tokenizer must be a fast one (the spans need character offsets).
-        max_length: longest row in tokens, image tokens included. None: no limit. A longer record is an error: cutting it
-            could cut an image.
+        max_length, on_long: longest row in tokens, image tokens included (None: no limit), and what happens to a longer
+            record: :class:`seecal.data.lengths.LengthLimit`.
         pad_to_multiple_of: rows are padded to a multiple of this many tokens.
         chat_template: overrides the processor's.
         contrast, strength: one of :data:`seecal.options.PIXEL_CONTRASTS`; the batch then also has
@@ -68,6 +69,7 @@ class VisionCollator:
     processor: ProcessorMixin
     max_length: int | None = None
     pad_to_multiple_of: int | None = None
+    on_long: str = "error"
     chat_template: str | None = None
     contrast: str | None = None
     strength: float = 0.0
@@ -76,6 +78,7 @@ class VisionCollator:
     _said_no_end: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.limit = LengthLimit(self.max_length, self.on_long)
         if not self.tokenizer.is_fast:
             raise ValueError(
                 f"{type(self.tokenizer).__name__} is a slow tokenizer: it gives no character offsets, without which the "
@@ -97,18 +100,31 @@ class VisionCollator:
 
     def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         prepared = [self._prepare(record, index) for index, record in enumerate(records)]
+        names = [one.name for one in prepared]
+        before = self.limit.dropped, self.limit.truncated
         batch = self._processed(prepared, [one.images for one in prepared])
+        long = self.limit.too_long(names, batch["attention_mask"])
+        if long and self.on_long == "drop":
+            for row in long:
+                tokens = int(batch["attention_mask"][row].sum())
+                self.limit.count_dropped(names[row], f"{tokens} tokens are more than max_length={self.max_length}")
+                prepared[row] = self._stand_in(names[row])
+            batch = self._processed(prepared, [one.images for one in prepared])
         labels = torch.full_like(batch["input_ids"], IGNORE)
         for row, one in enumerate(prepared):
             # Padding is told by position: its id may be a real token's, such as the end of a turn.
             columns = batch["attention_mask"][row].nonzero().flatten()
             ids = batch["input_ids"][row, columns].tolist()
-            check_length(one.name, len(ids), self.max_length)
             positions = _expanded_positions(one, ids, set(self._image_tokens))
             for target, labelled in zip(positions, one.labelled, strict=True):
                 if labelled and target is not None:
                     labels[row, columns[target]] = ids[target]
         batch["labels"] = labels
+        if long and self.on_long == "truncate":
+            self.limit.truncate(batch, long, names, set(self._image_tokens))
+        if self.on_long != "error":
+            after = self.limit.dropped, self.limit.truncated
+            batch[COUNTS] = torch.tensor([now - then for now, then in zip(after, before, strict=True)])
         if self.contrast is not None:
             batch.update(self._without_content(prepared))
         return batch
@@ -123,6 +139,12 @@ class VisionCollator:
             add_special_tokens=self._adds_special(prepared[0].text),
             return_tensors="pt",
         )
+
+    def _stand_in(self, name: str) -> _Prepared:
+        """A row of one word without a label and without an image, so that a batch keeps its number of rows."""
+        text = str(self.tokenizer.eos_token or self.tokenizer.pad_token)
+        ids = list(self.tokenizer(text, add_special_tokens=self._adds_special(text))["input_ids"])
+        return _Prepared(name, text, [], ids, [False] * len(ids), [])
 
     def _without_content(self, prepared: list[_Prepared]) -> dict[str, Any]:
         """The pixel inputs once more, of images without their content. Their sizes are the same, and so is all else."""
@@ -227,31 +249,34 @@ class CheckedCollator:
 
     Args:
         collator: the other one; it must not cut rows itself.
-        max_length: longest row in tokens; a longer one is a ValueError naming the record. None: no limit.
+        max_length, on_long: as in :class:`VisionCollator`; a dropped record keeps its row, without labels.
         image_ids: the ids of image tokens.
     """
 
     collator: Callable[[list[dict[str, Any]]], Any]
     max_length: int | None
     image_ids: frozenset[int]
+    on_long: str = "error"
+
+    def __post_init__(self) -> None:
+        self.limit = LengthLimit(self.max_length, self.on_long)
 
     def __call__(self, records: list[dict[str, Any]]) -> Any:
         names = [record_name(record, index) for index, record in enumerate(records)]
         batch = self.collator(records)
-        for name, length in zip(names, batch["attention_mask"].sum(1).tolist(), strict=True):
-            check_length(name, length, self.max_length)
+        before = self.limit.dropped, self.limit.truncated
         images = torch.isin(batch["input_ids"], torch.tensor(sorted(self.image_ids)))
         batch["labels"] = batch["labels"].masked_fill(images, IGNORE)
+        long = self.limit.too_long(names, batch["attention_mask"])
+        if long and self.on_long == "truncate":
+            self.limit.truncate(batch, long, names, set(self.image_ids))
+        for row in long if self.on_long == "drop" else ():
+            batch["labels"][row] = IGNORE
+            self.limit.count_dropped(names[row], f"more tokens than max_length={self.max_length}")
+        if self.on_long != "error":
+            after = self.limit.dropped, self.limit.truncated
+            batch[COUNTS] = torch.tensor([now - then for now, then in zip(after, before, strict=True)])
         return batch
-
-
-def check_length(name: str, length: int, max_length: int | None) -> None:
-    """ValueError if a record has more tokens than ``max_length``."""
-    if max_length is not None and length > max_length:
-        raise ValueError(
-            f"{name}: {length} tokens, image tokens included, are more than max_length={max_length}, and cutting could cut "
-            f"an image. Set max_length to at least {length} or to None, or leave the record out."
-        )
 
 
 def record_name(record: dict[str, Any], index: int) -> str:
