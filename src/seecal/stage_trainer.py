@@ -5,15 +5,29 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .ranks import sum_over_ranks, world_size
 from .stages import split_by_learning_rate
 from .trainer import CALTrainer
+
+
+class _GroupedByEpoch(LengthGroupedSampler):
+    """Batches that depend on the seed and the epoch alone: the same on all ranks, and after a resume."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator = torch.Generator().manual_seed(self._seed + epoch)
 
 
 class StageTrainer(CALTrainer):
@@ -33,6 +47,26 @@ class StageTrainer(CALTrainer):
         columns = cast("list[str]", self._signature_columns)
         if self.args.length_column_name not in columns:
             columns.append(self.args.length_column_name)  # the sampler looks for it in what is left
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        # transformers' own draws from the global random numbers, which differ after a resume and between ranks
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return _GroupedByEpoch(sampler.batch_size, sampler.lengths, seed)
+
+    def take(self, checkpoint: Path) -> bool:
+        """Load a checkpoint if it is of the last step; False if there are steps left. Trainer would take one step more.
+
+        Not when sharded: the shards are laid out only in ``train()``. Its one step more is at the end of the schedule.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < state.max_steps or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return True
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         new = self.optimizer is None

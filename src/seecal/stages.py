@@ -312,7 +312,7 @@ class GradientCheck(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self._images = self._done = False
+        self._images = self._done = self._stepped = False
         self._hook: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -325,6 +325,7 @@ class GradientCheck(TrainerCallback):
         self._hook = model.register_forward_pre_hook(note, with_kwargs=True)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self._stepped = True
         if self._done or not self._images:
             return
         self._done = True
@@ -342,5 +343,5 @@ class GradientCheck(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._hook is not None:
             self._hook.remove()
-        if not self._done:
+        if self._stepped and not self._done:
             logger.warning("no step had an image: the projector has not been trained, and gradients were not checked")

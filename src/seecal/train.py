@@ -137,7 +137,8 @@ class Run:
         if checkpoint is not None:
             self._say(f"{self._called(stage)}: continues at {checkpoint.name}")
         with stop.listening():
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            if checkpoint is None or not trainer.take(checkpoint):
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if stop.signal and trainer.state.global_step < trainer.state.max_steps:
             self._say(
                 f"Stopped at {self._called(stage)}, step {trainer.state.global_step} of {trainer.state.max_steps}; all is "

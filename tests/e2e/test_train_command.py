@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,7 +191,13 @@ def stopped(file, stage, logs, *more):
 def test_killed_twice_and_resumed_is_the_uninterrupted_run(tiny, tmp_path, capsys):
     stages = [
         {"name": "first", "train": ["projector", "language_model"], "max_steps": 120, "learning_rate": 1e-3},
-        {"name": "second", "lora": {"r": 4, "dropout": 0.1}, "max_steps": 100, "gradient_accumulation_steps": 2},
+        {
+            "name": "second",
+            "lora": {"r": 4, "dropout": 0.1},
+            "max_steps": 100,
+            "gradient_accumulation_steps": 2,
+            "train_sampling_strategy": "group_by_length",
+        },
     ]
     both = {"stages": stages, "logging_steps": 5, "save_steps": 1000, "learning_rate": 2e-3}
     whole = recipe_file(tmp_path / "whole.yaml", tiny, tmp_path / "whole", **both)
@@ -212,6 +219,10 @@ def test_killed_twice_and_resumed_is_the_uninterrupted_run(tiny, tmp_path, capsy
     said = capsys.readouterr().out
     assert "stage 1 of 2" not in said, "a finished stage is not repeated"
     assert "stage 2 of 2 (second): continues at checkpoint-" in said
+    assert train.run(["--config", file, "--resume"]) == 0
+
+    # Killed between the last step and the saving: the last checkpoint is all that is there.
+    shutil.rmtree(tmp_path / "killed" / "final")
     assert train.run(["--config", file, "--resume"]) == 0
 
     for part in ("stage-1/model", "final", "final/adapter"):
