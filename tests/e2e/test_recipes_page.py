@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ from transformers import (
 from seecal import train
 from seecal.options import CALOptions
 from seecal.recipe import KEYS
-from tests.e2e.test_train_command import ENVIRONMENT
+from tests.scripts import run_example
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +35,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     first, *rest = COMMANDS
     assert rest == RECIPE_COMMANDS
-    script = shlex.split(first.replace("python examples/", f"{ROOT}/examples/"))
-    subprocess.run([sys.executable, *script], check=True, cwd=folder, env=ENVIRONMENT, timeout=60)
+    assert first == "python examples/tiny_folder.py out/tiny"
+    run_example("tiny_folder.py", folder / "out" / "tiny")
     return folder
 
 
@@ -66,11 +64,9 @@ def test_every_key_is_on_the_page():
         assert re.search(rf"^[ -]*{name}:", written, re.M), name
 
 
-def test_the_lora_example(tmp_path):
-    command = [sys.executable, ROOT / "examples" / "lora.py", "tiny", "out"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert re.search(r"lora +14,848 parameters", done.stdout)
+def test_the_lora_example(tmp_path, capsys):
+    run_example("lora.py", "tiny", tmp_path / "out")
+    assert re.search(r"lora +14,848 parameters", capsys.readouterr().out)
     AutoModelForImageTextToText.from_pretrained(tmp_path / "out" / "merged")
 
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +16,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from seecal import cli, train
 from seecal.data.collator import VisionCollator
+from tests.scripts import run_example
 from tests.tiny import tiny_records
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICK = {
     "use_cpu": True,
     "bf16": False,
@@ -34,7 +33,7 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYT
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    subprocess.run([sys.executable, EXAMPLES / "tiny_folder.py", folder], check=True, env=ENVIRONMENT, timeout=60)
+    run_example("tiny_folder.py", folder)
     return folder
 
 

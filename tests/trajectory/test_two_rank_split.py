@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from seecal import CALConfig, CALTrainer, train
+from tests.scripts import run_example
 from tests.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
 ROOT = Path(__file__).parents[2]
@@ -82,8 +83,7 @@ def test_micro_batch_sees_it(split, found):
 
 def test_seecal_train_on_two_ranks_is_one(tmp_path):
     """A LoRA recipe: adapters and projector, merged and saved by rank 0."""
-    maker = [sys.executable, ROOT / "examples" / "tiny_folder.py", tmp_path / "tiny"]
-    subprocess.run(maker, check=True, env=ENVIRONMENT, timeout=60)
+    run_example("tiny_folder.py", tmp_path / "tiny")
     settings = {
         "model": tmp_path / "tiny" / "model",
         "data": tmp_path / "tiny" / "data.json",
