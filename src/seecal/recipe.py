@@ -107,7 +107,9 @@ class Stage:
         from .config import CALConfig
 
         parser = TrlParser(CALConfig)  # type: ignore[arg-type]  # its annotation is the union's name, not a type
-        parser.set_defaults_with_config(**{**self.settings, "output_dir": str(output_dir)})
+        # Every trained tensor has a gradient in every step (GradientCheck), so DDP need not look for others
+        fixed = {"ddp_find_unused_parameters": False, **self.settings, "output_dir": str(output_dir)}
+        parser.set_defaults_with_config(**fixed)
         try:
             return parser.parse_args_into_dataclasses(args=[])[0]
         except SystemExit:  # argparse has said on stderr what it dislikes

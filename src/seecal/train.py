@@ -136,6 +136,11 @@ class Run:
         checkpoint = newest_checkpoint(Path(config.output_dir))
         if checkpoint is not None:
             self._say(f"{self._called(stage)}: continues at {checkpoint.name}")
+            before = len(list(checkpoint.glob("rng_state*.pth")))
+            if before != config.world_size:
+                self._say(
+                    f"  written by {before} ranks, now {config.world_size}: it goes on, but not with the same batches"
+                )
         with stop.listening():
             if checkpoint is None or not trainer.take(checkpoint):
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
