@@ -5,67 +5,13 @@ import inspect
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 import seecal
 from seecal import CALOptions
 
 from ..families.builders import IMAGE, MIXED, Row, batch_of, build
-
-
-@pytest.fixture(scope="module")
-def llava():
-    return build("llava")
-
-
-@pytest.fixture
-def case(llava):
-    model, image_tokens, pixels = llava
-    return copy.deepcopy(model).train(), batch_of(MIXED, image_tokens, pixels)
-
-
-def by_the_equations(model, batch, alpha=1.0, beta=5.0, window=3):
-    """(loss with gradients, weights): the paper's equations as loops over samples and label tokens, one sample a time."""
-    numerator, weights = 0.0, []
-    for row in range(len(batch["input_ids"])):
-        ids, labels, mask = (batch[name][row : row + 1] for name in ("input_ids", "labels", "attention_mask"))
-        images_before = int((batch["input_ids"][:row] == IMAGE).sum()) // 16
-        images = int((ids == IMAGE).sum()) // 16
-        pixels = {"pixel_values": batch["pixel_values"][images_before : images_before + images]} if images else {}
-        with_image = model(input_ids=ids, attention_mask=mask, use_cache=False, **pixels).logits[0].float()
-        with torch.no_grad():
-            hidden_image = mask * (ids != IMAGE)
-            without = model(input_ids=ids, attention_mask=hidden_image, use_cache=False, **pixels).logits[0].float()
-        run = []
-        for column in [*range(1, ids.shape[1]), None]:
-            labelled = column is not None and labels[0, column] != -100
-            if run and not labelled:
-                clamped = [delta for delta, _ in run]
-                for j, (_, ce) in enumerate(run):
-                    near = clamped[max(0, j - window // 2) : j + window // 2 + 1]
-                    weights.append(sum(near) / len(near))
-                    numerator = numerator + weights[-1] * ce
-                run = []
-            if labelled:
-                target = labels[0, column]
-                seen = bool((ids[0, : column - 1] == IMAGE).any()) and bool(ids[0, column - 1] != IMAGE)
-                delta = float(with_image[column - 1, target].detach() - without[column - 1, target]) if seen else 0.0
-                ce = torch.logsumexp(with_image[column - 1], 0) - with_image[column - 1, target]
-                run.append((min(max(delta, alpha), beta), ce))
-    return numerator / sum(weights), torch.tensor(weights)
-
-
-def gradients(model):
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def assert_same_gradients(got, expected, relative):
-    assert set(got) == set(expected)
-    # some are 0 but for rounding (the bias of a key projection): the largest one says what 0 is
-    floor = 1e-3 * max(float(gradient.norm()) for gradient in expected.values())
-    for name, gradient in expected.items():
-        assert (got[name] - gradient).norm() <= relative * max(float(gradient.norm()), floor), name
+from .reference import assert_same_gradients, by_the_equations, gradients
 
 
 @pytest.mark.parametrize("family", ["llava", "tied llava"])
@@ -305,78 +251,6 @@ def test_visual_delta_names_what_the_batch_lacks(case, missing):
     model, batch = case
     with pytest.raises(ValueError, match=missing):
         seecal.visual_delta(model, {name: value for name, value in batch.items() if name != missing})
-
-
-def lora(model, **options):
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", init_lora_weights=False, **options)
-    return get_peft_model(model, config)
-
-
-def test_peft_before_and_after(case):
-    model, batch = case
-    after = seecal.enable_cal(lora(copy.deepcopy(model))).train()
-    before = lora(seecal.enable_cal(copy.deepcopy(model))).train()
-    outputs = [one(**batch) for one in (after, before)]
-    for one, output in zip((after, before), outputs, strict=True):
-        output.loss.backward()
-        assert set(gradients(one)) == {name for name, _ in one.named_parameters() if "lora" in name}
-    assert torch.equal(outputs[0].loss, outputs[1].loss)
-    assert_same_gradients(gradients(after), gradients(before), 1e-6)
-    plain = seecal.enable_cal(copy.deepcopy(model))(**batch)
-    assert abs(float((outputs[0].loss - plain.loss).detach())) > 1e-3, "the adapter is not used"
-    contrast = seecal.visual_delta(after, batch, contrast="mask")
-    torch.testing.assert_close(contrast.delta, outputs[0].cal.visual_delta.delta, atol=1e-3, rtol=1e-4)
-
-
-def test_an_adapter_on_the_head_is_refused(case):
-    model, batch = case
-    config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"])
-    with pytest.raises(ValueError, match="modules_to_save"):
-        seecal.enable_cal(get_peft_model(copy.deepcopy(model), config))
-    later = get_peft_model(seecal.enable_cal(model), config).train()
-    with pytest.raises(ValueError, match="adapter"):
-        later(**batch)
-
-
-def test_a_head_in_modules_to_save_is_the_one_that_trains(case):
-    model, batch = case
-    trained = seecal.enable_cal(lora(model, modules_to_save=["lm_head"])).train()
-    trained(**batch).loss.backward()
-    assert any("lm_head.modules_to_save" in name for name in gradients(trained))
-
-
-@pytest.mark.parametrize("contrast", ["drop", "mask"])
-def test_checkpointing_gives_the_same_gradients(case, contrast):
-    model, batch = case
-    seecal.enable_cal(model, CALOptions(contrast=contrast))
-    twin = copy.deepcopy(model)
-    twin.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    calls = []
-    twin.model.language_model.layers[0].mlp.gate_proj.register_forward_pre_hook(lambda *_: calls.append(1))
-    for one in (model, twin):
-        one(**batch).loss.backward()
-    assert len(calls) == 3, "main, contrast, and the main pass again in the backward"
-    assert_same_gradients(gradients(twin), gradients(model), 1e-6)
-
-
-def test_bf16_autocast_and_pure_bf16(case):
-    model, batch = case
-    seecal.enable_cal(model)
-    truth = model(**batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        autocast = model(**batch)
-    autocast.loss.backward()
-    assert all(gradient.dtype == torch.float32 for gradient in gradients(model).values())
-    pure = copy.deepcopy(model).to(torch.bfloat16)
-    pure.zero_grad()
-    low = pure(**{**batch, "pixel_values": batch["pixel_values"].bfloat16()})
-    low.loss.backward()
-    for output in (autocast, low):
-        assert output.loss.dtype == torch.float32
-        assert output.cal.visual_delta.delta.dtype == torch.float32
-        torch.testing.assert_close(output.loss, truth.loss, atol=0, rtol=0.05)
-    assert all(torch.isfinite(gradient).all() for gradient in gradients(pure).values())
 
 
 def test_the_contrast_pass_runs_without_dropout_and_every_mode_comes_back(case, caplog):
