@@ -248,12 +248,11 @@ class Demo:
     def interrupted(self) -> int:
         """After Ctrl-C: save what there is, say so in one line."""
         if self.model is None or self.processor is None:
-            self.console.print("Stopped while preparing: there was no model to save yet.")
-            return 130
-        self.save()
-        self.console.print(
-            f"Stopped during {self.stage}. Model and processor as trained so far: {self.folder}", style=None
-        )
+            said = "Stopped while preparing: there was no model to save yet."
+        else:
+            self.save()
+            said = f"Stopped during {self.stage}. Model and processor as trained so far: {self.folder}"
+        self.console.print(said, markup=False, highlight=False, soft_wrap=True)
         return 130
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import Counter
 from typing import Any
 
 from rich import box
@@ -28,7 +29,8 @@ def report(state: Any, captions: list[tuple[str, str]], tokens: tuple, console: 
     console.print()
     console.print(token_table(*tokens))
     minutes = (time.monotonic() - state.started) / 60
-    console.print(f"\n{minutes:.1f} minutes; {state.notes[0]}. Model, processor and images: {state.options.out}/")
+    console.print(f"\n{minutes:.1f} minutes on {state.notes[0]}.", highlight=False, soft_wrap=True)
+    console.print(f"Model and processor: {state.folder}", highlight=False, markup=False, soft_wrap=True)
     console.print("Next:", style="bold")
     for command in next_commands(state):
         console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
@@ -36,22 +38,32 @@ def report(state: Any, captions: list[tuple[str, str]], tokens: tuple, console: 
 
 def results(state: Any) -> Table:
     """Held-out figures: a row a stage, unseen drawings and unseen concepts apart."""
-    title = "Held out: loss on the words that the image shows (nats per token), share of exact answers"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    table.add_column("")
+    title = "Held out: nats per word token of the image, exact answers"
+    caption = "drawings: new ones of known concepts; concepts: in no drawing seen before"
+    table = Table(box=box.SIMPLE_HEAD, title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("", no_wrap=True)
     for split, label in SPLITS.items():
-        score = next(iter(state.scores.values()))[split, "name"]
         for question in QUESTIONS:
-            table.add_column(f"{label}\n{question} (n={score.questions})", justify="right", no_wrap=True)
+            count = next(iter(state.scores.values()))[split, question].questions
+            table.add_column(f"{label.split()[1]}\n{question}, n={count}", justify="right", no_wrap=True)
     for when, found in state.scores.items():
         cells = [found[split, question] for split in SPLITS for question in QUESTIONS]
         table.add_row(when, *(f"{cell.word_nll:.2f} {cell.exact:4.0%}" for cell in cells))
+    cells = [f"{commonest(state, split, question):4.0%}" for split in SPLITS for question in QUESTIONS]
+    table.add_row("commonest answer", *cells, style="dim")
     return table
+
+
+def commonest(state: Any, split: str, question: str) -> float:
+    """Share that is right when every question gets the commonest answer of the drawings trained on: what guessing earns."""
+    answers = Counter(getattr(item, question) for item in emoji.by_split(state.items, emoji.TRAIN))
+    (guess, _), asked = answers.most_common(1)[0], state.held_out(split)
+    return sum(getattr(item, question) == guess for item in asked) / len(asked)
 
 
 def token_table(name: str, rows: list[tuple[str, float, float]]) -> Table:
     """(token, Δ, weight) of one description, read downwards, column by column."""
-    title = f"Tokens of the true description of [bold]{escape(name)}[/]: Δ (logits), weight"
+    title = f"True description of [bold]{escape(name)}[/]: token, Δ (logits), weight"
     table = Table(box=None, title=title, title_justify="left", show_header=False, padding=(0, 1), pad_edge=True)
     height = -(-len(rows) // TABLE_COLUMNS)
     for _ in range(TABLE_COLUMNS):
