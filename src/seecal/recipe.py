@@ -112,6 +112,10 @@ class Stage:
         parser.set_defaults_with_config(**fixed)
         try:
             return parser.parse_args_into_dataclasses(args=[])[0]
+        except ValueError as error:
+            if "use_cpu" not in str(error):
+                raise
+            raise ValueError("no GPU was found here: set use_cpu: true and bf16: false to train on the CPU") from None
         except SystemExit:  # argparse has said on stderr what it dislikes
             raise ValueError(f"stage {self.number}: these settings are not accepted: {self.settings}") from None
 

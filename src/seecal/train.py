@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
         return 1
     except ValueError as error:
         if str(error).startswith("Caught "):  # in a worker of the data loader, with its traceback as text
-            raise ValueError(str(error).strip().splitlines()[-1]) from None
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
         raise
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -261,6 +262,25 @@ RECORDS = {
     "empty answer": (lambda row: row["conversations"][1].update(value=""), "r2"),
     "no labels": (lambda row: row.update(conversations=row["conversations"][:1]), "r2"),
 }
+
+
+def test_an_image_too_large_is_one_line(tiny, tmp_path, monkeypatch, capsys):
+    Image.new("1", (10_000, 6_000)).save(tmp_path / "large.png")
+    rows = json.loads((tiny / "data.json").read_text())[2:3]
+    rows[0]["image"] = "large.png"
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "out", data=str(tmp_path / "data.json"))
+    line = refused(monkeypatch, capsys, "--config", file, "--dataloader_num_workers", "1")
+    assert "large.png" in line
+    assert "10000 × 6000 pixels" in line
+    assert "Error" not in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_says_what_to_set(tiny, tmp_path):
+    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "out", use_cpu=False, bf16=True)
+    with pytest.raises(ValueError, match="no GPU was found here: set use_cpu: true and bf16: false"):
+        train.run(["--config", file])
 
 
 @pytest.mark.parametrize("what", RECORDS)
