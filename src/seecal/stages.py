@@ -26,7 +26,11 @@ _PROJECTORS = (
     "visual.merger",  # Qwen-VL
     "visual.deepstack_merger_list",
     "aligner",  # Janus
-    "embed_vision",  # Gemma 3n
+    "embed_vision",  # Gemma 4
+    "vision_projection",  # LightOnOCR
+    "visual_embeddings_table",  # Ovis 2
+    "layerwise_projectors",  # Granite 4 Vision
+    "spatial_projectors",
 )
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "vision_embed_tokens")
 
@@ -221,13 +225,13 @@ def _with_adapters(
     whole = [path for group in train if group != "lora" for path in groups[group]]
     if loose := [path for path in whole if path not in modules]:
         # PEFT saves whole modules only. Trained but not saved would be worse than not trained.
-        logger.warning("%s: a single parameter, which PEFT cannot save beside an adapter: it stays frozen", loose[0])
+        logger.warning("%s: not a module, so PEFT cannot save it beside an adapter: it stays frozen", ", ".join(loose))
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=linear,
-        modules_to_save=[path for path in whole if path in modules] or None,
+        modules_to_save=_savable(modules, [path for path in whole if path in modules]) or None,
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)
@@ -240,6 +244,15 @@ def _with_adapters(
             assert group is not None
             trained[name] = group
     return Prepared(adapted, trained, tuple(sorted(name for name in unused if "vision_tower" in lora.targets)))
+
+
+def _savable(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> list[str]:
+    """PEFT wraps what has a forward: of a list of modules its members."""
+    found = []
+    for path in paths:
+        members = modules[path].named_children() if isinstance(modules[path], nn.ModuleList) else ()
+        found += [f"{path}.{name}" for name, _ in members] or [path]
+    return found
 
 
 def trainable_tree(prepared: Prepared, learning_rate: float, rates: Mapping[str, float] | None = None) -> str:

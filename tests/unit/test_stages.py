@@ -9,6 +9,7 @@ from torch import nn
 from seecal import CALConfig
 from seecal.stage_trainer import StageTrainer
 from seecal.stages import (
+    GROUPS,
     GradientCheck,
     LoraSettings,
     group_of,
@@ -18,6 +19,7 @@ from seecal.stages import (
     trainable_tree,
 )
 from tests.families.builders import FAMILIES, Row, batch_of, build
+from tests.families.zoo_models import ZOO
 from tests.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
 
@@ -55,6 +57,19 @@ def test_unused_tensors_are_those_without_a_gradient(family):
     model(**batch_of([Row([2, "image", -4])], tokens, pixels)).loss.backward()
     without = {name for name, one in model.named_parameters() if one.grad is None}
     assert without == unused
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_family_has_its_groups_and_takes_lora(name):
+    model = ZOO[name].model()
+    groups = module_groups(model)
+    assert set(groups) == set(GROUPS) - {"lora"}
+    assert all(group_of(one, groups, groups) for one, _ in model.named_parameters())
+    prepared = prepare(model, ["projector", "lora"])
+    assert set(prepared.groups) == trainable(prepared.model)
+    assert set(prepared.groups.values()) == {"projector", "lora"}
+    decoder = groups["language_model"][0]
+    assert all(f".{decoder}." in one for one, group in prepared.groups.items() if group == "lora")
 
 
 def test_what_is_in_another_group_stays_out():
