@@ -235,6 +235,16 @@ def test_killed_twice_and_resumed_is_the_uninterrupted_run(tiny, tmp_path, capsy
     assert [[stage["steps"] for stage in one["stages"]] for one in steps] == [[120, 100]] * 2
 
 
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    """kill -9 while saving: trainer_state.json, which comes last, is not there."""
+    assert train.newest_checkpoint(tmp_path) is None
+    for step in (9, 20, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step < 100:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert train.newest_checkpoint(tmp_path).name == "checkpoint-20"
+
+
 # ---- errors ----
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -190,6 +191,16 @@ def test_the_papers_recipes(name, tmp_path):
 def test_every_shipped_recipe_is_read():
     assert {one.stem for one in SHIPPED.glob("*.yaml")} == {"tiny", "llava-1.5-7b", "llava-next-7b"}
     assert read("tiny").stages[0].name == "align"
+
+
+@pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "zero2"])
+def test_launch_configurations_are_accelerates(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    found = load_config_from_file(str(Path(__file__).parents[2] / "accelerate_configs" / f"{name}.yaml"))
+    kinds = {"single": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}
+    assert found.distributed_type == kinds[name]
+    assert found.mixed_precision == "bf16"
 
 
 # ---- help ----
