@@ -1,16 +1,22 @@
 """seecal train on the micro VLM's real weights, whose head is tied to its embeddings: LoRA, full and projector-only."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from seecal import train
+from seecal.data.collator import VisionCollator
 from seecal.models import micro
 from tests.tiny import tiny_records
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("micro")]
+ROOT = Path(__file__).parents[2]
 KINDS = {
     "projector": (["--train", "projector"], ("model.multi_modal_projector.",)),
     "full": (["--train", "projector", "language_model"], ("model.multi_modal_projector.", "model.language_model.")),
@@ -33,9 +39,32 @@ def place(tmp_path_factory):
     return folder
 
 
+def logits_of(model, folder):
+    processor = AutoProcessor.from_pretrained(folder)
+    batch = VisionCollator(processor)(tiny_records(2, seed=5))
+    with torch.no_grad():
+        return model.eval()(**{name: one for name, one in batch.items() if name != "labels"}).logits
+
+
+IN_ANOTHER_PROCESS = """
+import sys, seecal, torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from tests.e2e.test_train_micro import logits_of
+torch.save(logits_of(AutoModelForImageTextToText.from_pretrained(sys.argv[1]), sys.argv[1]), sys.argv[2])
+"""
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_trains_changes_and_nothing_else(kind, place, tmp_path):
+def test_what_trains_changes_and_reloads(kind, place, tmp_path, monkeypatch):
+    """Trained tensors changed, all others are bit-equal; a fresh offline process gets the logits of the end of training."""
     arguments, trained = KINDS[kind]
+    at_the_end = []
+    finish = train.Run._finish
+    noting = lambda self, stage, trainer, source: (  # noqa: E731
+        at_the_end.append(logits_of(trainer.model, place / "model")),
+        finish(self, stage, trainer, source),
+    )
+    monkeypatch.setattr(train.Run, "_finish", noting)
     here = ["--model", place / "model", "--data", place / "data.json", "--output_dir", tmp_path / "run"]
     settings = (
         "--use_cpu --bf16 false --max_steps 2 --learning_rate 1e-3 --per_device_train_batch_size 2 --disable_tqdm"
@@ -45,6 +74,13 @@ def test_what_trains_changes_and_nothing_else(kind, place, tmp_path):
     )
     before = AutoModelForImageTextToText.from_pretrained(place / "model").state_dict()
     after = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "final").state_dict()
+    code = [sys.executable, "-c", IN_ANOTHER_PROCESS, tmp_path / "run" / "final", tmp_path / "logits.pt"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run(list(map(str, code)), check=True, cwd=ROOT, env=environment, timeout=120)
+    reloaded = torch.load(tmp_path / "logits.pt", weights_only=True)
+    # LoRA's final model is the merged one: W + BA, rounded once more, through 30 layers
+    tolerance = 2e-3 * float(at_the_end[0].abs().max()) if kind == "lora" else 0
+    torch.testing.assert_close(reloaded, at_the_end[0], rtol=0, atol=tolerance)
     assert before.keys() == after.keys()
     for name, one in before.items():
         inside = name.startswith(trained)
