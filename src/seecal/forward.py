@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 # Set on the patched instance: the options while CAL is on, and the forward that stood in its way before.
 _OPTIONS, _PREVIOUS = "_seecal_options", "_seecal_previous_forward"
 _CONTRAST = "contrast_"  # begins the names of inputs for the pass without the image
+_GIVEN = "token_weights"  # [B, L], weights that somebody has measured before
 TESTED = "_seecal_tested"  # an undeclared family has passed its self-test
 # Arguments of the top-level forward that are about logits, caches or logging, not about the batch.
 _NOT_FOR_THE_BASE = ("labels", "use_cache", "past_key_values", "logits_to_keep", "return_dict", "num_items_in_batch")
@@ -61,6 +62,8 @@ def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module
     Args:
         model: a transformers vision-language model, or a PeftModel around one.
         options: None: the paper's defaults.
+
+    A batch may bring ``token_weights`` [B, L], weights measured before: then they are used, and no image is taken away.
 
     Returns:
         ``model``, for chaining.
@@ -164,7 +167,8 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     """One training forward: both passes, the weights, the loss. Returns the model's output class with ``.cal``."""
     _test_undeclared(model, inputs)
     delta, hidden_ND, main, head, without = _both_passes(model, inputs, options)
-    weights = weighting_named(options.weighting)(delta, options)
+    given = inputs.get(_GIVEN)
+    weights = weighting_named(options.weighting)(delta, options) if given is None else _given(given, delta)
     weight_sum = weights.sum()
     rows, factor = _normaliser(weights, weight_sum, delta, options.normalize)
     weighted, ce_N = weighted_sum_of_ce(
@@ -206,6 +210,21 @@ def _test_undeclared(model: Any, inputs: dict[str, Any]) -> None:
     setattr(model, TESTED, True)
 
 
+def _given(weights_BL: Tensor, delta: VisualDelta) -> Tensor:
+    """[N] float32: the weights that came with the batch, at its label tokens."""
+    if weights_BL.ndim != 2:
+        raise ValueError(
+            f"{_GIVEN} of shape {tuple(weights_BL.shape)}: expected [B, L], a weight at every label's place"
+        )
+    _mention_given()
+    return weights_BL[delta.sample, delta.position].float()
+
+
+@functools.cache
+def _mention_given() -> None:
+    logger.warning("the batches bring %s: those are used, nothing is contrasted and the weighting is not asked", _GIVEN)
+
+
 def _normaliser(weights: Tensor, weight_sum: Tensor, delta: VisualDelta, normalize: str) -> tuple[Tensor, Tensor]:
     """(weight of every row [N], factor of the sum): loss = factor · Σ row · CE.
 
@@ -235,7 +254,9 @@ def _both_passes(
     reach = contrast_reach(main, family, labels.sample, labels.position, by_pixels)
     all_ranks = world_size() > 1
     released = options.pool_scope == "released"
-    if by_pixels and (bool(main.image.any()) or all_ranks):
+    if inputs.get(_GIVEN) is not None:  # nothing to measure
+        reach, without = torch.zeros_like(reach), Without(None, 0)
+    elif by_pixels and (bool(main.image.any()) or all_ranks):
         without = _pixel_pass(model, decoder, family, inputs, options.contrast, labels.sample, before)
     elif options.contrast == "mask" and bool(main.image.any()):
         without = mask_pass(decoder, family, main, labels.sample, before, whole_grid=released)
@@ -304,8 +325,8 @@ def _pixel_pass(
 
 
 def _own_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
-    """What the model itself knows: without the ``contrast_*`` inputs that the collator makes."""
-    return {name: value for name, value in inputs.items() if not name.startswith(_CONTRAST)}
+    """What the model itself knows: without what our collator adds for the pass without the image, and weights."""
+    return {name: value for name, value in inputs.items() if not name.startswith(_CONTRAST) and name != _GIVEN}
 
 
 def _blank_image(model: Any, inputs: dict[str, Any]) -> Tensor | None:

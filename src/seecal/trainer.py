@@ -18,7 +18,8 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
 from .config import CALConfig
-from .data.collator import CheckedCollator, VisionCollator
+from .data.checked import CheckedCollator
+from .data.collator import VisionCollator
 from .data.lengths import COUNTS
 from .families import family_of, image_ids
 from .forward import _OPTIONS, disable_cal, enable_cal
@@ -95,12 +96,13 @@ class CALTrainer(SFTTrainer):
                 args.on_long,
                 contrast=by_pixels,
                 strength=args.cal_options().strength,
+                with_ids=True,
             )
             self.add_callback(_TellEpoch(self.data_collator))
         elif data_collator is None and isinstance(self.data_collator, DataCollatorForVisionLanguageModeling):
             self.data_collator.max_length = None  # TRL would cut, perhaps inside an image
             ids = frozenset(image_ids(_bare(self.model).config))
-            self.data_collator = CheckedCollator(self.data_collator, args.max_length, ids, args.on_long)
+            self.data_collator = CheckedCollator(self.data_collator, args.max_length, ids, args.on_long, True)
         self.cal_options = args.cal_options()
         enable_cal(cast(nn.Module, self.model), self.cal_options)
         setattr(_bare(self.model), _BY_TRAINER, self.cal_options)
@@ -113,6 +115,7 @@ class CALTrainer(SFTTrainer):
         self._divisor: Tensor | None = None  # of the losses of this step's micro-batches
         self._provisional = False  # whether it stands for a Σ w that was not known yet
         self._window_start: float | None = None
+        self._step_records: list[str] = []  # what this step is made of on this rank, for an error
         self._paused = 0.0
 
     def _refuse_unsupported(self) -> None:
@@ -133,8 +136,8 @@ class CALTrainer(SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns = cast("list[str]", self._signature_columns)
-        if self._is_vision_dataset and "id" not in columns:
-            columns.append("id")  # the collators name records by it
+        if self._is_vision_dataset:  # the collators name records by their id; weights may have been measured before
+            columns += [name for name in ("id", "weights") if name not in columns]
 
     # ---- Training ----
 
@@ -159,13 +162,14 @@ class CALTrainer(SFTTrainer):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """What to back-propagate for one micro-batch; in evaluation the plain cross-entropy of the batch."""
-        long = inputs.pop(COUNTS, None)
+        long, names = inputs.pop(COUNTS, None), inputs.pop("record_ids", ())
         if not cast(nn.Module, self.model).training:
             return self._evaluation_loss(model, inputs, return_outputs)
         if inputs.get("labels") is None:
             raise ValueError(
                 f"the data collator made no labels, only {', '.join(sorted(inputs))}: there is nothing to learn"
             )
+        self._step_records += names
         outputs = model(**inputs)
         count_tokens(self._window, outputs.cal, inputs.get("attention_mask"), self.cal_options)
         if long is not None:
@@ -222,6 +226,7 @@ class CALTrainer(SFTTrainer):
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else torch.as_tensor(grad_norm)
         self._stop_unless_finite(self._step.take("loss"), norm.detach())
+        self._step_records.clear()
         return grad_norm
 
     def _stop_unless_finite(self, loss: Tensor, norm: Tensor) -> None:
@@ -234,8 +239,13 @@ class CALTrainer(SFTTrainer):
             raise FloatingPointError(
                 f"step {self.state.global_step + 1}: the loss is {values[0]:g} and the gradient norm {values[1]:g}. "
                 "Stopped before the optimizer step; the weights are those of the step before. Look at the records of this "
-                "step, lower learning_rate, or use bf16 instead of fp16."
+                f"step{self._records_of_step()}, lower learning_rate, or use bf16 instead of fp16."
             )
+
+    def _records_of_step(self) -> str:
+        shown = ", ".join(self._step_records[:8])
+        more = len(self._step_records) - 8
+        return f" ({shown}{f' and {more} more' if more > 0 else ''})" if shown else ""
 
     # ---- Checkpoints ----
 

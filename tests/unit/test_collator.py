@@ -4,7 +4,8 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from seecal.data.collator import CheckedCollator, VisionCollator
+from seecal.data.checked import CheckedCollator
+from seecal.data.collator import VisionCollator
 from tests.tiny import (
     IMAGE_TOKENS,
     MARKED_TEMPLATE,

@@ -16,7 +16,7 @@ LAYERS = [
     {"families", "weighting", "config", "metrics", "selftest", "data.images", "models.micro", "models.loading"},
     {"contrast", "stages", "data.records", "data.collator"},
     {"delta"},
-    {"forward", "data.formats", "data.readers", "data.mixture"},
+    {"forward", "data.formats", "data.readers", "data.mixture", "data.checked"},
     {"trainer", "family_check", "recipe", "chat", "measure", "data.sources"},
     {"demo_report", "stage_trainer", "train_help"},
     {"train"},

@@ -10,7 +10,8 @@ from trl import SFTConfig
 
 import seecal
 from seecal import CALConfig, CALTrainer
-from seecal.data.collator import CheckedCollator, VisionCollator
+from seecal.data.checked import CheckedCollator
+from seecal.data.collator import VisionCollator
 from tests.tiny import IMAGE_TOKENS, tiny_dataset, tiny_llava, tiny_llava_processor, tiny_tokenizer
 
 

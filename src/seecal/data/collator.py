@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,10 @@ class VisionCollator:
         contrast, strength: one of :data:`seecal.options.PIXEL_CONTRASTS`; the batch then also has
             ``contrast_pixel_values``, the images without their content, seeded by record and ``epoch``.
         epoch: set it when an epoch begins; CALTrainer does.
+        with_ids: adds ``record_ids``, how errors call the records of the batch; for a caller that takes it out again.
+
+    A record may bring the weights of its label tokens, ``weights``, a list with one number ≥ 0 for each in order. The batch
+    then has ``token_weights`` [B, L], and training takes those instead of measuring any (no pass without the image).
 
     Raises:
         ValueError: no fast tokenizer or no chat template; or a record (named) whose images and placeholders differ
@@ -74,6 +78,7 @@ class VisionCollator:
     contrast: str | None = None
     strength: float = 0.0
     epoch: int = 0
+    with_ids: bool = False
     _spare: Any = field(default=None, init=False, repr=False)
     _said_no_end: bool = field(default=False, init=False, repr=False)
 
@@ -120,11 +125,15 @@ class VisionCollator:
                 if labelled and target is not None:
                     labels[row, columns[target]] = ids[target]
         batch["labels"] = labels
+        if any(record.get("weights") is not None for record in records):
+            batch["token_weights"] = given_weights(records, prepared, labels)
         if long and self.on_long == "truncate":
             self.limit.truncate(batch, long, names, set(self._image_tokens))
         if self.on_long != "error":
             after = self.limit.dropped, self.limit.truncated
             batch[COUNTS] = torch.tensor([now - then for now, then in zip(after, before, strict=True)])
+        if self.with_ids:
+            batch["record_ids"] = names
         if self.contrast is not None:
             batch.update(self._without_content(prepared))
         return batch
@@ -243,40 +252,27 @@ class VisionCollator:
             )
 
 
-@dataclass
-class CheckedCollator:
-    """Another collator's batches, held to the same rules: no row cut to ``max_length``, image tokens never labels.
-
-    Args:
-        collator: the other one; it must not cut rows itself.
-        max_length, on_long: as in :class:`VisionCollator`; a dropped record keeps its row, without labels.
-        image_ids: the ids of image tokens.
-    """
-
-    collator: Callable[[list[dict[str, Any]]], Any]
-    max_length: int | None
-    image_ids: frozenset[int]
-    on_long: str = "error"
-
-    def __post_init__(self) -> None:
-        self.limit = LengthLimit(self.max_length, self.on_long)
-
-    def __call__(self, records: list[dict[str, Any]]) -> Any:
-        names = [record_name(record, index) for index, record in enumerate(records)]
-        batch = self.collator(records)
-        before = self.limit.dropped, self.limit.truncated
-        images = torch.isin(batch["input_ids"], torch.tensor(sorted(self.image_ids)))
-        batch["labels"] = batch["labels"].masked_fill(images, IGNORE)
-        long = self.limit.too_long(names, batch["attention_mask"])
-        if long and self.on_long == "truncate":
-            self.limit.truncate(batch, long, names, set(self.image_ids))
-        for row in long if self.on_long == "drop" else ():
-            batch["labels"][row] = IGNORE
-            self.limit.count_dropped(names[row], f"more tokens than max_length={self.max_length}")
-        if self.on_long != "error":
-            after = self.limit.dropped, self.limit.truncated
-            batch[COUNTS] = torch.tensor([now - then for now, then in zip(after, before, strict=True)])
-        return batch
+def given_weights(
+    records: Sequence[dict[str, Any]], prepared: Sequence[_Prepared], labels_BL: torch.Tensor
+) -> torch.Tensor:
+    """[B, L] float32: the records' own ``weights`` at their label tokens, 0 elsewhere. ValueError where they do not fit."""
+    found = torch.zeros(labels_BL.shape)
+    for row, (record, one) in enumerate(zip(records, prepared, strict=True)):
+        if not any(one.labelled):  # left out for its length
+            continue
+        places, weights = labels_BL[row] != IGNORE, record.get("weights")
+        count = int(places.sum())
+        if weights is None or len(weights) != count:
+            given = "no weights" if weights is None else f"{len(weights)} weights"
+            raise ValueError(
+                f"{one.name}: {given} for {count} label tokens. Give one for each token of its assistant turns and of what "
+                "ends them, in order, in every record or in none."
+            )
+        values = torch.tensor(weights, dtype=torch.float32)
+        if not bool((values.isfinite() & (values >= 0)).all()):
+            raise ValueError(f"{one.name}: its weights must be finite and not negative")
+        found[row, places] = values
+    return found
 
 
 def record_name(record: dict[str, Any], index: int) -> str:
