@@ -7,29 +7,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from seecal import CALConfig, CALTrainer
+from seecal import CALTrainer
 from tests.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
+from tests.trajectory.sgd import sgd_config
 
 
 def steps(folder, batch_size, accumulation):
     """What the run logged, the weights it ended with, and its evaluation."""
-    args = CALConfig(
-        str(folder),
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=2,
-        gradient_accumulation_steps=accumulation,
-        max_steps=4,
-        optim="sgd",
-        learning_rate=0.05,
-        lr_scheduler_type="constant",
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-    )
+    args = sgd_config(folder, batch_size, accumulation, per_device_eval_batch_size=2)
     data = {"train_dataset": tiny_dataset(32), "eval_dataset": tiny_dataset(7, 3)}
     trainer = CALTrainer(tiny_llava(), args, processing_class=tiny_llava_processor(), **data)
     trainer.train()

@@ -6,29 +6,14 @@ from torch.nn.functional import cross_entropy
 
 from seecal import CALConfig, CALTrainer
 from tests.tiny import tiny_dataset, tiny_llava, tiny_llava_processor, tiny_records
+from tests.trajectory.sgd import sgd_config
 
 STEPS = 4
 
 
 def train(folder, batch_size, accumulation, n=32, **changes):
     """(losses, final weights, log) of 4 SGD steps in float32 over the same ``n`` records in order."""
-    changes = {"max_steps": STEPS, **changes}
-    args = CALConfig(
-        str(folder),
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
-        optim="sgd",
-        learning_rate=0.05,
-        lr_scheduler_type="constant",
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        **changes,
-    )
+    args = sgd_config(folder, batch_size, accumulation, **{"max_steps": STEPS, **changes})
     trainer = CALTrainer(tiny_llava(), args, train_dataset=tiny_dataset(n), processing_class=tiny_llava_processor())
     trainer.train()
     log = [one for one in trainer.state.log_history if "loss" in one]

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seecal import CALConfig, CALTrainer, train
+from seecal import CALTrainer, train
 from tests.scripts import run_example
 from tests.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
+from tests.trajectory.sgd import sgd_config
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -27,23 +28,7 @@ def trajectory(folder, split):
     """Losses and final weights of 4 SGD steps in float32 over 32 records in order."""
     normalize, sizes = split.split("-")
     batch_size, accumulation = map(int, sizes.split("x"))
-    args = CALConfig(
-        str(folder / "trainer"),
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
-        normalize=normalize,
-        max_steps=4,
-        optim="sgd",
-        learning_rate=0.05,
-        lr_scheduler_type="constant",
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-    )
+    args = sgd_config(folder / "trainer", batch_size, accumulation, normalize=normalize)
     trainer = CALTrainer(tiny_llava(), args, train_dataset=tiny_dataset(32), processing_class=tiny_llava_processor())
     trainer.train()
     losses = [one["loss"] for one in trainer.state.log_history if "loss" in one]
