@@ -25,7 +25,14 @@ def features(model: Any, arguments: dict[str, Tensor]) -> list[Tensor]:
         output = owner.vision_model(**arguments)
     else:
         accepted = inspect.signature(inspect.unwrap(type(owner).get_image_features)).parameters
-        output = owner.get_image_features(**{name: arguments[name] for name in arguments if name in accepted})
+        given: dict[str, Any] = {name: arguments[name] for name in arguments if name in accepted}
+        if "vision_feature_select_strategy" in accepted:  # no default in older versions of Llama 4
+            vision = model.config.vision_config
+            strategy = getattr(model.config, "vision_feature_select_strategy", None)
+            given["vision_feature_select_strategy"] = strategy or getattr(
+                vision, "vision_feature_select_strategy", None
+            )
+        output = owner.get_image_features(**given)
     pooled = getattr(output, "pooler_output", output if isinstance(output, (list, tuple, Tensor)) else None)
     # Qwen 3 has both; Granite only these, as (layer, features)
     found = _tensors(pooled) + _tensors(getattr(output, "deepstack_features", None))

@@ -6,6 +6,7 @@ forward pre-hook during the main pass, so no family's position code is written a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,14 @@ def _softcap(config: Any) -> tuple[float, float | None]:
     return 1.0, getattr(config.get_text_config(), "final_logit_softcapping", None)
 
 
+def _paligemma(config: Any) -> tuple[float, float | None]:
+    """PaliGemma 2's soft-cap, where this transformers' class applies it (5.17 does not, 5.23 does)."""
+    from transformers import PaliGemmaForConditionalGeneration
+
+    applied = inspect.unwrap(PaliGemmaForConditionalGeneration.forward).__code__.co_consts
+    return _softcap(config) if "final_logit_softcapping" in applied else (1.0, None)
+
+
 def _divided(config: Any) -> tuple[float, float | None]:
     return 1.0 / config.get_text_config().logits_scaling, None
 
@@ -90,13 +99,13 @@ FAMILIES: dict[str, Family] = {
         Family("idefics2", blank=blank.grouped_picture, needs=_VISION),
         Family("idefics3", blank=blank.grouped_picture, needs=_VISION),
         Family("smolvlm", blank=blank.grouped_picture, needs=f"{_VISION}, num2words"),
-        Family("paligemma", head=_softcap, blank=blank.picture, needs="token_type_ids"),
+        Family("paligemma", head=_paligemma, blank=blank.picture, needs="token_type_ids"),
         Family("gemma3", blank=blank.picture, needs="token_type_ids"),
         Family("gemma4", head=_softcap, blank=blank.positioned_patches, needs=_TYPES),
         Family("aya_vision", blank=blank.picture, needs=_VISION),
         Family("cohere2_vision", blank=blank.picture, needs=_VISION),
         Family("granite4_vision", head=_divided, blank=blank.tiles, needs=_VISION),
-        Family("molmo2", blank=blank.pooled_patches, needs=_TYPES),
+        Family("molmo2", blank=blank.pooled_patches, needs=f"{_TYPES}; transformers after 5.17"),
         Family("ovis2", blank=blank.picture, needs=_VISION),
         Family("llama4", blank=blank.picture, needs=_VISION),
         Family(

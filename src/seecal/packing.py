@@ -115,17 +115,21 @@ def full_masks(config: Any, given: Any, valid_BL: Tensor) -> Masks | None:
     if not _windowed(config, valid_BL.shape[1]):
         return None
     # Windows and chunks measure distance in slots, so they must be laid over the full row and then cut down.
-    from transformers.masking_utils import create_masks_for_generate
+    from transformers import masking_utils
 
     config = copy.copy(config)
     config._attn_implementation = "eager"  # always a dense mask, never None
-    rows = torch.zeros(*valid_BL.shape, 1, device=valid_BL.device)
-    made = create_masks_for_generate(
-        config=config, inputs_embeds=rows, attention_mask=valid_BL.long(), past_key_values=None
-    )
-    if isinstance(made, dict):
-        return {kind: _as_bool(mask, valid_BL) for kind, mask in made.items()}
-    return _as_bool(made, valid_BL)
+    made_for = {
+        "config": config,
+        "inputs_embeds": torch.zeros(*valid_BL.shape, 1, device=valid_BL.device),
+        "attention_mask": valid_BL.long(),
+        "past_key_values": None,
+    }
+    makers: dict[str, Any] = dict(masking_utils.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING)
+    if kinds := set(getattr(config, "layer_types", None) or ()):
+        return {kind: _as_bool(makers[kind](**made_for), valid_BL) for kind in kinds}
+    windowed = getattr(config, "sliding_window", None) is not None
+    return _as_bool(makers["sliding_attention" if windowed else "chunked_attention"](**made_for), valid_BL)
 
 
 def compact_masks(masks: Masks | None, layout: Layout, attention: str, dtype: torch.dtype) -> Any:
