@@ -57,6 +57,13 @@ def test_labels_are_the_answers_and_their_ends(template):
     assert torch.equal(batch["labels"][placed], batch["input_ids"][placed])
 
 
+@pytest.mark.parametrize("template", [PLAIN_TEMPLATE, MARKED_TEMPLATE], ids=["plain", "marked"])
+def test_a_special_token_inside_an_answer_is_not_its_end(template):
+    collator = VisionCollator(tiny_llava_processor(template))
+    batch = collator([record(["It is <|end|> red."])])
+    assert turns(collator, batch) == ["It is <|end|> red.<|end|>"]
+
+
 def test_a_template_that_trims():
     collator = VisionCollator(tiny_llava_processor(TRIMMING))
     batch = collator([record([answer]) for answer in ANSWERS])

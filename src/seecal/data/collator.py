@@ -195,8 +195,10 @@ class VisionCollator:
         labelled = [False] * len(ids)
         for start, stop in rendered.spans:
             turn = [position for position, (first, last) in enumerate(offsets) if first < stop and last > start]
-            # A turn that the template's own markers enclose may hold the token that ends it already.
-            if self._special.isdisjoint(ids[position] for position in turn):
+            # A turn that the template's own markers enclose may hold the token that ends it already, blanks behind it; one
+            # further inside is the record's own text.
+            worded = [one for one in turn if rendered.text[slice(*offsets[one])].strip()]
+            if not worded or ids[worded[-1]] not in self._special:
                 end = self._end_of_turn(rendered.text, stop, turn[-1] + 1, ids, offsets)
                 if not end:
                     self._say_no_end()
