@@ -146,6 +146,10 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except OSError as error:  # a folder that may not be written, a full disk, a name that is too long
+        said = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print("seecal: " + " ".join(said.split()), file=sys.stderr)
+        sys.exit(2)
+    except (ValueError, ImportError) as error:
         print("seecal: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

@@ -10,11 +10,14 @@ A stage always starts from what lies on the disk, so a resumed run and an uninte
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import re
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +60,9 @@ def run(argv: Sequence[str]) -> int:
     except FloatingPointError as error:
         print(f"seecal: {error}", file=sys.stderr)
         return 1
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if str(error).startswith("Caught "):  # in a worker of the data loader, with its traceback as text
-            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
+            raise ValueError(re.sub(r"^[A-Za-z_][\w.]*: ", "", str(error).strip().splitlines()[-1])) from None
         raise
 
 
@@ -133,7 +136,7 @@ class Run:
             groups=prepared.groups,
             learning_rates=stage.learning_rates,
         )
-        checkpoint = newest_checkpoint(Path(config.output_dir))
+        checkpoint = newest_checkpoint(Path(config.output_dir), self._say)
         if checkpoint is not None:
             self._say(f"{self._called(stage)}: continues at {checkpoint.name}")
             before = len(list(checkpoint.glob("rng_state*.pth")))
@@ -225,7 +228,15 @@ class Run:
                 "Give another folder" if self.final.exists() else "Continue it with --resume, or give another folder"
             )
             raise ValueError(f"output_dir: {self.folder} holds {state}. {remedy}")
-        changed = _differences(yaml.safe_load(before.read_text("utf8")), self.recipe.resolved)
+        try:
+            started = yaml.safe_load(before.read_text("utf8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            started = None
+        if not isinstance(started, dict) or "stages" not in started:
+            raise ValueError(
+                f"--resume: {before} is damaged, so what the run was started with is not known. Put it back"
+            )
+        changed = _differences(started, self.recipe.resolved)
         if changed:
             raise ValueError(
                 f"--resume: the run in {self.folder} was started with another recipe: {'; '.join(changed)}. Go on with the "
@@ -304,10 +315,54 @@ def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
     return adapted.merge_and_unload()
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The last whole checkpoint in a stage's folder. trainer_state.json is written last: without it, one is not whole."""
-    whole = [one for one in folder.glob("checkpoint-*") if (one / "trainer_state.json").exists()]
-    return max(whole, key=lambda one: int(one.name.split("-")[1]), default=None)
+def newest_checkpoint(folder: Path, say: Callable[[str], None] = lambda text: None) -> Path | None:
+    """The last whole checkpoint in a stage's folder; ``say`` is told about later ones that are damaged."""
+    found = [one for one in folder.glob("checkpoint-*") if one.name.removeprefix("checkpoint-").isdecimal()]
+    for one in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        wrong = damage(one)
+        if wrong is None:
+            return one
+        say(f"{one} is passed over: {wrong}")
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Why a run cannot go on exactly from this checkpoint; None if it is whole. Only headers and directories are read.
+
+    trainer_state.json is written last. A file that is not there would be passed over in silence by Trainer: without
+    optimizer.pt the moments of AdamW start from zero.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text("utf8"))
+    except FileNotFoundError:
+        return "trainer_state.json, which is written last, is not there"
+    except ValueError:
+        return "trainer_state.json is cut off"
+    names = {one.name for one in checkpoint.iterdir()}
+    weights = ("model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json", "pytorch_model*")
+    of_optimizer = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*")  # as it is; FSDP; DeepSpeed
+    for patterns in (weights, of_optimizer, ("scheduler.pt",), ("rng_state*.pth",)):
+        if not any(fnmatch.filter(names, pattern) for pattern in patterns):
+            return f"it has no {patterns[0]}"
+    index = checkpoint / "model.safetensors.index.json"
+    try:
+        shards = set(json.loads(index.read_text("utf8"))["weight_map"].values()) if index.name in names else set()
+    except (ValueError, KeyError):
+        return f"{index.name} is cut off"
+    if shards - names:
+        return f"{', '.join(sorted(shards - names))} is not there"
+    for name in sorted(fnmatch.filter(names, "*.safetensors")):
+        try:
+            with safe_open(checkpoint / name, framework="pt"):
+                pass
+        except (SafetensorError, OSError):
+            return f"{name} is cut off"
+    for name in sorted({*fnmatch.filter(names, "*.pt"), *fnmatch.filter(names, "rng_state*.pth")}):
+        if not zipfile.is_zipfile(checkpoint / name):  # its directory is at the end
+            return f"{name} is cut off"
+    return None
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

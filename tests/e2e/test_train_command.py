@@ -235,14 +235,48 @@ def test_killed_twice_and_resumed_is_the_uninterrupted_run(tiny, tmp_path, capsy
     assert [[stage["steps"] for stage in one["stages"]] for one in steps] == [[120, 100]] * 2
 
 
+def whole_checkpoint(folder):
+    folder.mkdir()
+    save_file({"one": torch.ones(64)}, folder / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"one": torch.ones(64)}, folder / name)
+    (folder / "trainer_state.json").write_text('{"global_step": 9}')
+
+
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     """kill -9 while saving: trainer_state.json, which comes last, is not there."""
     assert train.newest_checkpoint(tmp_path) is None
-    for step in (9, 20, 100):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if step < 100:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert train.newest_checkpoint(tmp_path).name == "checkpoint-20"
+    for name in ("9", "20", "100", "best"):
+        whole_checkpoint(tmp_path / f"checkpoint-{name}")
+    (tmp_path / "checkpoint-100" / "trainer_state.json").unlink()
+    said = []
+    assert train.newest_checkpoint(tmp_path, said.append).name == "checkpoint-20"
+    assert len(said) == 1
+    assert "checkpoint-100 is passed over: trainer_state.json" in said[0]
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "empty"])
+@pytest.mark.parametrize(
+    "name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+)
+def test_a_checkpoint_with_a_damaged_file_is_passed_over(name, how, tmp_path):
+    """Trainer goes on without a word where optimizer.pt, scheduler.pt or rng_state.pth are gone, on another path."""
+    for step in (10, 20):
+        whole_checkpoint(tmp_path / f"checkpoint-{step}")
+    file = tmp_path / "checkpoint-20" / name
+    data = file.read_bytes()
+    file.unlink() if how == "gone" else file.write_bytes(data[: len(data) // 2] if how == "cut" else b"")
+    said = []
+    assert train.newest_checkpoint(tmp_path, said.append).name == "checkpoint-10"
+    assert "checkpoint-20 is passed over" in said[0]
+
+
+@pytest.mark.parametrize("text", ["", "stages: [", "model: m"])
+def test_a_damaged_recipe_of_a_run_is_one_line(text, tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / "run" / "stage-1" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").write_text(text)
+    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "run")
+    assert "recipe.yaml is damaged" in refused(monkeypatch, capsys, "--config", file, "--resume")
 
 
 # ---- errors ----
@@ -284,6 +318,24 @@ def test_an_image_too_large_is_one_line(tiny, tmp_path, monkeypatch, capsys):
     assert "large.png" in line
     assert "10000 × 6000 pixels" in line
     assert "Error" not in line
+
+
+@pytest.mark.parametrize("image", ["none.png", "../none.png"])
+def test_a_bad_record_in_a_worker_is_one_line(image, tiny, tmp_path, monkeypatch, capsys):
+    row = {"id": "lost", "image": image}
+    row["conversations"] = [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "It."}]
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "out", data=str(tmp_path / "data.jsonl"), max_steps=1)
+    line = refused(monkeypatch, capsys, "--config", file, "--streaming", "--dataloader_num_workers", "1")
+    assert "seecal: data.jsonl: record 'lost' (line 1)" in line
+    assert "Traceback" not in line
+
+
+@pytest.mark.parametrize("name", ["file/run", "x" * 300])
+def test_an_output_folder_that_cannot_be_made_is_one_line(name, tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("mine")
+    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / name)
+    assert name in refused(monkeypatch, capsys, "--config", file)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
