@@ -302,6 +302,17 @@ def _stage(number: int, stage: dict[str, Any], all_stages: Sequence[Mapping[str,
     if not data:
         raise ValueError(f"{where}: data is not set. {KEYS['data'].help}")
     settings = {name: value for name, value in stage.items() if name not in KEYS}
+    for name in (
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "max_steps",
+    ):
+        given = settings.get(name, 1)
+        if given < 1 and not (name == "max_steps" and given == -1):  # transformers would take 0 steps for "no limit"
+            raise ValueError(f"{where}: {name}={given}: expected 1 or more{', or -1' * (name == 'max_steps')}")
+    if stage.get("streaming") and settings.get("train_sampling_strategy") in ("group_by_length", "batch_rebalance"):
+        raise ValueError(f"{where}: train_sampling_strategy: a stream is read in its order. Leave it out, or streaming")
     if stage.get("streaming") and settings.get("max_steps", -1) <= 0:
         raise ValueError(f"{where}: streaming has no known end: set max_steps")
     return Stage(

@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     for key, values in arguments(argv):
         if key not in options:
             overrides.append((key, values))
-        elif len(values) != (key == "config"):
+        elif len(values) != (key == "config") or (key == "config" and options[key]):
             raise ValueError("--config takes one file" if key == "config" else "--resume takes no value")
         else:
             options[key] = values[0] if values else "yes"  # type: ignore[assignment]
@@ -163,6 +163,11 @@ class Run:
     def _finish(self, stage: Stage, trainer: Any, source: str) -> None:
         """Measure, and put model, processor, recipe and metrics into their folder, which appears only when it is whole."""
         log = [one for one in trainer.state.log_history if "loss" in one]
+        if log and not any(one.get("label_tokens", 1) for one in log):
+            raise ValueError(
+                f"{self._called(stage)}: no logged step had a label token: with max_length={trainer.args.max_length} and "
+                f"on_long={trainer.args.on_long} every record was left out. Raise max_length"
+            )
         metrics = {
             "stage": stage.name,
             "steps": trainer.state.global_step,

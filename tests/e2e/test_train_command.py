@@ -364,6 +364,8 @@ MISTAKES = {
     "lora beside whole": (["--train", "lora", "language_model"], "train: lora and language_model"),
     "group that does not train": (["--learning_rates.vision_tower", "1e-6"], "learning_rates: vision_tower"),
     "too long": (["--max_length", "20"], "record 'r"),
+    "all too long": (["--max_length=20", "--on_long=drop", "--logging_steps=1"], "no logged step had a label token"),
+    "two recipes": (["--config", "a.yaml", "--config", "b.yaml"], "--config takes one file"),
 }
 
 

@@ -207,6 +207,7 @@ def test_skipping_logs_each_record_once(folder, caplog):
         ("d.jsonl", "a\nb\n", "no readable record among the first 2. The first: not valid JSON"),
         ("d.jsonl", '{"b": 1}\n{"a": 2}', "keys found: 'a', 'b'. Known formats are sharegpt: .*llava: "),
         ("d.csv", "a,b\n1,2\n", "keys found: 'a', 'b'. Known formats"),
+        ("d.csv", "file_name,text,text\nr.png,A,B\n", "its header names 'text' twice"),
         ("d.parquet", "PAR", "not a Parquet file"),
         ("d.xml", "<a/>", r"no reader for '\.xml'. Known: \.json, \.jsonl"),
     ],

@@ -125,6 +125,9 @@ def read_csv(path: Path) -> Rows:
                 return
             if header is None:
                 header = [name.strip() for name in fields]
+                twice = sorted({name for name in header if name and header.count(name) > 1})
+                if twice:
+                    raise ValueError(f"{path}: its header names {', '.join(map(show, twice))} twice. Rename one.")
             elif fields:
                 yield f"line {reader.line_num}", _csv_row(header, fields)
 
