@@ -164,7 +164,12 @@ def head_of(model: Any) -> Any:
     """The module that holds the head's weight, or ValueError where that weight is not all there is to it."""
     head = model.get_output_embeddings()
     if hasattr(head, "modules_to_save") and hasattr(head, "original_module"):  # PEFT trains a whole copy: take that
-        head = head.modules_to_save[head.active_adapters[0]] if head.active_adapters else head.original_module
+        active = (
+            []
+            if getattr(head, "disable_adapters", False)
+            else [name for name in head.active_adapters if name in head.modules_to_save]
+        )
+        head = head.modules_to_save[active[0]] if active else head.original_module
     if hasattr(head, "base_layer"):
         raise ValueError(
             f"the head ({type(head).__name__}) carries an adapter. CAL reads the head's weight directly, so the adapter "

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import logging
+import threading
 import types
 import typing
 from collections.abc import Callable
@@ -43,6 +44,8 @@ from .weighting import WEIGHTINGS, weighting_named
 
 logger = logging.getLogger(__name__)
 
+# One visual_delta at a time: it stands in for the model's forward while it measures.
+_measuring = threading.RLock()
 # Set on the patched instance: the options while CAL is on, and the forward that stood in its way before.
 _OPTIONS, _PREVIOUS = "_seecal_options", "_seecal_previous_forward"
 _CONTRAST = "contrast_"  # begins the names of inputs for the pass without the image
@@ -76,10 +79,15 @@ def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module
     target = _unwrap(model)
     check_vlm(target)
     head_of(target)
-    if getattr(target, _OPTIONS, None) is not None:
+    own = target.__dict__.get("forward")
+    if own is not None and getattr(own, "__func__", None) is type(target).forward:
+        del target.forward  # pickling turned the patched forward into the class's, and kept our marks
+        own = None
+    patched = hasattr(target, _PREVIOUS) and own is not None
+    if patched and getattr(target, _OPTIONS, None) is not None:
         raise ValueError("CAL is already enabled on this model; call seecal.disable_cal(model) first")
-    if not hasattr(target, _PREVIOUS):  # else: a wrapper put on after the patch still holds it
-        setattr(target, _PREVIOUS, target.__dict__.get("forward"))
+    if not patched:  # else: a wrapper put on after the patch still holds it
+        setattr(target, _PREVIOUS, own)
         target.forward = types.MethodType(_patched(type(target).forward), target)
     setattr(target, _OPTIONS, options)
     return model
@@ -111,7 +119,7 @@ def visual_delta(
         model: a transformers vision-language model, bare, in PEFT, DDP or FSDP2, with CAL enabled or not. Its train or
             eval mode stays as it is (the pass without the image runs without dropout either way).
         batch: what ``model(**batch)`` takes, with ``labels`` [B, L] and ``attention_mask`` [B, L].
-        contrast: how the image is taken away; overrides the options.
+        contrast: how the image is taken away; overrides the options', its default too.
         options: None: the defaults.
 
     Returns:
@@ -124,25 +132,36 @@ def visual_delta(
     for name in ("labels", "attention_mask", "input_ids"):
         if batch.get(name) is None:
             raise ValueError(f"visual_delta needs {name} in the batch; it has {', '.join(sorted(batch))}")
-    chosen = CALOptions.of(options, contrast=contrast)
+    chosen = _with_contrast(options or CALOptions(), contrast)
     target = _unwrap(model)
     check_vlm(target)
+    thread = threading.get_ident()
 
-    def measure(self: Any, **inputs: Any) -> VisualDelta:
+    def measure(self: Any, *args: Any, **inputs: Any) -> Any:
+        if threading.get_ident() != thread:  # somebody else's call
+            return before(*args, **inputs) if before else type(self).forward(self, *args, **inputs)
+        inputs.pop(_GIVEN, None)  # what somebody measured before is not what is asked
         _test_undeclared(self, inputs)
         return _both_passes(self, inputs, chosen)[0]
 
     # Through the outermost module's own call, so that sharded parameters are there.
-    before = target.__dict__.get("forward")
-    target.forward = types.MethodType(measure, target)
-    try:
-        with torch.no_grad():
+    with _measuring, torch.no_grad():
+        before = target.__dict__.get("forward")
+        target.forward = types.MethodType(measure, target)
+        try:
             return model(**batch)
-    finally:
-        if before is None:
-            del target.forward
-        else:
-            target.forward = before
+        finally:
+            if before is None:
+                del target.forward
+            else:
+                target.forward = before
+
+
+def _with_contrast(options: CALOptions, contrast: str) -> CALOptions:
+    """The options under another contrast: what belongs to the one before goes with it."""
+    if contrast == options.contrast:
+        return options
+    return dataclasses.replace(options, contrast=contrast, contrast_strength=None, pool_scope="answer")
 
 
 def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -168,16 +187,21 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     _test_undeclared(model, inputs)
     delta, hidden_ND, main, head, without = _both_passes(model, inputs, options)
     given = inputs.get(_GIVEN)
-    weights = weighting_named(options.weighting)(delta, options) if given is None else _given(given, delta)
+    weights = (
+        weighting_named(options.weighting)(delta, options)
+        if given is None
+        else _given(given, inputs["labels"].shape, delta)
+    )
     weight_sum = weights.sum()
     rows, factor = _normaliser(weights, weight_sum, delta, options.normalize)
-    weighted, ce_N = weighted_sum_of_ce(
-        hidden_ND, head.weight, delta.labels, rows, chunk_size=options.chunk_size, **head.options()
+    # Divided before the sum: see weighted_linear_cross_entropy
+    loss, ce_N = weighted_sum_of_ce(
+        hidden_ND, head.weight, delta.labels, rows * factor, chunk_size=options.chunk_size, **head.options()
     )
     record = CALRecord(
         weights=weights,
         visual_delta=delta,
-        loss_sum=(weights * ce_N).sum() if options.normalize == "sample" else weighted,
+        loss_sum=(weights * ce_N).sum() if options.normalize == "sample" else loss * reciprocal_or_zero(factor),
         weight_sum=weight_sum,
         cross_entropy=ce_N.sum() / max(len(delta), 1),
         main_tokens=main.valid.numel(),
@@ -186,7 +210,7 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     output_class = _output_class(type(model))  # type: ignore[arg-type]
     names = {field.name for field in dataclasses.fields(output_class)} - {"loss", "logits", "past_key_values"}
     passed_on = {name: getattr(main.outputs, name) for name in names if hasattr(main.outputs, name)}
-    output = output_class(loss=weighted * factor, cal=record, **passed_on)
+    output = output_class(loss=loss, cal=record, **passed_on)
     return output.to_tuple() if inputs.get("return_dict") is False else output
 
 
@@ -210,7 +234,7 @@ def _test_undeclared(model: Any, inputs: dict[str, Any]) -> None:
     setattr(model, TESTED, True)
 
 
-def _given(weights_BL: Tensor, delta: VisualDelta) -> Tensor:
+def _given(weights_BL: Tensor, shape: torch.Size, delta: VisualDelta) -> Tensor:
     """[N] float32: the weights that came with the batch, at its label tokens."""
     if weights_BL.ndim != 2:
         raise ValueError(
@@ -237,7 +261,8 @@ def _normaliser(weights: Tensor, weight_sum: Tensor, delta: VisualDelta, normali
         return weights, reciprocal_or_zero(sum_over_ranks(weight_sum)) * world_size()
     rows = int(delta.sample.max()) + 1 if len(delta) else 1
     per_sample = torch.zeros(rows, device=weights.device).index_add_(0, delta.sample, weights.float())
-    samples = sum_over_ranks((per_sample > 0).sum().float())
+    labelled = torch.zeros_like(per_sample).index_fill_(0, delta.sample, 1)
+    samples = sum_over_ranks(labelled.sum())
     return weights * reciprocal_or_zero(per_sample)[delta.sample], reciprocal_or_zero(samples) * world_size()
 
 

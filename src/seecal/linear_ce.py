@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 IGNORE = -100
 # Logits held at once when no chunk size is given: 2**25 float32 are 128 MiB.
 _CHUNK_LOGITS = 1 << 25
+_HALF_LIFT = 256.0
+_SCALED_ROWS = 8192
 
 
 def weighted_linear_cross_entropy(
@@ -54,16 +56,18 @@ def weighted_linear_cross_entropy(
         Scalar float32, in nats. With no row left, or a divisor of 0: a zero that still carries gradients.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together, or a chunk of less than one row.
 
     Source: written from the formula; the idea of computing gradients chunk by chunk in the forward is Liger-Kernel's.
     """
-    loss_sum, _ = weighted_sum_of_ce(
-        hidden, weight, labels, token_weights, bias=bias, scale=scale, softcap=softcap, chunk_size=chunk_size
-    )
-    if weight_sum is None:
-        weight_sum = (token_weights.detach().float() * (labels != IGNORE)).sum()
-    return loss_sum * reciprocal_or_zero(torch.as_tensor(weight_sum, dtype=torch.float32, device=hidden.device))
+    _check_shapes(hidden, weight, labels, token_weights, bias)
+    rows = token_weights.detach().float().masked_fill(labels == IGNORE, 0)
+    divisor = rows.sum() if weight_sum is None else torch.as_tensor(weight_sum, dtype=torch.float32).to(hidden.device)
+    # Divided before the sum, so that the gradients, which keep the inputs' precision, are those of a mean.
+    rows = rows * reciprocal_or_zero(divisor.reshape(()))
+    return weighted_sum_of_ce(
+        hidden, weight, labels, rows, bias=bias, scale=scale, softcap=softcap, chunk_size=chunk_size
+    )[0]
 
 
 def reciprocal_or_zero(divisor: Tensor) -> Tensor:
@@ -85,7 +89,9 @@ def weighted_sum_of_ce(
     """(Σ w·CE, a float32 scalar with gradients; CE of every row, [N] float32, detached, 0 where the label is -100)."""
     _check_shapes(hidden, weight, labels, token_weights, bias)
     counts = labels != IGNORE
-    row_weight = token_weights.detach().float() * counts
+    row_weight = token_weights.detach().float().masked_fill(~counts, 0)
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size}: rows per chunk must be at least 1, or None")
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -181,9 +187,13 @@ class _WeightedSumOfCE(torch.autograd.Function):
         rows: int,
     ) -> tuple[Tensor, Tensor]:
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        # float16 has few exponents: gradients of a mean are lifted into its range, and kept in float32 until the backward
+        # brings the loss scale.
+        half = hidden.dtype == torch.float16
+        lift = _HALF_LIFT if half else 1.0
         # One chunk: its product is the gradient. Several: they are added up in float32.
-        one_chunk = len(hidden) <= rows
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        one_chunk = len(hidden) <= rows and not half
+        grad_hidden = torch.empty_like(hidden, dtype=torch.float32 if half else None) if need_hidden else None
         grad_weight = _zeros(weight, weight.dtype if one_chunk else torch.float32) if need_weight else None
         grad_bias = _zeros(bias, torch.float32) if need_bias and bias is not None else None
         ce_N = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
@@ -200,27 +210,33 @@ class _WeightedSumOfCE(torch.autograd.Function):
                 ce_N[part] = (lse_C1 - logits_CV.gather(1, label_C1))[:, 0] * counts[part]
                 if not (need_hidden or need_weight or grad_bias is not None):
                     continue
-                _logit_gradient_(logits_CV, lse_C1, label_C1, row_weight[part, None], scale, softcap)
+                _logit_gradient_(logits_CV, lse_C1, label_C1, row_weight[part, None] * lift, scale, softcap)
                 if grad_bias is not None:
                     grad_bias += logits_CV.sum(0)
                 grad_CV = logits_CV.to(hidden.dtype)
-                if grad_hidden is not None:
+                if grad_hidden is not None and not half:
                     torch.mm(grad_CV, weight, out=grad_hidden[part])
+                elif grad_hidden is not None:
+                    grad_hidden[part] = grad_CV @ weight
                 if grad_weight is not None:
                     grad_weight += grad_CV.t() @ hidden_CD
         ctx.save_for_backward(
             grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+            grad_weight if grad_weight is None or half else grad_weight.to(weight.dtype),
+            grad_bias,
         )
+        ctx.lift, ctx.dtypes = lift, [None if one is None else one.dtype for one in (hidden, weight, bias)]
         ctx.mark_non_differentiable(ce_N)
         return (row_weight * ce_N).sum(), ce_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        by = grad_outputs[0]
-        grads = (None if grad is None else grad * by.to(grad.dtype) for grad in ctx.saved_tensors)
+        by = grad_outputs[0].float() / ctx.lift
+        grads = (
+            None if grad is None else _scaled(grad, by, dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
         return (*grads, None, None, None, None, None, None)
 
 
@@ -235,6 +251,15 @@ def _logit_gradient_(
     logits_CV.mul_(weight_C1 * scale)
     if slope_CV is not None:
         logits_CV.mul_(slope_CV)
+
+
+def _scaled(grad: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
+    """grad · by, multiplied in float32 a slice at a time and rounded once."""
+    out = torch.empty_like(grad, dtype=dtype)
+    for start in range(0, len(grad), _SCALED_ROWS):
+        rows = slice(start, start + _SCALED_ROWS)
+        out[rows] = grad[rows].float() * by
+    return out
 
 
 def _zeros(like: Tensor | None, dtype: torch.dtype) -> Tensor:

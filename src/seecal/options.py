@@ -80,7 +80,7 @@ class CALOptions:
         if self.pool_scope == "released" and self.delta != "logit":
             raise ValueError(f"pool_scope='released' with delta={self.delta!r}: the released code compares logits")
         self._check_strength()
-        if self.chunk_size is not None and self.chunk_size < 1:
+        if self.chunk_size is not None and (not isinstance(self.chunk_size, int) or self.chunk_size < 1):
             raise ValueError(f"chunk_size={self.chunk_size}: rows per chunk must be at least 1, or None")
 
     def _check_strength(self) -> None:
@@ -176,7 +176,8 @@ class CALRecord:
     Attributes:
         weights: w, [N] float32, detached, as the weighting gave them (not normalised).
         visual_delta: Δ and its two logits at the N label tokens.
-        loss_sum: Σ w·CE in nats, scalar, carries gradients (for a caller that normalises by itself).
+        loss_sum: Σ w·CE in nats, scalar, carries gradients (for a caller that normalises by itself); detached with
+            ``normalize="sample"``.
         weight_sum: Σ w, scalar, detached.
         cross_entropy: plain Σ CE / N in nats, scalar, detached; 0 without label tokens.
         main_tokens, contrast_tokens: slots that went through the decoder in either pass, padding included.

@@ -333,3 +333,49 @@ def test_a_batch_of_embeddings_is_refused(case):
     embeds = model.get_input_embeddings()(batch["input_ids"])
     with pytest.raises(ValueError, match="input_ids"):
         model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], labels=batch["labels"])
+
+
+def test_visual_delta_measures_whatever_else_the_batch_brings_and_any_contrast_replaces_another(case):
+    model, batch = case
+    expected = seecal.visual_delta(model, batch)
+    brings = {**batch, "token_weights": torch.ones_like(batch["labels"], dtype=torch.float32)}
+    assert torch.equal(seecal.visual_delta(model, brings).delta, expected.delta)
+    other = CALOptions(contrast="patch_mask", contrast_strength=0.5)
+    assert torch.equal(seecal.visual_delta(model, batch, options=other).delta, expected.delta)
+    released = CALOptions(contrast="mask", pool_scope="released")
+    assert torch.equal(seecal.visual_delta(model, batch, options=released).delta, expected.delta)
+    assert seecal.visual_delta(model, batch, contrast="mask", options=released).delta_grid is not None
+
+
+def test_visual_delta_from_several_threads(case):
+    from concurrent.futures import ThreadPoolExecutor
+
+    model, batch = case
+    expected = seecal.visual_delta(model, batch).delta
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: seecal.visual_delta(model, batch).delta, range(24)))
+    assert all(torch.equal(one, expected) for one in found)
+    assert "forward" not in vars(model)
+
+
+def test_a_pickled_model_can_be_enabled_again(case):
+    import pickle
+
+    model, batch = case
+    copied = pickle.loads(pickle.dumps(seecal.enable_cal(model)))
+    assert hasattr(seecal.enable_cal(copied.train())(**batch), "cal")
+    with pytest.raises(ValueError, match="already enabled"):
+        seecal.enable_cal(copied)
+
+
+def test_a_sample_of_weight_zero_counts_in_the_mean_over_samples(case):
+    model, batch = case
+    seecal.WEIGHTINGS["first"] = lambda delta, options: (delta.sample == 0).float()
+    try:
+        seecal.enable_cal(model, CALOptions(weighting="first", normalize="sample"))
+        output = model(**batch)
+    finally:
+        del seecal.WEIGHTINGS["first"]
+    cal = output.cal
+    samples = len(cal.visual_delta.sample.unique())
+    torch.testing.assert_close(output.loss, cal.loss_sum / cal.weight_sum / samples)

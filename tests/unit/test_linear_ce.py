@@ -132,6 +132,43 @@ def test_autocast_runs_in_its_dtype_and_keeps_float32_gradients():
     assert (leaves[1].grad - truth[2]).norm() > 1e-5 * truth[2].norm(), "this ran in float32"
 
 
+def test_fp16_neither_overflows_nor_underflows_where_the_mean_does_not():
+    """A sum over 4,000 alike rows leaves float16's range; the mean, and its small entries under a loss scale, do not."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = (torch.randn(4000, 8, generator=generator) + 20).half()
+    weight = (0.01 * torch.randn(50, 8, generator=generator)).half()
+    labels, token_weights = torch.zeros(4000, dtype=torch.long), torch.full((4000,), 5.0)
+    truth = oracle(hidden.double(), weight.double(), labels, token_weights.double(), None)
+    leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    (weighted_linear_cross_entropy(*leaves, labels, token_weights) * 1024).backward()
+    for leaf, true in zip(leaves, truth[1:3], strict=True):
+        assert leaf.grad.isfinite().all()
+        assert (leaf.grad.double() / 1024 - true).norm() <= 5e-3 * true.norm()
+
+
+def test_bf16_gradients_have_no_common_scale_error():
+    hidden, weight, labels, token_weights, _ = inputs(N)
+    hidden, weight = (tensor.to(torch.bfloat16).double() for tensor in (hidden, weight))
+    truth = oracle(hidden, weight, labels, token_weights, None)
+    got = gradients(weighted_linear_cross_entropy, hidden, weight, labels, token_weights, None, torch.bfloat16)
+    for ours, true in zip(got[1:3], truth[1:3], strict=True):
+        assert abs(float((ours * true).sum() / (true * true).sum()) - 1) < 3e-4
+
+
+def test_a_nan_weight_of_an_ignored_row_does_not_matter():
+    hidden, weight, labels, token_weights, _ = inputs(6, ignored=2)
+    expected = weighted_linear_cross_entropy(hidden, weight, labels, token_weights)
+    token_weights[0] = float("nan")
+    assert torch.equal(weighted_linear_cross_entropy(hidden, weight, labels, token_weights), expected)
+
+
+def test_the_divisor_may_have_any_shape_of_one():
+    hidden, weight, labels, token_weights, _ = inputs(6)
+    got = [weighted_linear_cross_entropy(hidden, weight, labels, token_weights, weight_sum=one)
+           for one in (3.0, torch.tensor(3.0), torch.tensor([3.0]))]  # fmt: skip
+    assert all(one.shape == () and torch.equal(one, got[0]) for one in got)
+
+
 class LargestLogits(TorchDispatchMode):
     """The most rows of any tensor made meanwhile whose last dimension is the vocabulary."""
 
@@ -173,6 +210,8 @@ def test_never_more_rows_of_logits_than_the_chunk(options):
         ({"labels": torch.zeros(N + 1, dtype=torch.long)}, "one label"),
         ({"token_weights": torch.ones(N, 1)}, "one label"),
         ({"bias": torch.zeros(V + 1)}, "bias"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+        ({"chunk_size": -1}, "chunk_size=-1"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change, message):

@@ -82,3 +82,17 @@ def test_bf16_autocast_and_pure_bf16(case):
         assert output.cal.visual_delta.delta.dtype == torch.float32
         torch.testing.assert_close(output.loss, truth.loss, atol=0, rtol=0.05)
     assert all(torch.isfinite(gradient).all() for gradient in gradients(pure).values())
+
+
+def test_with_the_adapter_off_the_head_is_the_original_one(case):
+    model, batch = case
+    trained = seecal.enable_cal(lora(model, modules_to_save=["lm_head"])).train()
+    with torch.no_grad():
+        trained.get_base_model().lm_head.modules_to_save["default"].weight.normal_()
+    with trained.disable_adapter():
+        ours = trained(**batch).cal.cross_entropy
+        plain = {name: value for name, value in batch.items() if name != "labels"}
+        logits = trained.eval()(**plain).logits
+    delta = seecal.visual_delta(trained, batch)
+    expected = torch.nn.functional.cross_entropy(logits[delta.sample, delta.position - 1], delta.labels)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
