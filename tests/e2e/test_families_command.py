@@ -108,3 +108,11 @@ def test_the_command_on_a_folder(tmp_path):
     done = seecal("families", "--check", tmp_path / "none")
     assert (done.returncode, done.stdout) == (2, "")
     assert "no such folder" in done.stderr
+
+
+def test_weights_that_are_cut_off_are_one_line(tmp_path):
+    model_of("llava").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:999])
+    with pytest.raises(ValueError, match="its weights are cut off or damaged"):
+        load_vlm(str(tmp_path), processor=False)

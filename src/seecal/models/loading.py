@@ -26,6 +26,7 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
     else:
         _refuse_other_folders(folder)
 
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as KNOWN
 
@@ -40,6 +41,10 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
         )
     except OSError as error:
         raise ValueError(f"{model}: cannot be loaded: {_first_line(error)}") from None
+    except SafetensorError as error:
+        raise ValueError(
+            f"{model}: its weights are cut off or damaged ({_first_line(error)}). Copy it again."
+        ) from None
     network, report = loaded
     if missing := sorted(map(str, report["missing_keys"])):
         raise ValueError(
