@@ -106,3 +106,24 @@ def picture(tmp_path):
     path = tmp_path / "picture.png"
     Image.new("RGB", (8, 8), "red").save(path)
     return path
+
+
+@pytest.mark.parametrize("damage", ["tokenizer", "head", "weights"])
+def test_a_damaged_model_folder_is_one_line(damage, tmp_path, picture):
+    from safetensors.torch import load_file, save_file
+
+    from ..tiny import tiny_llava, tiny_llava_processor
+
+    folder = tmp_path / "model"
+    tiny_llava().save_pretrained(folder)
+    tiny_llava_processor().save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    if damage == "tokenizer":
+        (folder / "tokenizer.json").write_text("{}")
+    elif damage == "head":
+        tensors = load_file(weights)
+        name = next(name for name in tensors if "lm_head" in name)
+        save_file({**tensors, name: tensors[name][:7].clone()}, weights, metadata={"format": "pt"})
+    else:
+        weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert str(folder) in refused("chat", folder, picture, "q")

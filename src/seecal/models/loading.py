@@ -45,6 +45,16 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
         raise ValueError(
             f"{model}: its weights are cut off or damaged ({_first_line(error)}). Copy it again."
         ) from None
+    except (
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # wrong shapes, half a tokenizer, odd arguments
+        raise ValueError(
+            f"{model}: cannot be loaded ({type(error).__name__}: {_first_line(error)}). Look at its files, and at "
+            "model_init_kwargs if there are any."
+        ) from error
     network, report = loaded
     if missing := sorted(map(str, report["missing_keys"])):
         raise ValueError(
