@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 # One visual_delta at a time: it stands in for the model's forward while it measures.
 _measuring = threading.RLock()
 # Set on the patched instance: the options while CAL is on, and the forward that stood in its way before.
-_OPTIONS, _PREVIOUS = "_seecal_options", "_seecal_previous_forward"
+OPTIONS_MARK, _PREVIOUS = "_seecal_options", "_seecal_previous_forward"
 _CONTRAST = "contrast_"  # begins the names of inputs for the pass without the image
 _GIVEN = "token_weights"  # [B, L], weights that somebody has measured before
 TESTED = "_seecal_tested"  # an undeclared family has passed its self-test
@@ -84,21 +84,21 @@ def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module
         del target.forward  # pickling turned the patched forward into the class's, and kept our marks
         own = None
     patched = hasattr(target, _PREVIOUS) and own is not None
-    if patched and getattr(target, _OPTIONS, None) is not None:
+    if patched and getattr(target, OPTIONS_MARK, None) is not None:
         raise ValueError("CAL is already enabled on this model; call seecal.disable_cal(model) first")
     if not patched:  # else: a wrapper put on after the patch still holds it
         setattr(target, _PREVIOUS, own)
         target.forward = types.MethodType(_patched(type(target).forward), target)
-    setattr(target, _OPTIONS, options)
+    setattr(target, OPTIONS_MARK, options)
     return model
 
 
 def disable_cal(model: nn.Module) -> nn.Module:
     """The model as it was before :func:`enable_cal`; returns it. ValueError if CAL is not enabled."""
     target = _unwrap(model)
-    if getattr(target, _OPTIONS, None) is None:
+    if getattr(target, OPTIONS_MARK, None) is None:
         raise ValueError("CAL is not enabled on this model")
-    delattr(target, _OPTIONS)
+    delattr(target, OPTIONS_MARK)
     current = target.__dict__.get("forward")
     if getattr(current, "_seecal_patch", False):
         previous = getattr(target, _PREVIOUS)
@@ -170,7 +170,7 @@ def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        options = getattr(self, _OPTIONS, None)
+        options = getattr(self, OPTIONS_MARK, None)
         inputs = {**dict(zip(parameters, args, strict=False)), **kwargs}
         cache = inputs.get("past_key_values") is not None or inputs.get("use_cache")
         if options is None or not self.training or inputs.get("labels") is None or cache:

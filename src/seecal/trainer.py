@@ -22,7 +22,7 @@ from .data.checked import CheckedCollator
 from .data.collator import VisionCollator
 from .data.lengths import COUNTS
 from .families import family_of, image_ids
-from .forward import _OPTIONS, disable_cal, enable_cal
+from .forward import OPTIONS_MARK, disable_cal, enable_cal
 from .metrics import RunningSums, count_tokens, token_metrics
 from .options import PIXEL_CONTRASTS, CALRecord
 
@@ -390,7 +390,7 @@ def _evaluate_with_the_classs_head(model: Any) -> None:
 
 def _left_on(model: Any) -> bool:
     """Whether CAL is on because an earlier trainer, not the caller, enabled it."""
-    options = getattr(model, _OPTIONS, None)
+    options = getattr(model, OPTIONS_MARK, None)
     return options is not None and options is getattr(model, _BY_TRAINER, None)
 
 
