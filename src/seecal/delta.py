@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contrast import MainPass, Without
+from .contrast import Without
 from .families import family_of, head_of
-from .linear_ce import IGNORE, label_logits, label_logprobs
+from .linear_ce import label_logits, label_logprobs
+from .main_pass import MainPass
 from .options import CALOptions, VisualDelta
 from .ranks import whole_tensor
+from .slots import Array, send
 
 
 @dataclass
@@ -34,17 +36,16 @@ class Head:
 
 @dataclass
 class LabelTokens:
-    """The N label tokens, row by row: ids, the row and the column of each."""
+    """The N label tokens, row by row: ids, the row and the column of each, on the device."""
 
     ids: Tensor
     sample: Tensor
     position: Tensor
 
 
-def label_tokens(labels_BL: Tensor) -> LabelTokens:
-    counted = labels_BL != IGNORE
-    counted[:, :1] = False  # column 0 has no predecessor
-    sample, position = counted.nonzero(as_tuple=True)
+def label_tokens(labels_BL: Tensor, row: Array, column: Array) -> LabelTokens:
+    """The label tokens at these places of the batch."""
+    sample, position = send(labels_BL.device, row, column)
     return LabelTokens(labels_BL[sample, position], sample, position)
 
 

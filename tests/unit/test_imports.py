@@ -11,10 +11,13 @@ SOURCE = Path(__file__).parents[2] / "src" / "seecal"
 
 # A module may import from the layers above its own line, never from its own line or below.
 LAYERS = [
-    {"options", "blank", "packing", "ranks", "linear_ce", "bench", "compute", "recipe_types"},
+    {"options", "blank", "segments", "ranks", "linear_ce", "bench", "compute", "recipe_types"},
+    {"slots"},
+    {"packing"},
     {"data.paths", "data.turns", "data.emoji", "data.contrasts", "data.lengths", "models.efficientnet_lite"},
     {"families", "weighting", "config", "metrics", "selftest", "data.images", "models.micro", "models.loading"},
-    {"contrast", "stages", "data.records", "data.collator"},
+    {"main_pass", "stages", "data.records", "data.collator"},
+    {"contrast"},
     {"delta"},
     {"forward", "data.formats", "data.readers", "data.mixture", "data.checked"},
     {"trainer", "family_check", "recipe", "chat", "measure", "data.sources"},
@@ -26,7 +29,7 @@ LAYERS = [
 ]
 # Third-party packages that a layer may not touch.
 TORCH_ONLY = {"options", "weighting", "linear_ce", "ranks", "selftest", "metrics"}
-NO_TRL = {"forward", "contrast", "families", "packing", "data.collator", "data.images", "models.micro"}
+NO_TRL = {"forward", "contrast", "main_pass", "families", "packing", "data.collator", "data.images", "models.micro"}
 
 
 def modules():

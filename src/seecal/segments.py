@@ -1,0 +1,139 @@
+"""Causal attention inside segments of one packed row, as an attention mask that knows how to attend.
+
+T slots of the packed row, H heads, K channels a head.
+
+A dense [T, T] mask would cost memory and, worse, the attention between samples that it then throws away. transformers
+hands a 4-D ``attention_mask`` through the decoder's layers untouched, and gradient checkpointing keeps it for the
+recomputation. So the segments travel as such a mask: a tensor subclass without storage that answers
+``scaled_dot_product_attention`` itself, the way ``torch.nn.attention.bias`` does it for its causal biases.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+_AS_IT_IS = (Tensor.to, Tensor.contiguous, Tensor.detach, Tensor.clone, Tensor.bool)
+
+
+class SegmentMask(Tensor):
+    """[1, 1, T, T] bool: a slot sees the slots of its own segment up to itself.
+
+    Args:
+        lengths: slots of each segment, in order; their sum is T.
+        device: of the queries.
+
+    Raises (on use): TypeError for any operation but being handed on and attended with. As plain booleans it would be wrong.
+    """
+
+    lengths: tuple[int, ...]
+    bounds: Tensor
+
+    @staticmethod
+    def __new__(cls, lengths: Sequence[int], device: torch.device) -> SegmentMask:
+        total = sum(lengths)
+        blank = torch.zeros(1, dtype=torch.bool, device=device).expand(1, 1, total, total)
+        mask: SegmentMask = Tensor._make_subclass(cls, blank)
+        mask.lengths, mask.bounds = tuple(lengths), segment_bounds(lengths, device)
+        return mask
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"SegmentMask(lengths={self.lengths})"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is scaled_dot_product_attention:
+            return _attend(*args, **(kwargs or {}))
+        if func in _AS_IT_IS:
+            return args[0]
+        with torch._C.DisableTorchFunctionSubclass():
+            found = func(*args, **(kwargs or {}))
+        if not isinstance(found, Tensor):  # its shape, its dtype, …
+            return found
+        if func is Tensor.__getitem__ and found.shape == args[0].shape:  # cut to the keys' length, which is all
+            return args[0]
+        raise TypeError(
+            f"a packed row's attention mask went into {getattr(func, '__name__', func)}, where it would mean something "
+            "else. This attention implementation needs padding_free=False."
+        )
+
+
+def segment_bounds(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """[segments + 1] int32: 0 and where each segment ends, as variable-length kernels want them. Does not wait."""
+    bounds = torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return bounds.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else bounds.to(device)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: SegmentMask,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention of [1, H, T, K] tensors, segment by segment: by torch's variable-length kernel, else a call a segment."""
+    kernel = variable_length_kernel() if suits_the_kernel(query, value, dropout_p) else None
+    if kernel is not None:
+        heads = query.shape[1] // key.shape[1]
+        if heads > 1:
+            key, value = key.repeat_interleave(heads, 1), value.repeat_interleave(heads, 1)
+        flat = [one[0].transpose(0, 1).contiguous() for one in (query, key, value)]  # [T, H, K]
+        return kernel(*flat, attn_mask.bounds, max(attn_mask.lengths), scale).transpose(0, 1)[None]
+    parts = (one.split(attn_mask.lengths, dim=2) for one in (query, key, value))
+    return torch.cat(
+        [
+            scaled_dot_product_attention(q, k, v, None, dropout_p, True, scale=scale, enable_gqa=enable_gqa)
+            for q, k, v in zip(*parts, strict=True)
+        ],
+        dim=2,
+    )
+
+
+def suits_the_kernel(query: Tensor, value: Tensor, dropout_p: float) -> bool:
+    """Whether FlashAttention behind torch's kernel takes these: a GPU of 8.0 or newer, half precision, no dropout."""
+    width = query.shape[-1]
+    return (
+        query.device.type == "cuda"
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and dropout_p == 0.0
+        and width == value.shape[-1]
+        and width % 8 == 0
+        and width <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+@functools.cache
+def variable_length_kernel() -> Callable[..., Tensor] | None:
+    """``(query, key, value [T, H, K], bounds, longest, scale) -> [T, H, K]``, causal; None where torch has no such kernel.
+
+    The keyword for causal attention changed between torch's versions, and older ones have no scale.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    accepted = inspect.signature(varlen_attn).parameters
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True}
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float | None) -> Tensor:
+        given = dict(causal)
+        if scale is not None and "scale" in accepted:
+            given["scale"] = scale
+        elif scale is not None:
+            query = query * (scale * query.shape[-1] ** 0.5)
+        out: Any = varlen_attn(query, key, value, bounds, bounds, longest, longest, **given)
+        return out
+
+    return attend
