@@ -40,7 +40,7 @@ from .linear_ce import reciprocal_or_zero, weighted_sum_of_ce
 from .options import PIXEL_CONTRASTS, CALOptions, CALRecord, VisualDelta
 from .ranks import sum_over_ranks, world_size
 from .selftest import self_test
-from .weighting import WEIGHTINGS, weighting_named
+from .weighting import BOTH, logprobs_read, passes_read, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module
         ValueError: not a vision-language model; CAL already enabled; an adapter on the head.
     """
     options = options or CALOptions()
-    weighting_named(options.weighting)
+    passes_read(options.weighting)  # a name that leads to no weighting is told now
     target = _unwrap(model)
     check_vlm(target)
     head_of(target)
@@ -184,14 +184,12 @@ def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     """One training forward: both passes, the weights, the loss. Returns the model's output class with ``.cal``."""
-    _test_undeclared(model, inputs)
-    delta, hidden_ND, main, head, without = _both_passes(model, inputs, options)
     given = inputs.get(_GIVEN)
-    weights = (
-        weighting_named(options.weighting)(delta, options)
-        if given is None
-        else _given(given, inputs["labels"].shape, delta)
-    )
+    passes = passes_read(options.weighting) if given is None else ()
+    if "without" in passes:
+        _test_undeclared(model, inputs)
+    delta, hidden_ND, main, head, without = _both_passes(model, inputs, options, passes)
+    weights = weights_of(delta, options) if given is None else _given(given, inputs["labels"].shape, delta)
     weight_sum = weights.sum()
     rows, factor = _normaliser(weights, weight_sum, delta, options.normalize)
     # Divided before the sum: see weighted_linear_cross_entropy
@@ -267,11 +265,15 @@ def _normaliser(weights: Tensor, weight_sum: Tensor, delta: VisualDelta, normali
 
 
 def _both_passes(
-    model: Any, inputs: dict[str, Any], options: CALOptions
+    model: Any, inputs: dict[str, Any], options: CALOptions, passes: tuple[str, ...] = BOTH
 ) -> tuple[VisualDelta, Tensor, MainPass, Head, Without]:
-    """(Δ, hidden [N, D] with gradients, the main pass, the head, the pass without the image)."""
+    """(Δ, hidden [N, D] with gradients, the main pass, the head, the pass without the image).
+
+    ``passes``: those that somebody reads; without "without" the image is not taken away.
+    """
     decoder, family = decoder_of(model), family_of(model)
-    _mention_dropout(decoder)
+    if "without" in passes:
+        _mention_dropout(decoder)
     main = _main_pass(model, decoder, family, inputs)
     labels = label_tokens(inputs["labels"])
     before = labels.position - 1
@@ -279,7 +281,7 @@ def _both_passes(
     reach = contrast_reach(main, family, labels.sample, labels.position, by_pixels)
     all_ranks = world_size() > 1
     released = options.pool_scope == "released"
-    if inputs.get(_GIVEN) is not None:  # nothing to measure
+    if "without" not in passes:  # nothing to measure
         reach, without = torch.zeros_like(reach), Without(None, 0)
     elif by_pixels and (bool(main.image.any()) or all_ranks):
         without = _pixel_pass(model, decoder, family, inputs, options.contrast, labels.sample, before)
@@ -289,9 +291,9 @@ def _both_passes(
         without = drop_pass(decoder, family, main, reach, labels.sample, before, options.padding_free, all_ranks)
     hidden_ND = main.hidden[labels.sample, before]
     head = head_weights(model, hidden_ND.dtype)
-    asks = options.delta == "logprob" or getattr(WEIGHTINGS.get(options.weighting), "needs_logprob", False)
-    delta = visual_delta_of(labels, hidden_ND, without, reach, head, options, asks)
-    if released:
+    logprobs = logprobs_read(options, passes)
+    delta = visual_delta_of(labels, hidden_ND, without, reach, head, options, logprobs)
+    if released and "without" in passes:
         delta.delta_grid = delta_grid(main, inputs["labels"], without, head)
     return delta, hidden_ND, main, head, without
 
