@@ -32,7 +32,7 @@ from .options import PIXEL_CONTRASTS, CALOptions, CALRecord, VisualDelta
 from .ranks import sum_over_ranks, world_size
 from .selftest import self_test
 from .slots import Array, send
-from .weighting import WEIGHTINGS, weighting_named
+from .weighting import BOTH, logprobs_read, passes_read, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module
         ValueError: not a vision-language model; CAL already enabled; an adapter on the head.
     """
     options = options or CALOptions()
-    weighting_named(options.weighting)
+    passes_read(options.weighting)  # a name that leads to no weighting is told now
     target = _unwrap(model)
     check_vlm(target)
     head_of(target)
@@ -174,14 +174,12 @@ def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     """One training forward: both passes, the weights, the loss. Returns the model's output class with ``.cal``."""
-    _test_undeclared(model, inputs)
-    delta, hidden_ND, main, head, without = _both_passes(model, inputs, options)
     given = inputs.get(_GIVEN)
-    weights = (
-        weighting_named(options.weighting)(delta, options)
-        if given is None
-        else _given(given, inputs["labels"].shape, delta)
-    )
+    passes = passes_read(options.weighting) if given is None else ()
+    if "without" in passes:
+        _test_undeclared(model, inputs)
+    delta, hidden_ND, main, head, without = _both_passes(model, inputs, options, passes)
+    weights = weights_of(delta, options) if given is None else _given(given, inputs["labels"].shape, delta)
     weight_sum = weights.sum()
     rows, factor = _normaliser(weights, weight_sum, delta, options.normalize, len(main.valid))
     # Divided before the sum: see weighted_linear_cross_entropy
@@ -258,11 +256,15 @@ def _normaliser(
 
 
 def _both_passes(
-    model: Any, inputs: dict[str, Any], options: CALOptions
+    model: Any, inputs: dict[str, Any], options: CALOptions, passes: tuple[str, ...] = BOTH
 ) -> tuple[VisualDelta, Tensor, MainPass, Head, Without]:
-    """(Δ, hidden [N, D] with gradients, the main pass, the head, the pass without the image)."""
+    """(Δ, hidden [N, D] with gradients, the main pass, the head, the pass without the image).
+
+    ``passes``: those that somebody reads; without "without" the image is not taken away.
+    """
     decoder, family = decoder_of(model), family_of(model)
-    _mention_dropout(decoder)
+    if "without" in passes:
+        _mention_dropout(decoder)
     by_pixels, released = options.contrast in PIXEL_CONTRASTS, options.pool_scope == "released"
     # The released pooling reads Δ at every slot of the padded grid
     padding_free, all_ranks = False if released else options.padding_free, world_size() > 1
@@ -271,7 +273,7 @@ def _both_passes(
     row, column = main.slots.label_places
     before = column - 1
     reach = contrast_reach(main.slots, family, row, before, by_pixels)
-    if inputs.get(_GIVEN) is not None:  # nothing to measure
+    if "without" not in passes:  # nothing to measure
         reach, without = reach & False, Without(None, 0)
     elif by_pixels and (has_image or all_ranks):
         without = _pixel_pass(model, decoder, family, inputs, options, row, before)
@@ -281,11 +283,11 @@ def _both_passes(
         without = drop_pass(decoder, family, main, reach, row, before, options.padding_free, all_ranks)
     hidden_ND = main.hidden_at(row, before)
     head = head_weights(model, hidden_ND.dtype)
-    asks = options.delta == "logprob" or getattr(WEIGHTINGS.get(options.weighting), "needs_logprob", False)
     labels = label_tokens(inputs["labels"], row, column)
     (reach_N,) = send(hidden_ND.device, reach)
-    delta = visual_delta_of(labels, hidden_ND, without, reach_N, head, options, asks)
-    if released:
+    logprobs = logprobs_read(options, passes)
+    delta = visual_delta_of(labels, hidden_ND, without, reach_N, head, options, logprobs)
+    if released and "without" in passes:
         delta.delta_grid = delta_grid(main, inputs["labels"], without, head)
     return delta, hidden_ND, main, head, without
 

@@ -25,6 +25,7 @@ from .families import family_of, image_ids
 from .forward import OPTIONS_MARK, disable_cal, enable_cal
 from .metrics import RunningSums, count_tokens, token_metrics
 from .options import PIXEL_CONTRASTS, CALRecord
+from .weighting import passes_read
 
 # The options that a trainer enabled CAL with, set on the model so that the next stage's trainer may change them.
 _BY_TRAINER = "_seecal_by_trainer"
@@ -88,7 +89,8 @@ class CALTrainer(SFTTrainer):
         _evaluate_with_the_classs_head(_bare(self.model))
         if ours:
             multiple = cast("int | None", args.pad_to_multiple_of)
-            by_pixels = args.contrast if args.contrast in PIXEL_CONTRASTS else None
+            contrasts = args.contrast in PIXEL_CONTRASTS and "without" in passes_read(args.weighting)
+            by_pixels = args.contrast if contrasts else None
             self.data_collator = VisionCollator(
                 cast(ProcessorMixin, self.processing_class),
                 args.max_length,
