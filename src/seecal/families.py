@@ -48,6 +48,11 @@ class Family:
     note: str = ""
     needs: str = ""
 
+    @property
+    def packs_main(self) -> bool:
+        """Whether the pass with the image too may run on one row: with cross-attention, images belong to rows."""
+        return self.packs and not self.cross_attention
+
 
 def _softcap(config: Any) -> tuple[float, float | None]:
     return 1.0, getattr(config.get_text_config(), "final_logit_softcapping", None)
