@@ -29,7 +29,7 @@ class SegmentMask(Tensor):
         lengths: slots of each segment, in order; their sum is T.
         device: of the queries.
 
-    Raises (on use): TypeError for any operation but being handed on and attended with. As plain booleans it would be wrong.
+    Raises (on use): ValueError for any operation but being handed on and attended with: as plain booleans it would lie.
     """
 
     lengths: tuple[int, ...]
@@ -60,7 +60,7 @@ class SegmentMask(Tensor):
             return found
         if func is Tensor.__getitem__ and found.shape == args[0].shape:  # cut to the keys' length, which is all
             return args[0]
-        raise TypeError(
+        raise ValueError(
             f"a packed row's attention mask went into {getattr(func, '__name__', func)}, where it would mean something "
             "else. This attention implementation needs padding_free=False."
         )
