@@ -76,6 +76,14 @@ class CALConfig(SFTConfig):
     chunk_size: int | None = _option(
         "chunk_size", "Rows of logits held at once in the loss; unset: about 2**25 logits."
     )
+    contrast_every: int = _option(
+        "contrast_every",
+        "Take the image away in every so manieth optimizer step only; in the others every weight is 1 (plain training).",
+    )
+    fp8_contrast: bool = _option(
+        "fp8_contrast",
+        "Multiply in float8 in the pass without the image: cheaper on GPUs of compute capability 8.9 and newer, inexact.",
+    )
     threshold: float = _option(
         "threshold", "For weighting='vig' only: the least gain by the image, in nats, of a token and of its sample."
     )

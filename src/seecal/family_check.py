@@ -27,7 +27,9 @@ def table() -> list[tuple[str, ...]]:
 def brief() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(columns, rows) that fit a screen; what stands behind a "no" is in :func:`notes`."""
     columns = ("family", "route", "exact", *COLUMNS[-2:])
-    rows = [(name, _route(row), "yes" if row.exact else "no", _padding_free(row), row.needs) for name, row in _sorted()]
+    rows: list[tuple[str, ...]] = [
+        (name, _route(row), "yes" if row.exact else "no", _padding_free(row), row.needs) for name, row in _sorted()
+    ]
     return columns, rows
 
 

@@ -8,6 +8,7 @@ B rows, L columns, N label tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -26,6 +27,7 @@ from . import main_pass
 from .contrast import Without, contrast_reach, decoder_dropout, drop_pass, mask_pass, without_dropout
 from .delta import Head, delta_grid, head_weights, label_tokens, visual_delta_of
 from .families import GENERIC, Family, check_vlm, decoder_of, family_of, head_of
+from .fp8 import fp8_linears
 from .linear_ce import reciprocal_or_zero, weighted_sum_of_ce
 from .main_pass import MainPass
 from .options import PIXEL_CONTRASTS, CALOptions, CALRecord, VisualDelta
@@ -42,6 +44,8 @@ _measuring = threading.RLock()
 OPTIONS_MARK, _PREVIOUS = "_seecal_options", "_seecal_previous_forward"
 _CONTRAST = "contrast_"  # begins the names of inputs for the pass without the image
 _GIVEN = "token_weights"  # [B, L], weights that somebody has measured before
+# The number of the optimizer step, set by a trainer; and, without one, of training forwards so far.
+STEP, _FORWARDS = "_seecal_step", "_seecal_forwards"
 TESTED = "_seecal_tested"  # an undeclared family has passed its self-test
 
 
@@ -175,11 +179,15 @@ def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
 def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     """One training forward: both passes, the weights, the loss. Returns the model's output class with ``.cal``."""
     given = inputs.get(_GIVEN)
-    passes = passes_read(options.weighting) if given is None else ()
+    skipped = given is None and _step_of(model) % options.contrast_every > 0
+    passes = passes_read(options.weighting) if given is None and not skipped else ()
     if "without" in passes:
         _test_undeclared(model, inputs)
     delta, hidden_ND, main, head, without = _both_passes(model, inputs, options, passes)
-    weights = weights_of(delta, options) if given is None else _given(given, inputs["labels"].shape, delta)
+    if given is not None:
+        weights = _given(given, inputs["labels"].shape, delta)
+    else:
+        weights = torch.ones_like(delta.delta) if skipped else weights_of(delta, options)
     weight_sum = weights.sum()
     rows, factor = _normaliser(weights, weight_sum, delta, options.normalize, len(main.valid))
     # Divided before the sum: see weighted_linear_cross_entropy
@@ -200,6 +208,16 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     passed_on = {name: getattr(main.outputs, name) for name in names if hasattr(main.outputs, name)}
     output = output_class(loss=loss, cal=record, **passed_on)
     return output.to_tuple() if inputs.get("return_dict") is False else output
+
+
+def _step_of(model: Any) -> int:
+    """The optimizer step, as the trainer says, or the number of training forwards before this one."""
+    told = getattr(model, STEP, None)
+    if told is not None:
+        return int(told)
+    count = getattr(model, _FORWARDS, 0)
+    setattr(model, _FORWARDS, count + 1)
+    return count
 
 
 def _test_undeclared(model: Any, inputs: dict[str, Any]) -> None:
@@ -273,14 +291,15 @@ def _both_passes(
     row, column = main.slots.label_places
     before = column - 1
     reach = contrast_reach(main.slots, family, row, before, by_pixels)
-    if "without" not in passes:  # nothing to measure
-        reach, without = reach & False, Without(None, 0)
-    elif by_pixels and (has_image or all_ranks):
-        without = _pixel_pass(model, decoder, family, inputs, options, row, before)
-    elif options.contrast == "mask" and has_image:
-        without = mask_pass(decoder, family, main, row, before, whole_grid=released)
-    else:  # a batch without images has nothing to mask; on several ranks it still runs one token
-        without = drop_pass(decoder, family, main, reach, row, before, options.padding_free, all_ranks)
+    with fp8_linears(decoder) if options.fp8_contrast else contextlib.nullcontext():
+        if "without" not in passes:  # nothing to measure
+            reach, without = reach & False, Without(None, 0)
+        elif by_pixels and (has_image or all_ranks):
+            without = _pixel_pass(model, decoder, family, inputs, options, row, before)
+        elif options.contrast == "mask" and has_image:
+            without = mask_pass(decoder, family, main, row, before, whole_grid=released)
+        else:  # a batch without images has nothing to mask; on several ranks it still runs one token
+            without = drop_pass(decoder, family, main, reach, row, before, options.padding_free, all_ranks)
     hidden_ND = main.hidden_at(row, before)
     head = head_weights(model, hidden_ND.dtype)
     labels = label_tokens(inputs["labels"], row, column)

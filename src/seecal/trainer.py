@@ -22,7 +22,7 @@ from .data.checked import CheckedCollator
 from .data.collator import VisionCollator
 from .data.lengths import COUNTS
 from .families import family_of, image_ids
-from .forward import OPTIONS_MARK, disable_cal, enable_cal
+from .forward import OPTIONS_MARK, STEP, disable_cal, enable_cal
 from .metrics import RunningSums, count_tokens, token_metrics
 from .options import PIXEL_CONTRASTS, CALRecord
 from .weighting import passes_read
@@ -172,6 +172,7 @@ class CALTrainer(SFTTrainer):
                 f"the data collator made no labels, only {', '.join(sorted(inputs))}: there is nothing to learn"
             )
         self._step_records += names
+        setattr(_bare(self.model), STEP, self.state.global_step)  # for contrast_every: all of a step or nothing of it
         outputs = model(**inputs)
         count_tokens(self._window, outputs.cal, inputs.get("attention_mask"), self.cal_options)
         if long is not None:

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "seecal"
 
 # A module may import from the layers above its own line, never from its own line or below.
 LAYERS = [
-    {"options", "blank", "segments", "ranks", "linear_ce", "bench", "compute", "recipe_types"},
+    {"options", "blank", "segments", "fp8", "ranks", "linear_ce", "bench", "compute", "recipe_types"},
     {"slots"},
     {"packing"},
     {"data.paths", "data.turns", "data.emoji", "data.contrasts", "data.lengths", "models.efficientnet_lite"},
@@ -28,7 +28,7 @@ LAYERS = [
     {"__main__"},
 ]
 # Third-party packages that a layer may not touch.
-TORCH_ONLY = {"options", "weighting", "linear_ce", "ranks", "selftest", "metrics"}
+TORCH_ONLY = {"options", "weighting", "segments", "slots", "fp8", "linear_ce", "ranks", "selftest", "metrics"}
 NO_TRL = {"forward", "contrast", "main_pass", "families", "packing", "data.collator", "data.images", "models.micro"}
 
 
