@@ -22,6 +22,7 @@ CASES = {
         *((4, position, position > 20) for position in (2, 3, 21, 22, 23, 30, 31)),  # before the image; two answers
         (7, 9, False),
     ],
+    "rows beyond the number of labels": [(5, 3, True), (9, 4, True), (9, 5, False), (11, 2, False)],
     "many": [(index // 17, index % 17 + 1, index % 5 != 0) for index in range(200)],
 }
 
