@@ -106,6 +106,12 @@ def test_is_its_formula(name, case):
             assert len(got.unique()) > 1
 
 
+@pytest.mark.parametrize("name", ["vig", "prior", "dft"])
+def test_what_was_measured_without_log_probabilities_is_told(name):
+    with pytest.raises(ValueError, match=r"reads logprob_with.*CALOptions\(delta='logprob'\)"):
+        seecal.WEIGHTINGS[name](measured("mixed", "cal"), CALOptions())
+
+
 def test_vig_drops_a_whole_sample_whose_mean_is_below():
     found = measured("mixed", "vig")
     found.logprob_with[:8] = torch.tensor([-1.0, -1, -1, -1, -1, -1, -1, -1])
