@@ -129,9 +129,7 @@ def _vig(visual_delta: VisualDelta, options: CALOptions) -> Tensor:
     paper takes one threshold for both, measured once before training such that 70 % of its data's samples stay, and blurs
     the image instead of dropping it (contrast="blur").
     """
-    assert visual_delta.logprob_with is not None
-    assert visual_delta.logprob_without is not None
-    gain, sample = visual_delta.logprob_with - visual_delta.logprob_without, visual_delta.sample
+    gain, sample = _logprob(visual_delta, "with") - _logprob(visual_delta, "without"), visual_delta.sample
     # Samples are numbered in the order of their labels: no more than N, so the device is not asked for their number
     group = torch.zeros_like(sample)
     group[1:] = (sample[1:] != sample[:-1]).cumsum(0)
@@ -151,14 +149,22 @@ def _prior(visual_delta: VisualDelta, options: CALOptions) -> Tensor:
     image; how the paper tempers and normalises its weights could not be verified. Where nothing is taken away (text-only
     samples, labels directly after an image) p is the training pass's.
     """
-    assert visual_delta.logprob_without is not None
-    return -torch.expm1(visual_delta.logprob_without.clamp(max=0))
+    return -torch.expm1(_logprob(visual_delta, "without").clamp(max=0))
 
 
 def _dft(visual_delta: VisualDelta, options: CALOptions) -> Tensor:
     """The token's own probability under the model that trains; Σ w normalises it like the others."""
-    assert visual_delta.logprob_with is not None
-    return visual_delta.logprob_with.exp()
+    return _logprob(visual_delta, "with").exp()
+
+
+def _logprob(visual_delta: VisualDelta, which: str) -> Tensor:
+    found = getattr(visual_delta, f"logprob_{which}")
+    if found is None:
+        raise ValueError(
+            f"this weighting reads logprob_{which}, and this VisualDelta was measured without it: call seecal.visual_delta "
+            "with options=CALOptions(delta='logprob'), or with this weighting in its options"
+        )
+    return found
 
 
 WEIGHTINGS: dict[str, Weighting] = {

@@ -22,6 +22,7 @@ CASES = {
         *((4, position, position > 20) for position in (2, 3, 21, 22, 23, 30, 31)),  # before the image; two answers
         (7, 9, False),
     ],
+    "rows beyond the number of labels": [(5, 3, True), (9, 4, True), (9, 5, False), (11, 2, False)],
     "many": [(index // 17, index % 17 + 1, index % 5 != 0) for index in range(200)],
 }
 
@@ -103,6 +104,12 @@ def test_is_its_formula(name, case):
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
         if name != "uniform" and case == "many":
             assert len(got.unique()) > 1
+
+
+@pytest.mark.parametrize("name", ["vig", "prior", "dft"])
+def test_what_was_measured_without_log_probabilities_is_told(name):
+    with pytest.raises(ValueError, match=r"reads logprob_with.*CALOptions\(delta='logprob'\)"):
+        seecal.WEIGHTINGS[name](measured("mixed", "cal"), CALOptions())
 
 
 def test_vig_drops_a_whole_sample_whose_mean_is_below():
