@@ -83,7 +83,7 @@ class Run:
         self.records, self.slots, self.towers = [], [], 0
         parts = model.model.language_model, model.model.vision_tower
         hooks = [
-            parts[0].register_forward_pre_hook(self._decoder, with_kwargs=True),
+            parts[0].layers[0].register_forward_pre_hook(self._decoder),
             parts[1].register_forward_pre_hook(self._tower),
             model.register_forward_hook(lambda _, args, output: self.records.append(output.cal)),
         ]
@@ -117,8 +117,8 @@ class Run:
         self.logs = [one for one in trainer.state.log_history if "cross_entropy" in one]
         self.moved = {name for name, one in model.named_parameters() if not torch.equal(one, shipped.get(name, one))}
 
-    def _decoder(self, module, args, kwargs):
-        self.slots.append(kwargs["inputs_embeds"].shape[:2].numel())
+    def _decoder(self, module, args):
+        self.slots.append(args[0][..., 0].numel())
 
     def _tower(self, *args):
         self.towers += 1
@@ -140,20 +140,18 @@ def run(built, tmp_path_factory):
 @pytest.mark.parametrize(("weighting", "contrast"), RUNS)
 def test_trains_and_costs_what_its_passes_require(run, built, weighting, contrast):
     this, batch = run(weighting, contrast), VisionCollator(built[1])(RECORDS)
-    every_slot = batch["input_ids"].numel()
+    real = int(batch["attention_mask"].sum())
     if weighting in NO_CONTRAST:
         expected = 0
     elif contrast == "drop":
         expected = text_up_to_the_last_label(batch, built[0].config.image_token_id)
-        assert 0 < expected < every_slot / 2
-    else:
-        expected = every_slot
-    assert [(one.main_tokens, one.contrast_tokens) for one in this.records] == [(every_slot, expected)] * STEPS
-    assert this.slots == [every_slot, *([expected] if expected else [])] * STEPS
+        assert 0 < expected < real / 2
+    else:  # the masked pass is the released code's: on the padded rows
+        expected = batch["input_ids"].numel() if contrast == "mask" else real
+    assert [(one.main_tokens, one.contrast_tokens) for one in this.records] == [(real, expected)] * STEPS
+    assert this.slots == [real, *([expected] if expected else [])] * STEPS
     assert this.towers == (2 if contrast in PIXEL_CONTRASTS else 1) * STEPS
-    assert [one["contrast_token_share"] for one in this.logs] == pytest.approx(
-        [expected / (every_slot + expected)] * STEPS
-    )
+    assert [one["contrast_token_share"] for one in this.logs] == pytest.approx([expected / (real + expected)] * STEPS)
     for log, cal in zip(this.logs, this.records, strict=True):
         assert math.isfinite(log["loss"])
         assert log["loss"] == pytest.approx(float(cal.loss_sum.detach() / cal.weight_sum), rel=1e-4)
