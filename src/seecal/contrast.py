@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from .families import Family
 from .main_pass import MainPass, hands_arguments_on, taken
-from .packing import attention_inputs, lay_out, needs_dense, to_attention, use_packed
+from .packing import Layout, attention_inputs, by_segments, lay_out, needs_dense, to_attention, use_packed
+from .segments import Prefixes
 from .slots import Array, Slots, send
 
 
@@ -45,6 +46,18 @@ def kept_slots(slots: Slots, family: Family) -> Array:
     return slots.valid if family.cross_attention else slots.valid & ~slots.image
 
 
+def prefix_slots(slots: Slots, family: Family) -> Array:
+    """[B, L] bool: the slots before the first image, of samples for which the pass without it has something to do.
+
+    In a causal decoder their keys and values are those of the pass with the image.
+    """
+    row, column = slots.label_places
+    needed = np.zeros(len(slots.valid), dtype=bool)
+    needed[row[contrast_reach(slots, family, row, column - 1, False)]] = True
+    prefix: Array = slots.valid & ~slots.after_an_image & needed[:, None]
+    return prefix
+
+
 @torch.no_grad()
 def drop_pass(
     decoder: Any, family: Family, main: MainPass, reach: Array, row: Array, before: Array,
@@ -63,15 +76,7 @@ def drop_pass(
             return Without(None, 0)
         keep[0, 0] = True
     attention = decoder.config._attn_implementation
-    packed = use_packed(
-        padding_free,
-        keep,
-        attention,
-        dense=needs_dense(main.masks, attention),
-        packs=family.packs,
-        takes_bounds=hands_arguments_on(decoder),
-    )
-    layout = lay_out(keep, packed, main.valid.device)
+    layout, prefixes = _text_rows(decoder, family, main, keep, padding_free)
     extra = {
         name: taken(value, layout, main.valid.shape) for name, value in main.extra.items() if name not in family.omit
     }
@@ -81,11 +86,34 @@ def drop_pass(
             inputs_embeds=embeds,
             position_ids=layout.take_positions(main.positions),
             use_cache=False,
-            **attention_inputs(main.masks, layout, attention, embeds.dtype),
+            **attention_inputs(main.masks, layout, attention, embeds.dtype, recalled=prefixes),
             **extra,
         )[0]
+    assert prefixes is None or prefixes.layers == 0, "a layer did not ask for its prefixes"
     (wanted,) = send(hidden.device, layout.slot[row, before].clip(min=0))  # out of reach: any, its Δ is set to 0
     return Without(hidden.flatten(0, 1).index_select(0, wanted), layout.row.numel())
+
+
+def _text_rows(
+    decoder: Any, family: Family, main: MainPass, keep: Array, padding_free: bool | str
+) -> tuple[Layout, Prefixes | None]:
+    """(the kept slots' rows, without what comes before the first images where the main pass has kept that)."""
+    attention = decoder.config._attn_implementation
+    if main.prefixes is not None:
+        prefix = prefix_slots(main.slots, family)
+        layout = lay_out(keep & ~prefix, True, main.valid.device)
+        if by_segments(main.masks, layout, attention):
+            main.prefixes.lengths = tuple(prefix.sum(1)[(keep & ~prefix).any(1)].tolist())
+            return layout, main.prefixes
+    packed = use_packed(
+        padding_free,
+        keep,
+        attention,
+        dense=needs_dense(main.masks, attention),
+        packs=family.packs,
+        takes_bounds=hands_arguments_on(decoder),
+    )
+    return lay_out(keep, packed, main.valid.device), None
 
 
 @torch.no_grad()

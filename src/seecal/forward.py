@@ -24,7 +24,15 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 
 from . import main_pass
-from .contrast import Without, contrast_reach, decoder_dropout, drop_pass, mask_pass, without_dropout
+from .contrast import (
+    Without,
+    contrast_reach,
+    decoder_dropout,
+    drop_pass,
+    mask_pass,
+    prefix_slots,
+    without_dropout,
+)
 from .delta import Head, delta_grid, head_weights, label_tokens, visual_delta_of
 from .families import GENERIC, Family, check_vlm, decoder_of, family_of, head_of
 from .fp8 import fp8_linears
@@ -286,7 +294,8 @@ def _both_passes(
     by_pixels, released = options.contrast in PIXEL_CONTRASTS, options.pool_scope == "released"
     # The released pooling reads Δ at every slot of the padded grid
     padding_free, all_ranks = False if released else options.padding_free, world_size() > 1
-    main = main_pass.run(model, decoder, family, _own_inputs(inputs), padding_free, all_ranks)
+    keep = functools.partial(prefix_slots, family=family) if _keeps_prefixes(decoder, family, options, passes) else None
+    main = main_pass.run(model, decoder, family, _own_inputs(inputs), padding_free, all_ranks, keep)
     has_image = bool(main.slots.image.any())
     row, column = main.slots.label_places
     before = column - 1
@@ -309,6 +318,12 @@ def _both_passes(
     if released and "without" in passes:
         delta.delta_grid = delta_grid(main, inputs["labels"], without, head)
     return delta, hidden_ND, main, head, without
+
+
+def _keeps_prefixes(decoder: Any, family: Family, options: CALOptions, passes: tuple[str, ...]) -> bool:
+    """Whether the pass without the image may take what comes before the first image from the pass with it."""
+    same = not decoder.training or decoder_dropout(decoder) == 0  # dropout would make it another pass
+    return same and options.contrast == "drop" and "without" in passes and family.packs_main
 
 
 @torch.no_grad()

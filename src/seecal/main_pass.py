@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from .blank import feature_sum
 from .families import Family, family_of, image_ids
-from .packing import Layout, Masks, attention_inputs, full_masks, lay_out, needs_dense, use_packed
+from .packing import Layout, Masks, attention_inputs, by_segments, full_masks, lay_out, needs_dense, use_packed
+from .segments import Prefixes
 from .slots import Array, Slots, read_slots, send
 
 # Decoder inputs that each pass sets by itself, or that ask for outputs nobody reads.
@@ -56,6 +57,7 @@ class MainPass:
         masks: who looks at whom in the full rows, where that is more than causal ∧ valid (:func:`packing.full_masks`).
         extra: the decoder's other keyword arguments.
         layout: how the slots stand in ``hidden``; None: as in the batch.
+        prefixes: keys and values of the slots before each row's first image, where they were asked for and can be had.
         hidden: [R, T, D] last hidden state, with gradients.
         outputs: the base model's, or the decoder's where the model has no base.
     """
@@ -64,6 +66,7 @@ class MainPass:
     valid: Tensor
     image: Tensor
     layout: Layout | None = None
+    prefixes: Prefixes | None = None
     embeds: Tensor = field(init=False)
     positions: Tensor = field(init=False)
     masks: Masks | None = field(init=False)
@@ -84,7 +87,13 @@ class MainPass:
 
 
 def run(
-    model: Any, decoder: Any, family: Family, inputs: dict[str, Any], padding_free: bool | str, all_ranks: bool
+    model: Any,
+    decoder: Any,
+    family: Family,
+    inputs: dict[str, Any],
+    padding_free: bool | str,
+    all_ranks: bool = False,
+    keep: Callable[[Slots], Array] | None = None,
 ) -> MainPass:
     """The model's own forward up to the last hidden state, noting what its decoder was given.
 
@@ -92,6 +101,7 @@ def run(
         inputs: what the model's forward takes, with ``labels``.
         padding_free: as in :class:`seecal.CALOptions`.
         all_ranks: other ranks may have images, so run the vision tower even when this one has none.
+        keep: the batch's slots → [B, L] bool, those whose keys and values to keep (``prefixes``).
 
     Raises:
         ValueError: no input_ids, a mask that is not 2-D, a decoder without merged embeddings, or a packing that cannot be.
@@ -118,7 +128,7 @@ def run(
     if any(arguments.get(name) for name in ("output_hidden_states", "output_attentions")):
         padding_free = False  # somebody wants to look at every layer, slot by slot
     blank = _blank_image(model, inputs) if all_ranks else None
-    with _at_the_decoder(main, decoder, family, blank, padding_free) as output:
+    with _at_the_decoder(main, decoder, family, blank, padding_free, keep) as output:
         if headless:
             main.outputs = model.base_model(**arguments)
         else:  # Llama 4 has no model without its head: its whole forward, with logits of no slot at all
@@ -131,7 +141,12 @@ def run(
 
 @contextmanager
 def _at_the_decoder(
-    main: MainPass, decoder: Any, family: Family, blank: Tensor | None, padding_free: bool | str
+    main: MainPass,
+    decoder: Any,
+    family: Family,
+    blank: Tensor | None,
+    padding_free: bool | str,
+    keep: Callable[[Slots], Array] | None,
 ) -> Iterator[list[Any]]:
     """Inside the block the decoder notes its inputs in ``main`` and may run on the packed row; yields [its output].
 
@@ -147,7 +162,7 @@ def _at_the_decoder(
             kwargs["inputs_embeds"] = kwargs["inputs_embeds"] + blank.to(kwargs["inputs_embeds"].dtype)
         _note(main, decoder, family, kwargs)
         if _packs(main, decoder, family, padding_free):
-            kwargs = _packed(main, decoder, kwargs)
+            kwargs = _packed(main, decoder, kwargs, None if keep is None else keep(main.slots))
         return (), kwargs
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
@@ -159,6 +174,8 @@ def _at_the_decoder(
     finally:
         for handle in handles:
             handle.remove()
+        if main.prefixes is not None:
+            main.prefixes.recording = False
 
 
 def _note(main: MainPass, decoder: Any, family: Family, given: dict[str, Any]) -> None:
@@ -200,14 +217,17 @@ def hands_arguments_on(decoder: Any) -> bool:
     return inspect.Parameter.VAR_KEYWORD in kinds
 
 
-def _packed(main: MainPass, decoder: Any, given: dict[str, Any]) -> dict[str, Any]:
+def _packed(main: MainPass, decoder: Any, given: dict[str, Any], keep: Array | None) -> dict[str, Any]:
     """The decoder's inputs, cut down to the real slots in one row."""
     main.layout = layout = lay_out(main.slots.valid, True, main.valid.device)
     attention, embeds = decoder.config._attn_implementation, given["inputs_embeds"]
+    if keep is not None and keep.any() and by_segments(main.masks, layout, attention):
+        (slots,) = send(main.valid.device, layout.slot[keep])
+        main.prefixes = Prefixes(slots)
     rest = {name: value for name, value in given.items() if name not in ("input_ids", "cache_position")}
     return {
         **{name: taken(value, layout, main.valid.shape) for name, value in rest.items()},
-        **attention_inputs(main.masks, layout, attention, embeds.dtype),
+        **attention_inputs(main.masks, layout, attention, embeds.dtype, recorded=main.prefixes),
         "inputs_embeds": layout.take(embeds),
         "position_ids": layout.take_positions(main.positions),
     }

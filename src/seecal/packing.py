@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .segments import SegmentMask, segment_bounds
+from .segments import Prefixes, SegmentMask, segment_bounds
 from .slots import Array, send
 
 # With a dense [T, T] mask, a packed row of more tokens costs more in attention than its padding saved.
@@ -118,6 +118,12 @@ def use_packed(
     return packs and possible and uneven and (not dense or int(lengths.sum()) <= MAX_DENSE_TOKENS)
 
 
+def by_segments(masks: Masks | None, layout: Layout, attention: str) -> bool:
+    """Whether the compact row is kept apart by a :class:`SegmentMask`."""
+    # One token: transformers then lays the heads of a group where the tokens are
+    return masks is None and attention == "sdpa" and layout.packed and layout.row.numel() > 1
+
+
 def needs_dense(masks: Masks | None, attention: str) -> bool:
     """Whether a packed row needs a mask of [T, T]: its segments alone do not say who may look at whom."""
     return masks is not None or attention == "eager"
@@ -166,19 +172,29 @@ def full_masks(config: Any, given: Any, valid_BL: Tensor) -> Masks | None:
     return _as_bool(makers["sliding_attention" if windowed else "chunked_attention"](**made_for), valid_BL)
 
 
-def attention_inputs(masks: Masks | None, layout: Layout, attention: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What to hand to the decoder for the compact rows, so that every slot sees what it saw in the full ones."""
+def attention_inputs(
+    masks: Masks | None,
+    layout: Layout,
+    attention: str,
+    dtype: torch.dtype,
+    recorded: Prefixes | None = None,
+    recalled: Prefixes | None = None,
+) -> dict[str, Any]:
+    """What to hand to the decoder for the compact rows, so that every slot sees what it saw in the full ones.
+
+    ``recorded``, ``recalled``: only where :func:`by_segments` says so.
+    """
     if isinstance(masks, dict):
         gathered = {kind: to_attention(_gather(mask, layout), attention, dtype) for kind, mask in masks.items()}
         return {"attention_mask": gathered}
     if masks is not None:
         return {"attention_mask": to_attention(_gather(masks, layout), attention, dtype)}
+    if by_segments(masks, layout, attention):
+        return {"attention_mask": SegmentMask(layout.lengths, layout.row.device, recorded, recalled)}
+    assert recorded is recalled is None, "prefixes travel with segments"
     alone = attention == "eager" and len(layout.lengths) == 1
-    # One token: transformers then lays the heads of a group where the tokens are
     if not layout.packed or alone or layout.row.numel() == 1:
         return {"attention_mask": layout.filled.long()}
-    if attention == "sdpa":
-        return {"attention_mask": SegmentMask(layout.lengths, layout.row.device)}
     if attention.startswith(_FLASH):
         bounds, longest = segment_bounds(layout.lengths, layout.row.device), max(layout.lengths)
         ends = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}

@@ -61,13 +61,13 @@ def built():
     return model, processor, {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
 
 
-def text_up_to_the_last_label(batch, image_id):
-    """Slots of the samples with an image that are text and come before the slot of their last label."""
+def text_that_counts(batch, image_id):
+    """Slots of the samples with an image that are text, come after it and before the slot of their last label."""
     count = 0
     for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
         if image_id in ids:
             last = max(column for column, label in enumerate(labels) if label != -100)
-            count += sum(one != image_id for one in ids[:last])
+            count += sum(one != image_id for one in ids[ids.index(image_id) : last])
     return count
 
 
@@ -144,7 +144,7 @@ def test_trains_and_costs_what_its_passes_require(run, built, weighting, contras
     if weighting in NO_CONTRAST:
         expected = 0
     elif contrast == "drop":
-        expected = text_up_to_the_last_label(batch, built[0].config.image_token_id)
+        expected = text_that_counts(batch, built[0].config.image_token_id)
         assert 0 < expected < real / 2
     else:  # the masked pass is the released code's: on the padded rows
         expected = batch["input_ids"].numel() if contrast == "mask" else real

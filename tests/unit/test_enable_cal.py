@@ -290,8 +290,8 @@ def test_no_vocabulary_projection_in_the_contrast_pass_and_head_rows_are_label_t
     cal = model(**batch).cal
     assert rows == [len(cal.weights)]
     assert heads == []
-    text_up_to_the_last_label = 6 + 3 + 19 + 2 + 4 + 2 + 7 + 3 + 4 + 2 + 4 + 2 + 7 + 3 + 1
-    assert tokens == [int(batch["attention_mask"].sum()), text_up_to_the_last_label]
+    text_between_first_image_and_last_label = (3 + 19) + (4 + 2 + 7) + 4 + (2 + 7 + 3 + 1)
+    assert tokens == [int(batch["attention_mask"].sum()), text_between_first_image_and_last_label]
     assert (cal.main_tokens, cal.contrast_tokens) == tuple(tokens)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from seecal import CALOptions, enable_cal, segments
-from seecal.segments import SegmentMask, segment_bounds, variable_length_kernel
+from seecal.segments import Prefixes, SegmentMask, segment_bounds, variable_length_kernel
 
 from ..families.builders import MIXED, batch_of, build
 
@@ -37,12 +37,15 @@ def results(mask, lengths, **options):
 def fake_kernel(calls):
     """What torch's variable-length attention computes, for the CPU, from its bounds alone."""
 
-    def attend(query, key, value, bounds, longest, scale):
-        calls.append((bounds.tolist(), longest))
+    def attend(query, key, value, bounds, key_bounds, longest, key_longest, scale):
+        calls.append((bounds.tolist(), key_bounds.tolist(), longest, key_longest))
         parts = []
-        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            q, k, v = (one[start:stop].transpose(0, 1)[None] for one in (query, key, value))
-            parts.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[0].transpose(0, 1))
+        for start, stop, first, last in zip(bounds, bounds[1:], key_bounds, key_bounds[1:], strict=False):
+            q = query[start:stop].transpose(0, 1)[None]
+            k, v = (one[first:last].transpose(0, 1)[None] for one in (key, value))
+            may_look = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+            out = scaled_dot_product_attention(q, k, v, attn_mask=may_look, scale=scale)
+            parts.append(out[0].transpose(0, 1))
         return torch.cat(parts)
 
     return attend
@@ -65,7 +68,30 @@ def test_equals_the_dense_mask(route, lengths, options):
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
     name, calls = route
-    assert calls == ([([0, *torch.tensor(lengths).cumsum(0).tolist()], max(lengths))] if name == "kernel" else [])
+    ends = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    assert calls == ([(ends, ends, max(lengths), max(lengths))] if name == "kernel" else [])
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": 0.5}, {"key_heads": 2, "enable_gqa": True}], ids=str)
+def test_keys_kept_from_another_row_are_as_good_as_ones_own(route, options):
+    """Segments of 4 + 3, 0 + 2 and 1 + 5 slots: the first of each kept from the whole row, the rest attends with them."""
+    whole, before = (7, 2, 6), (4, 0, 1)
+    starts = [0, 7, 9]
+    kept = torch.tensor([start + one for start, count in zip(starts, before, strict=True) for one in range(count)])
+    own = torch.tensor([one for one in range(15) if one not in kept])
+    prefixes = Prefixes(kept)
+    inner = {name: value for name, value in options.items() if name != "key_heads"}
+    rows = inputs(whole, key_heads=options.get("key_heads", 4))
+    expected = scaled_dot_product_attention(*rows, attn_mask=SegmentMask(whole, own.device, recorded=prefixes), **inner)
+    prefixes.recording = False
+    scaled_dot_product_attention(*rows, attn_mask=SegmentMask(whole, own.device, recorded=prefixes), **inner)
+    assert prefixes.layers == 1, "a recomputation is not taken down again"
+    prefixes.lengths = before
+    short = [one.index_select(2, own) for one in rows]
+    mask = SegmentMask((3, 2, 5), own.device, recalled=prefixes)
+    got = scaled_dot_product_attention(*short, attn_mask=mask, **inner)
+    torch.testing.assert_close(got, expected.index_select(2, own), atol=1e-12, rtol=1e-12)
+    assert prefixes.layers == 0
 
 
 def test_it_holds_nothing_and_travels():
@@ -88,10 +114,13 @@ def test_as_plain_booleans_it_is_refused(use):
 @pytest.mark.parametrize(
     "signature",
     [
-        lambda query, key, value, cu_q, cu_k, max_q, max_k, *, is_causal=False: (query, {"is_causal": is_causal}),
+        lambda query, key, value, cu_q, cu_k, max_q, max_k, *, is_causal=False: (
+            query,
+            {"is_causal": is_causal, "sizes": (max_q, max_k)},
+        ),
         lambda query, key, value, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1): (
             query,
-            {"scale": scale, "window_size": window_size},
+            {"scale": scale, "window_size": window_size, "sizes": (max_q, max_k)},
         ),
     ],
     ids=["torch without scale", "torch with windows"],
@@ -104,7 +133,9 @@ def test_speaks_to_the_kernel_of_either_torch(signature, monkeypatch):
     try:
         kernel = variable_length_kernel()
         query = torch.randn(5, 2, 16)
-        got, given = kernel(query, query, query, segment_bounds((2, 3), torch.device("cpu")), 3, 0.5)
+        bounds = segment_bounds((2, 3), torch.device("cpu"))
+        got, given = kernel(query, query, query, bounds, bounds, 3, 4, 0.5)
+        assert given.pop("sizes") == (3, 4)
         if "is_causal" in given:
             assert given == {"is_causal": True}
             torch.testing.assert_close(got, query * 0.5 * 4)  # the kernel divides by sqrt(16)
@@ -168,7 +199,8 @@ def test_flash_attention_is_told_the_bounds(monkeypatch):
         ]
         assert torch.equal(given["cu_seq_lens_q"], given["cu_seq_lens_k"])
         assert given["max_length_q"] == given["max_length_k"]
-        out = fake_kernel(calls)(*flat, given["cu_seq_lens_q"], given["max_length_q"], scaling)
+        bounds, longest = given["cu_seq_lens_q"], given["max_length_q"]
+        out = fake_kernel(calls)(*flat, bounds, bounds, longest, longest, scaling)
         return out[None], None
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", attention)

@@ -14,15 +14,15 @@ from seecal.weighting import weighting_named
 from .test_trainer import trainer
 from .test_weighting_formulas import FORMULAS
 
-# Of MIXED's rows: the text before the last label; the third is text alone.
-TEXT_UP_TO_THE_LAST_LABEL = (6 + 3 + 19) + (2 + 4 + 2 + 7) + 0 + (3 + 4) + (2 + 4 + 2 + 7 + 3 + 1)
+# Of MIXED's rows: the text between the first image and the last label; the third is text alone.
+TEXT_THAT_COUNTS = (3 + 19) + (4 + 2 + 7) + 0 + 4 + (2 + 7 + 3 + 1)
 # name: contrast slots of the drop pass, vocabulary projections beside the loss's own
 COSTS = {
-    "cal": (TEXT_UP_TO_THE_LAST_LABEL, 0),
+    "cal": (TEXT_THAT_COUNTS, 0),
     "uniform": (0, 0),
-    "vig": (TEXT_UP_TO_THE_LAST_LABEL, 2),
-    "prior": (TEXT_UP_TO_THE_LAST_LABEL, 1),
-    "negative": (TEXT_UP_TO_THE_LAST_LABEL, 0),
+    "vig": (TEXT_THAT_COUNTS, 2),
+    "prior": (TEXT_THAT_COUNTS, 1),
+    "negative": (TEXT_THAT_COUNTS, 0),
     "dft": (0, 1),
 }
 
