@@ -12,8 +12,26 @@ SOURCE = Path(__file__).parents[2] / "src" / "seecal"
 # A module may import from the layers above its own line, never from its own line or below.
 LAYERS = [
     {"options", "blank", "packing", "ranks", "linear_ce", "bench", "compute", "recipe_types"},
-    {"data.paths", "data.turns", "data.emoji", "data.contrasts", "data.lengths", "models.efficientnet_lite"},
-    {"families", "weighting", "config", "metrics", "selftest", "data.images", "models.micro", "models.loading"},
+    {
+        "data.paths",
+        "data.turns",
+        "data.processing",
+        "data.emoji",
+        "data.contrasts",
+        "data.lengths",
+        "models.efficientnet_lite",
+    },
+    {
+        "families",
+        "weighting",
+        "config",
+        "metrics",
+        "selftest",
+        "data.images",
+        "data.placeholders",
+        "models.micro",
+        "models.loading",
+    },
     {"contrast", "stages", "data.records", "data.collator"},
     {"delta"},
     {"forward", "data.formats", "data.readers", "data.mixture", "data.checked"},
