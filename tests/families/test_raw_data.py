@@ -157,10 +157,12 @@ class Recorded(CALTrainer):
     """Keeps what the step was made of."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        self.labels = inputs["labels"]
+        if model.training:
+            self.labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        self.cal = outputs.cal
-        return loss
+        if model.training:
+            self.cal = outputs.cal
+        return (loss, outputs) if return_outputs else loss
 
 
 def layers_of(model):
@@ -283,3 +285,32 @@ def test_a_step_from_images_and_messages(family, mode):
     decoder = {id(one) for one in decoder_of(trainer.model).parameters()}
     assert all(moved[name] for name, one in trainer.model.named_parameters() if id(one) in decoder)
     assert any(moved[name] for name in moved if is_vision(name)) == (mode == "checkpointing")
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_evaluation_is_the_models_own_cross_entropy(family):
+    trainer, _ = trained(family, "checkpointing")
+    model, batch = trainer.model.eval(), dict(VisionCollator(processor_of(family))(records(family)[::-1]))
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = model(**batch).logits
+    own = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+    got = trainer.evaluate(dataset(family))["eval_loss"]
+    model.train()
+    assert got == pytest.approx(float(own), rel=1e-4)
+
+
+def test_mllamas_rows_without_images_stand_where_they_belong():
+    """At both ends too, where its processor fails, or loses them."""
+    collator, rows = VisionCollator(processor_of("mllama")), records("mllama")
+    batch = collator([rows[2], rows[0], rows[2], rows[1], rows[2]])
+    images = collator([rows[0], rows[1]])
+    seen = [1, 3]
+    for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"):
+        assert torch.equal(batch[name][seen], images[name]), name
+    length = images["cross_attention_mask"].shape[1]
+    assert torch.equal(batch["cross_attention_mask"][seen][:, :length], images["cross_attention_mask"])
+    for row in (0, 2, 4):
+        assert not batch["pixel_values"][row].any()
+        assert not batch["cross_attention_mask"][row].any()
+        assert torch.equal(batch["input_ids"][row], batch["input_ids"][0])

@@ -146,14 +146,20 @@ class VisionCollator:
         return batch
 
     def _processed(self, prepared: list[_Prepared], images: list[list[Any]]) -> Any:
-        return processed(
-            self.processor,
-            [one.text for one in prepared],
-            images,
-            prefixes=[one.prefix for one in prepared],
-            add_special_tokens=self._adds_special(prepared[0].text),
-            pad_to_multiple_of=self.pad_to_multiple_of,
-        )
+        try:
+            return processed(
+                self.processor,
+                [one.text for one in prepared],
+                images,
+                prefixes=[one.prefix for one in prepared],
+                add_special_tokens=self._adds_special(prepared[0].text),
+                pad_to_multiple_of=self.pad_to_multiple_of,
+            )
+        except Exception as error:  # whatever a family's own code says of its inputs
+            raise ValueError(
+                f"{', '.join(one.name for one in prepared)}: {type(self.processor).__name__} failed on them: {error}. If "
+                "it fails on every batch, it is not complete or not the model's: load it from the model's folder."
+            ) from error
 
     def _stand_in(self, name: str) -> _Prepared:
         """A row of one word without a label and without an image, so that a batch keeps its number of rows."""

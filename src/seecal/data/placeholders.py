@@ -32,11 +32,11 @@ def written_tokens(processor: ProcessorMixin) -> list[str]:
 
 
 def made_of_an_image(processor: ProcessorMixin) -> tuple[frozenset[int], frozenset[int]]:
-    """(all ids that the processor makes of one grey image, those of them that stand for its features).
+    """(ids that may stand for the features of an image in what the processor makes of it, those of them that do).
 
     What the template writes need not be what the model reads: Ovis 2's ``<image>`` is no token at all and becomes
     ``<IMG_ATOM>``, Gemma 3's ``<start_of_image>`` is followed by the soft tokens. So the processor is asked. Features are
-    the tokens that the template writes and the added token that is repeated most.
+    the tokens that the template writes and the added token that is repeated most; maybe, if it is none, the id that is.
 
     Raises:
         ValueError: the processor fails on an image and its placeholder.
@@ -55,7 +55,7 @@ def made_of_an_image(processor: ProcessorMixin) -> tuple[frozenset[int], frozens
     added = [one for one in ids if one in tokenizer.added_tokens_decoder]
     features = {index for token, index in tokenizer.get_added_vocab().items() if token in written and index in added}
     features |= {index for index, _ in Counter(added).most_common(1)}
-    return frozenset(ids), frozenset(features)
+    return frozenset(features | {index for index, _ in Counter(ids).most_common(1)}), frozenset(features)
 
 
 def check_processor(collator: Any, model: Any, image_ids: set[int]) -> str:
@@ -70,15 +70,15 @@ def check_processor(collator: Any, model: Any, image_ids: set[int]) -> str:
         "", or what is odd about the pair: for :func:`blamed`, should the model fail on the processor's batches.
 
     Raises:
-        ValueError: none of the ids that the processor makes of an image is one of the model's.
+        ValueError: what the processor repeats for an image is none of the model's ids.
     """
     processor = getattr(getattr(collator, "collator", collator), "processor", None)
     if not isinstance(processor, ProcessorMixin):
         return ""
-    made, features = made_of_an_image(processor)
+    candidates, features = made_of_an_image(processor)
     mine, own = type(processor).__name__, PROCESSOR_MAPPING_NAMES.get(model.config.model_type)
     wants = f"; transformers' processor for {model.config.model_type!r} is {own}" if own and own != mine else ""
-    if image_ids.isdisjoint(made):
+    if image_ids.isdisjoint(candidates):
         tokens: Any = processor.tokenizer.convert_ids_to_tokens(sorted(features))
         found = ", ".join(f"{token!r} (id {index})" for token, index in zip(tokens, sorted(features), strict=True))
         raise ValueError(
