@@ -70,8 +70,9 @@ class VisionCollator:
     then has ``token_weights`` [B, L], and training takes those instead of measuring any (no pass without the image).
 
     Raises:
-        ValueError: no fast tokenizer or no chat template; or a record (named) whose images and placeholders differ
-            in number, that is too long, that has no label, or whose text cannot be followed through template and processor.
+        ValueError: no fast tokenizer, or no chat template (PaliGemma needs none for one question and one answer); or a
+            record (named) whose images and placeholders differ in number, that is too long, that has no label, or whose
+            text cannot be followed through template and processor.
     """
 
     processor: ProcessorMixin
