@@ -114,9 +114,8 @@ def gemma():
 
 def glm():
     user = "<|user|>\n" + parts("<|begin_of_image|><|image|><|end_of_image|>")
-    return template(
-        start="[gMASK]<sop>", user=user, system=f"<|system|>\n{TEXTS}", assistant="<|assistant|>\n" + answer("")
-    )
+    assistant = "<|assistant|>\n" + answer("", "{{ m.content }}")  # parts are for users only
+    return template(start="[gMASK]<sop>", user=user, system="<|system|>\n{{ m.content }}", assistant=assistant)
 
 
 def llama3():

@@ -269,6 +269,7 @@ def test_a_step_from_images_and_messages(family, mode):
     trainer, moved = trained(family, mode)
     tokenizer, rows = trainer.processing_class.tokenizer, turns_of(family)[::-1]
     assert [tokenizer.decode(row[row != -100]) for row in trainer.labels] == [labelled(family, one) for one in rows]
+    assert trainer._oddity == ""
     measured, loss = trainer.cal.visual_delta, trainer.state.log_history[0]["loss"]
     assert torch.tensor(loss).isfinite()
     assert not measured.has_contrast[measured.sample == 0].any(), "the row without an image"
@@ -301,7 +302,7 @@ def test_evaluation_is_the_models_own_cross_entropy(family):
 
 
 def test_mllamas_rows_without_images_stand_where_they_belong():
-    """At both ends too, where its processor fails, or loses them."""
+    """At both ends too, and whichever is the longest."""
     collator, rows = VisionCollator(processor_of("mllama")), records("mllama")
     batch = collator([rows[2], rows[0], rows[2], rows[1], rows[2]])
     images = collator([rows[0], rows[1]])
@@ -314,3 +315,9 @@ def test_mllamas_rows_without_images_stand_where_they_belong():
         assert not batch["pixel_values"][row].any()
         assert not batch["cross_attention_mask"][row].any()
         assert torch.equal(batch["input_ids"][row], batch["input_ids"][0])
+    long = {**rows[2], "messages": [user(text("What colour is it? " * 9)), assistant("It is.")]}
+    for mixed in ([rows[1], long], [long, rows[1]]):
+        batch, place = collator(mixed), mixed.index(rows[1])
+        used = batch["attention_mask"][place].bool()
+        assert torch.equal(batch["input_ids"][place][used], collator([rows[1]])["input_ids"][0])
+        assert int(used.sum()) < used.numel() == batch["cross_attention_mask"].shape[1]

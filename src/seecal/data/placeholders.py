@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
@@ -100,7 +101,7 @@ def blamed(oddity: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not oddity:
+        if not oddity or isinstance(error, torch.OutOfMemoryError):
             raise
         raise ValueError(f"the model failed on the processor's batch ({error}). {oddity}.") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image
 from transformers import BatchFeature, MllamaProcessor, PaliGemmaProcessor, ProcessorMixin
 
 
@@ -40,12 +39,31 @@ def processed(
     texts, images = list(texts), list(images)
     if not any(images):
         return processor(text=texts, images=None, **settings)
-    if isinstance(processor, MllamaProcessor) and not (images[0] and images[-1]):
-        # It cannot begin with a text without images, and loses those at the end: a row with an image goes on either side.
-        grey = ([str(processor.image_token)], [[Image.new("RGB", (8, 8))]])
-        batch = processor(text=grey[0] + texts + grey[0], images=grey[1] + images + grey[1], **settings)
-        return BatchFeature({name: value[1:-1] for name, value in batch.items()})
+    if isinstance(processor, MllamaProcessor) and not all(images):
+        return _with_bare_rows(processor, texts, images, settings)
     return processor(text=texts, images=images, **settings)
+
+
+def _with_bare_rows(
+    processor: Any, texts: list[str], images: list[list[Any]], settings: dict[str, Any]
+) -> BatchFeature:
+    """Mllama's tensors where some texts have no image, which its processor refuses, or mixes up: the texts with images and
+    the others apart, then together. All of them are [B, ...], and nothing of a text without an image is set in those of
+    the images, nor may it look at any."""
+    shown = [row for row, mine in enumerate(images) if mine]
+    bare = [row for row, mine in enumerate(images) if not mine]
+    seen = processor(text=[texts[row] for row in shown], images=[images[row] for row in shown], **settings)
+    unseen = processor(text=[texts[row] for row in bare], images=None, **settings)
+    length = max(seen["input_ids"].shape[1], unseen["input_ids"].shape[1])
+    whole = {}
+    for name, value in seen.items():
+        columns = length if name in unseen or name == "cross_attention_mask" else value.shape[1]
+        fill = processor.tokenizer.pad_token_id if name == "input_ids" else 0
+        whole[name] = value.new_full((len(texts), columns, *value.shape[2:]), fill)
+        whole[name][shown, : value.shape[1]] = value
+        if name in unseen:
+            whole[name][bare, : unseen[name].shape[1]] = unseen[name]
+    return BatchFeature(whole)
 
 
 def _prefixed(

@@ -92,10 +92,10 @@ def _in_a_form_it_takes(
     """(how to give a message to the template, its text, the spans of its own markers).
 
     Templates for text take a message's content as a text: given a list of parts they fail, or write it as Python does.
-    Messages without images are then given as texts.
+    Messages without images are then given as texts, first those that are not the user's: some take parts from users only.
     """
     refused: ValueError | None = None
-    for form in (_as_parts, _as_text):
+    for form in (_as_parts, _others_as_text, _as_text):
         chat = [form(one) for one in messages]
         try:
             text, spans = _rendered(chat, template, special_tokens, name, marked)
@@ -112,6 +112,10 @@ def _in_a_form_it_takes(
 
 def _as_parts(message: dict[str, Any]) -> dict[str, Any]:
     return message
+
+
+def _others_as_text(message: dict[str, Any]) -> dict[str, Any]:
+    return message if message["role"] == "user" else _as_text(message)
 
 
 def _as_text(message: dict[str, Any]) -> dict[str, Any]:
