@@ -21,6 +21,7 @@ from .config import CALConfig
 from .data.checked import CheckedCollator
 from .data.collator import VisionCollator
 from .data.lengths import COUNTS
+from .data.placeholders import blamed, check_processor
 from .families import family_of, image_ids
 from .forward import OPTIONS_MARK, STEP, disable_cal, enable_cal
 from .metrics import RunningSums, count_tokens, token_metrics
@@ -105,6 +106,7 @@ class CALTrainer(SFTTrainer):
             self.data_collator.max_length = None  # TRL would cut, perhaps inside an image
             ids = frozenset(image_ids(_bare(self.model).config))
             self.data_collator = CheckedCollator(self.data_collator, args.max_length, ids, args.on_long, True)
+        self._oddity = check_processor(self.data_collator, _bare(self.model), image_ids(_bare(self.model).config))
         self.cal_options = args.cal_options()
         enable_cal(cast(nn.Module, self.model), self.cal_options)
         setattr(_bare(self.model), _BY_TRAINER, self.cal_options)
@@ -173,7 +175,8 @@ class CALTrainer(SFTTrainer):
             )
         self._step_records += names
         setattr(_bare(self.model), STEP, self.state.global_step)  # for contrast_every: all of a step or nothing of it
-        outputs = model(**inputs)
+        with blamed(self._oddity):
+            outputs = model(**inputs)
         count_tokens(self._window, outputs.cal, inputs.get("attention_mask"), self.cal_options)
         if long is not None:
             self._window.add(dropped=long[0], truncated=long[1])
