@@ -12,7 +12,16 @@ SOURCE = Path(__file__).parents[2] / "src" / "seecal"
 # A module may import from the layers above its own line, never from its own line or below.
 LAYERS = [
     {"options", "blank", "packing", "ranks", "linear_ce", "bench", "compute", "recipe_types"},
-    {"data.paths", "data.turns", "data.emoji", "data.contrasts", "data.lengths", "models.efficientnet_lite"},
+    {
+        "data.paths",
+        "data.turns",
+        "data.emoji",
+        "data.contrasts",
+        "data.lengths",
+        "data.pixels",
+        "data.reduced",
+        "models.efficientnet_lite",
+    },
     {"families", "weighting", "config", "metrics", "selftest", "data.images", "models.micro", "models.loading"},
     {"contrast", "stages", "data.records", "data.collator"},
     {"delta"},
