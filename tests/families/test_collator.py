@@ -1,8 +1,15 @@
 """VisionCollator on the processors of other families: tiles, row breaks, wrapper tokens, text-only rows in between."""
 
-import pytest
-import transformers as hf
+import contextlib
+import io
 
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from PIL import Image
+
+from seecal.data import collator as collator_module
 from seecal.data.collator import VisionCollator
 from tests.tiny import PLAIN_TEMPLATE, tiny_image, tiny_tokenizer
 
@@ -106,3 +113,24 @@ def test_labels_are_the_answers_and_their_ends(family):
     assert decoded == ["It is red.<|end|>It is.<|end|>", "It is not.<|end|>", "It is a.<|end|>"]
     alone = collator(records()[1:2])
     assert (alone["labels"] != -100).sum() == (batch["labels"][1] != -100).sum()
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.__name__)
+def test_fewer_copies_of_pixels_change_no_bit_of_the_batch(family, monkeypatch):
+    """JPEG files, large and small, against Pillow's decoder and the image processor as it is."""
+    pictures = []
+    for width, height in ((48, 48), (90, 40), (333, 250)):
+        values = np.random.default_rng(width).integers(0, 256, (height // 7 + 1, width // 7 + 1, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG")
+        pictures.append(file.getvalue())
+    chats = [{**records()[0], "images": pictures}, records()[1], {**records()[2], "images": pictures[2:]}]
+    collate = VisionCollator(family())
+    found = collate(chats)
+    assert collate._jpeg is not None
+    collate._jpeg = None
+    monkeypatch.setattr(collator_module, "fewer_copies", lambda _: contextlib.nullcontext())
+    plain = collate(chats)
+    assert sorted(found) == sorted(plain)
+    for name, value in plain.items():
+        assert torch.equal(torch.as_tensor(found[name]), torch.as_tensor(value)), name
