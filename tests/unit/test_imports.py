@@ -20,6 +20,7 @@ LAYERS = [
         "data.lengths",
         "data.pixels",
         "data.reduced",
+        "data.runs",
         "models.efficientnet_lite",
     },
     {"families", "weighting", "config", "metrics", "selftest", "data.images", "models.micro", "models.loading"},

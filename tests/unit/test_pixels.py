@@ -16,6 +16,7 @@ from seecal.data.collator import VisionCollator
 from seecal.data.images import decode_image, open_image
 from seecal.data.pixels import fewer_copies, jpeg_pixels
 from seecal.data.reduced import box_for
+from seecal.data.runs import short_runs
 from tests.tiny import tiny_llava_processor
 
 KINDS = {
@@ -248,3 +249,36 @@ def test_contrasts_that_count_in_pixels_are_refused_with_it():
     assert CALConfig("x", contrast="swap", image_decoding="reduced", use_cpu=True, report_to="none")
     with pytest.raises(ValueError, match="image_decoding='half'"):
         CALConfig("x", image_decoding="half", use_cpu=True, report_to="none")
+
+
+# ---- Runs of image tokens ----
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_runs_of_image_tokens_become_the_same_ids(side):
+    processor = tiny_llava_processor()
+    tokenizer, token = processor.tokenizer, "<image>"
+    options = {"padding": True, "padding_side": side, "pad_to_multiple_of": 8, "return_tensors": "pt"}
+    texts = [f"What{token * 50} colour?\n{token}{token}b", "It is red.", token * 7, f" {token * 3} {token} "]
+    expected = tokenizer(texts, **options)
+    with short_runs(processor, [tokenizer.convert_tokens_to_ids(token)]):
+        assert processor.tokenizer is not tokenizer
+        found = processor.tokenizer(texts, **options)
+    assert processor.tokenizer is tokenizer
+    assert all(torch.equal(found[name], expected[name]) for name in ("input_ids", "attention_mask"))
+
+
+def test_a_tokenizer_that_reads_runs_otherwise_is_used_as_it_is():
+    processor = tiny_llava_processor()
+    ids = [processor.tokenizer.convert_tokens_to_ids("<image>")]
+    with short_runs(processor, ids):
+        assert type(processor.tokenizer).__name__ == "_ShortRuns"
+    processor.tokenizer.__class__ = type("Odd", (type(processor.tokenizer),), {"__call__": _merging})
+    with short_runs(processor, ids):
+        assert type(processor.tokenizer).__name__ == "Odd"
+
+
+def _merging(self, text, **options):
+    """Reads three images in a row as two."""
+    text = text.replace("<image>" * 3, "<image>" * 2)
+    return hf.PreTrainedTokenizerFast.__call__(self, text, **options)

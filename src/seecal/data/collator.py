@@ -20,6 +20,7 @@ from .images import decode_image
 from .lengths import COUNTS, LengthLimit
 from .pixels import fewer_copies, jpeg_pixels, takes_pixels
 from .reduced import box_for, check_decoding
+from .runs import short_runs
 from .turns import Rendered, render
 
 logger = logging.getLogger(__name__)
@@ -148,7 +149,8 @@ class VisionCollator:
         return batch
 
     def _processed(self, prepared: list[_Prepared], images: list[list[Any]]) -> Any:
-        with fewer_copies(getattr(self.processor, "image_processor", None)):
+        images_alone = getattr(self.processor, "image_processor", None)
+        with fewer_copies(images_alone), short_runs(self.processor, self._image_tokens):
             return self.processor(
                 text=[one.text for one in prepared],
                 images=images if any(images) else None,
