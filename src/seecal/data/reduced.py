@@ -49,10 +49,7 @@ def box_for(image_processor: Any) -> Callable[[tuple[int, int]], tuple[int, int]
     """
     target = _target_of(image_processor)
     if target is None:
-        logger.warning(
-            "image_decoding='reduced': the sizes that %s resizes to are not known here, so images are decoded in full",
-            type(image_processor).__name__,
-        )
+        _say_unknown(type(image_processor).__name__)
         return None
 
     @functools.lru_cache(maxsize=10_000)
@@ -67,6 +64,14 @@ def box_for(image_processor: Any) -> Callable[[tuple[int, int]], tuple[int, int]
         return None
 
     return box
+
+
+@functools.cache
+def _say_unknown(kind: str) -> None:
+    """Once, though training and evaluation have a collator each."""
+    logger.warning(
+        "image_decoding='reduced': the sizes that %s resizes to are not known here, so images are decoded in full", kind
+    )
 
 
 def _target_of(image_processor: Any) -> Callable[[int, int], Target] | None:
