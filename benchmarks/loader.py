@@ -110,28 +110,35 @@ def cpu_seconds() -> float:
 
 
 def timed(passes: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple[list[float], list[float]]]:
-    """(wall ms, CPU ms) of each pass in each round, interleaved, after one that starts the workers."""
+    """(wall ms, CPU ms) of each pass in each round, interleaved."""
     spent: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in passes}
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in passes.items():
-            wall, cpu = time.perf_counter(), cpu_seconds() if turn else 0.0
+            wall, cpu = time.perf_counter(), cpu_seconds()
             run()
-            if turn:
-                spent[name][0].append((time.perf_counter() - wall) * 1e3)
-                spent[name][1].append((cpu_seconds() - cpu) * 1e3)
+            spent[name][0].append((time.perf_counter() - wall) * 1e3)
+            spent[name][1].append((cpu_seconds() - cpu) * 1e3)
     return spent
 
 
-def difference(loader: DataLoader, reference: DataLoader) -> dict[str, Any]:
-    """How far the pixels of one are from the other's, in grey levels of 0 to 255."""
-    std = torch.tensor(reference.collate_fn.processor.image_processor.image_std).reshape(3, 1, 1)
-    equal, total, largest, count = True, 0.0, 0.0, 0
-    for found, expected in zip(loader, reference, strict=True):
-        found, expected = found["pixel_values"], expected["pixel_values"]
-        equal = equal and torch.equal(found, expected)
-        levels = (found - expected).abs() * std * 255
-        total, largest, count = total + levels.sum().item(), max(largest, levels.max().item()), count + levels.numel()
-    return {"pixel_equal": equal, "mean_levels": total / count, "max_levels": largest}
+def differences(found: dict[str, DataLoader], reference: str) -> dict[str, dict[str, Any]]:
+    """How far the pixels of each are from those of ``reference``, in grey levels of 0 to 255."""
+    std = torch.tensor(found[reference].collate_fn.processor.image_processor.image_std).reshape(3, 1, 1)
+    apart: dict[str, dict[str, Any]] = {
+        name: {"pixel_equal": True, "mean_levels": 0.0, "max_levels": 0.0} for name in found
+    }
+    count = 0
+    for batches in zip(*found.values(), strict=True):
+        pixels = {name: batch["pixel_values"] for name, batch in zip(found, batches, strict=True)}
+        count += pixels[reference].numel()
+        for name, one in apart.items():
+            levels = (pixels[name] - pixels[reference]).abs() * std * 255
+            one["pixel_equal"] = one["pixel_equal"] and torch.equal(pixels[name], pixels[reference])
+            one["mean_levels"] += levels.sum().item()
+            one["max_levels"] = max(one["max_levels"], levels.max().item())
+    for one in apart.values():
+        one["mean_levels"] /= count
+    return apart
 
 
 def compare(size: tuple[int, int], count: int, side: int, batch: int, options: argparse.Namespace) -> list[dict]:
@@ -139,9 +146,9 @@ def compare(size: tuple[int, int], count: int, side: int, batch: int, options: a
         paths = write_files(Path(folder), size, count)
         found = loaders(paths, side, batch, options.workers)
         passes = {name: lambda one=one: sum(len(rows["labels"]) for rows in one) for name, one in found.items()}
-        seen = {name: run() for name, run in passes.items()}
+        seen = {name: run() for name, run in passes.items()}  # and starts the workers
         spent = timed(passes, options.rounds)
-        apart = {name: difference(found[name], found["trl"]) for name in found}
+        apart = differences(found, "trl")
     wall = {name: percentiles(both[0]) for name, both in spent.items()}
     cpu = {name: percentiles(both[1])["p50_ms"] for name, both in spent.items()}
     return [
@@ -174,6 +181,7 @@ def cpu_model() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--images", type=int, default=None, help="files of each size (512 for full)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=None, help="folder of the CSV (benchmarks/results)")
@@ -181,7 +189,9 @@ def main() -> None:
     torch.set_num_threads(1)  # as in a worker
     shape = SIZES[options.size]
     rows = [
-        row for size, count in shape["files"] for row in compare(size, count, shape["side"], shape["batch"], options)
+        row
+        for size, count in shape["files"]
+        for row in compare(size, options.images or count, shape["side"], shape["batch"], options)
     ]
     write("loader" if options.size == "full" else f"loader-{options.size}", rows, options.out)
 
