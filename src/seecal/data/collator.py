@@ -150,7 +150,8 @@ class VisionCollator:
 
     def _processed(self, prepared: list[_Prepared], images: list[list[Any]]) -> Any:
         images_alone = getattr(self.processor, "image_processor", None)
-        with fewer_copies(images_alone), short_runs(self.processor, self._image_tokens):
+        known = {(one.text, self._adds_special(one.text)): one.ids for one in prepared}
+        with fewer_copies(images_alone), short_runs(self.processor, self._image_tokens, known):
             return self.processor(
                 text=[one.text for one in prepared],
                 images=images if any(images) else None,

@@ -23,10 +23,17 @@ _KNOWN = {"padding", "padding_side", "pad_to_multiple_of", "add_special_tokens",
 
 
 @contextlib.contextmanager
-def short_runs(processor: Any, image_ids: list[int]) -> Iterator[None]:
-    """While it is open, ``processor`` tokenises runs of its image tokens in one go. The ids are the same."""
+def short_runs(
+    processor: Any, image_ids: list[int], known: dict[tuple[str, bool], list[int]] | None = None
+) -> Iterator[None]:
+    """While it is open, ``processor`` tokenises runs of its image tokens in one go. The ids are the same.
+
+    ``known`` has the ids of texts that were tokenised before, by text and add_special_tokens.
+    """
     tokenizer = processor.tokenizer
-    found = _ShortRuns(tokenizer, dict(zip(image_ids, tokenizer.convert_ids_to_tokens(image_ids), strict=True)))
+    found = _ShortRuns(
+        tokenizer, dict(zip(image_ids, tokenizer.convert_ids_to_tokens(image_ids), strict=True)), known or {}
+    )
     if set(tokenizer.model_input_names) != {"input_ids", "attention_mask"} or not found.agrees():
         yield
         return
@@ -38,8 +45,9 @@ def short_runs(processor: Any, image_ids: list[int]) -> Iterator[None]:
 
 
 class _ShortRuns(wrapt.ObjectProxy):
-    def __init__(self, tokenizer: Any, tokens: dict[int, str]) -> None:
+    def __init__(self, tokenizer: Any, tokens: dict[int, str], known: dict[tuple[str, bool], list[int]]) -> None:
         super().__init__(tokenizer)
+        self._self_known = known
         self._self_ids = list(tokens)
         self._self_runs = re.compile("|".join(f"(?:{re.escape(token)})+" for token in tokens.values()))
         self._self_tokens = list(tokens.values())
@@ -70,7 +78,10 @@ class _ShortRuns(wrapt.ObjectProxy):
             return token
 
         short = self._self_runs.sub(first, text)
-        ids = np.array(self.__wrapped__(short, add_special_tokens=special)["input_ids"], dtype=np.int64)
+        found = self._self_known.get((short, special))
+        if found is None:
+            found = self.__wrapped__(short, add_special_tokens=special)["input_ids"]
+        ids = np.array(found, dtype=np.int64)
         repeats, places = np.ones(len(ids), dtype=np.int64), np.isin(ids, self._self_ids)
         if places.sum() != len(counts):
             return None
