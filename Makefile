@@ -37,6 +37,7 @@ check: $(READY)
 	$(BIN)/python -m pytest -q tests/unit/test_imports.py
 
 bench: $(READY)
+	$(BIN)/seecal bench loader
 	$(BIN)/seecal bench loss
 	$(BIN)/seecal bench step
 

@@ -47,10 +47,10 @@ def interleaved(variants: dict[str, Callable[[], Any]], rounds: int, warmup: int
             spent = _now() - start
             if turn >= warmup:
                 times[name].append(spent * 1e3)
-    return {name: _percentiles(values) for name, values in times.items()}
+    return {name: percentiles(values) for name, values in times.items()}
 
 
-def _percentiles(values: list[float]) -> dict[str, float]:
+def percentiles(values: list[float]) -> dict[str, float]:
     cuts = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else [values[0]] * 9
     return {"p20_ms": cuts[1], "p50_ms": cuts[4], "p80_ms": cuts[7]}
 

@@ -8,6 +8,7 @@ from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from .data.lengths import POLICIES
+from .data.reduced import check_decoding
 from .options import CALOptions
 
 _OPTION_NAMES = tuple(one.name for one in dataclasses.fields(CALOptions))
@@ -25,7 +26,8 @@ class CALConfig(SFTConfig):
     """Arguments of :class:`seecal.CALTrainer`: everything of :class:`trl.SFTConfig`, and the options of CAL.
 
     The fields of :class:`seecal.CALOptions` have the same names, meanings and defaults here.
-    ``on_long`` says what happens to records longer than ``max_length``. Two inherited fields differ:
+    ``on_long`` says what happens to records longer than ``max_length``, ``image_decoding`` how
+    JPEG files are decoded. Two inherited fields differ:
 
     - ``padding_free`` is CAL's (the rows of the pass without the image: "auto", True or False), not TRL's, which vision
       data does not support.
@@ -94,6 +96,13 @@ class CALConfig(SFTConfig):
             "cuts their text after the last image. Each is counted and named."
         },
     )
+    image_decoding: str = field(
+        default="exact",
+        metadata={
+            "help": "'exact' decodes images in full; 'reduced' decodes JPEG files at 1/2, 1/4 or 1/8 of their size where "
+            "that is no smaller than what the processor resizes them to: faster, with slightly other pixels."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Keep False: CALTrainer stops at a non-finite loss instead of leaving it out of the log."},
@@ -105,6 +114,7 @@ class CALConfig(SFTConfig):
         self.cal_options()
         if self.on_long not in POLICIES:
             raise ValueError(f"on_long={self.on_long!r}: expected one of {', '.join(POLICIES)}")
+        check_decoding(self.image_decoding, self.contrast)
         super().__post_init__()
         self.refuse_unsupported()
 

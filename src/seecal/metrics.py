@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .options import CALOptions, CALRecord
+
+logger = logging.getLogger(__name__)
+
+# A share of the time that more workers would win back, in as many logs one after the other: one alone is a slow disk.
+_HIGH_SHARE, _LOGS = 0.3, 3
 
 
 class RunningSums:
@@ -80,3 +88,40 @@ def token_metrics(sums: dict[str, float]) -> dict[str, float]:
         metrics |= {"delta_mean": sums["delta"] / seen, "share_at_alpha": at_alpha, "share_at_beta": at_beta}
         metrics["share_inside"] = 1 - at_alpha - at_beta
     return metrics
+
+
+class Waiting:
+    """An iterator that adds up the ``seconds`` that its caller waits for the next item."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+        self.seconds = 0.0
+
+    def __iter__(self) -> Waiting:
+        return self
+
+    def __next__(self) -> Any:
+        start = time.perf_counter()
+        try:
+            return next(self._iterator)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+class WaitHint:
+    """Says once what to set when the training keeps waiting for its batches."""
+
+    def __init__(self) -> None:
+        self._high, self._said = 0, False
+
+    def see(self, share: float, workers: int, decoding: str) -> None:
+        """One more log: the share of its time spent waiting (0 to 1), and the two settings that it depends on."""
+        self._high = self._high + 1 if share > _HIGH_SHARE else 0
+        if self._high < _LOGS or self._said:
+            return
+        self._said = True
+        remedy = "Set dataloader_num_workers to the CPU cores that are free" if workers == 0 else (
+            f"Raise dataloader_num_workers (now {workers}) if CPU cores are free"
+        )  # fmt: skip
+        also = ", or set image_decoding='reduced'" if decoding == "exact" else ""
+        logger.warning("%.0f %% of the training time is spent waiting for batches. %s%s.", 100 * share, remedy, also)

@@ -24,7 +24,7 @@ from .data.lengths import COUNTS
 from .data.placeholders import blamed, check_processor
 from .families import family_of, image_ids
 from .forward import OPTIONS_MARK, STEP, disable_cal, enable_cal
-from .metrics import RunningSums, count_tokens, token_metrics
+from .metrics import RunningSums, WaitHint, Waiting, count_tokens, token_metrics
 from .options import PIXEL_CONTRASTS, CALRecord
 from .weighting import passes_read
 
@@ -39,6 +39,8 @@ class CALTrainer(SFTTrainer):
     (logits), ``share_at_alpha``, ``share_inside`` and ``share_at_beta`` (of the label tokens with a contrast),
     ``label_tokens``, ``tokens_per_second`` (without padding, evaluation not counted), ``contrast_token_share`` (of all
     slots that went through the decoder) and TRL's ``num_tokens``; all over the steps since the last log and over all ranks.
+    ``data_wait_share`` is the share of that time spent waiting for the next batch, its copy to the device included; a share
+    that stays high is said once. The first log includes the start of the dataloader's workers.
 
     ``eval_loss`` is the plain cross-entropy Σ CE / Σ tokens of the whole evaluation set; TRL's ``eval_entropy`` and
     ``eval_mean_token_accuracy`` are means over the same tokens.
@@ -100,6 +102,7 @@ class CALTrainer(SFTTrainer):
                 contrast=by_pixels,
                 strength=args.cal_options().strength,
                 with_ids=True,
+                decoding=args.image_decoding,
             )
             self.add_callback(_TellEpoch(self.data_collator))
         elif data_collator is None and isinstance(self.data_collator, DataCollatorForVisionLanguageModeling):
@@ -121,6 +124,7 @@ class CALTrainer(SFTTrainer):
         self._window_start: float | None = None
         self._step_records: list[str] = []  # what this step is made of on this rank, for an error
         self._paused = 0.0
+        self._wait_hint = WaitHint()
 
     def _refuse_unsupported(self) -> None:
         if self.compute_loss_func is not None:
@@ -152,8 +156,17 @@ class CALTrainer(SFTTrainer):
         self._divisor = self._window_start = None
         return super()._inner_training_loop(*args, **kwargs)
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of one step. The time they take is counted, without that of counting their labels."""
         if self._window_start is None:
+            self._window_start, self._paused = time.perf_counter(), 0.0
+        waited = Waiting(epoch_iterator)
+        batches = super().get_batch_samples(waited, num_batches, device)
+        self._window.add(waited=waited.seconds)
+        return batches
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        if self._window_start is None:  # a loop of its own
             self._window_start, self._paused = time.perf_counter(), 0.0
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.cal_options.normalize != "global":
@@ -296,6 +309,11 @@ class CALTrainer(SFTTrainer):
         self._window_start = None
         self._total_train_tokens += int(sums["tokens"])
         speed = {"tokens_per_second": sums["tokens"] / seconds, "num_tokens": self._total_train_tokens}
+        if "waited" in sums:
+            share = sums["waited"] / (seconds * self.accelerator.num_processes)
+            speed["data_wait_share"] = share
+            if self.is_world_process_zero():
+                self._wait_hint.see(share, self.args.dataloader_num_workers, self.args.image_decoding)
         return {**token_metrics(sums), **speed}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

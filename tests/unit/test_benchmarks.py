@@ -21,7 +21,7 @@ def run(name, tmp_path, *arguments):
 
 
 def test_every_benchmark_is_smoke_run_here():
-    assert bench.names() == ["loss", "step"]
+    assert bench.names() == ["loader", "loss", "step"]
 
 
 def test_loss_holds_a_chunk_and_not_all_rows(tmp_path):
@@ -40,6 +40,18 @@ def test_step_counts_decoder_tokens_and_peak_memory(tmp_path):
     assert float(rows["seecal"]["peak_mib"]) < float(rows["hf"]["peak_mib"]) < float(rows["released"]["peak_mib"])
 
 
+def test_loader_counts_images_and_compares_pixels(tmp_path):
+    rows = {(row["files"], row["variant"]): row for row in run("loader", tmp_path, "--workers", "1")}
+    assert len(rows) == 8
+    assert {row["images"] for row in rows.values()} == {"8"}
+    for size in ("96x64", "320x240"):
+        assert rows[size, "exact"]["pixel_equal"] == rows[size, "trl images"]["pixel_equal"] == "True"
+        assert float(rows[size, "exact"]["max_levels"]) == 0
+        assert float(rows[size, "reduced"]["mean_levels"]) < 3
+    assert rows["320x240", "reduced"]["pixel_equal"] == "False"
+    assert {"cpu", "cores", "workers", "pillow", "times_trl", "images_per_cpu_s"} <= set(rows["96x64", "trl"])
+
+
 def test_a_benchmark_that_is_none_is_named():
-    with pytest.raises(ValueError, match="loss, step"):
+    with pytest.raises(ValueError, match="loader, loss, step"):
         bench.run("speed", [])

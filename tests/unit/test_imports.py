@@ -21,6 +21,9 @@ LAYERS = [
         "data.emoji",
         "data.contrasts",
         "data.lengths",
+        "data.pixels",
+        "data.reduced",
+        "data.runs",
         "models.efficientnet_lite",
     },
     {

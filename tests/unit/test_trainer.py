@@ -1,6 +1,7 @@
 """CALTrainer: what stops it, what it refuses, and what of SFTTrainer's keeps working."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import seecal
 from seecal import CALConfig, CALTrainer
 from seecal.data.checked import CheckedCollator
 from seecal.data.collator import VisionCollator
+from seecal.metrics import WaitHint, Waiting
 from tests.tiny import IMAGE_TOKENS, tiny_dataset, tiny_llava, tiny_llava_processor, tiny_tokenizer
 
 
@@ -226,6 +228,47 @@ def test_metrics_of_a_log_window(tmp_path):
     assert log["contrast_token_share"] == pytest.approx(sum(one[1] for one in slots) / sum(map(sum, slots)))
     tokens = sum(this.data_collator(rows[start : start + 4])["attention_mask"].sum() for start in (0, 4))
     assert log["num_tokens"] == tokens
+
+
+def test_the_share_of_time_spent_waiting_for_data(tmp_path):
+    """A collator that is slow beside the step takes most of the time, also where an evaluation falls into the log."""
+    collate = VisionCollator(tiny_llava_processor())
+
+    def share(seconds):
+        def slow(records):
+            time.sleep(seconds)
+            return collate(records)
+
+        changes = {"logging_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+        this = trainer(tmp_path, changes=changes, data_collator=slow, eval_dataset=tiny_dataset(24))
+        this.train()
+        (log,) = (one for one in this.state.log_history if "loss" in one)
+        return log["data_wait_share"]
+
+    # One second for each of two batches, and three in the evaluation between them
+    fast, slow = share(0.0), share(1.0)
+    assert 0 < fast < slow < 1
+    assert slow > 0.5
+
+
+def test_waiting_that_stays_high_is_said_once(caplog):
+    hint = WaitHint()
+    for share in (0.9, 0.9, 0.1, 0.9, 0.9):
+        hint.see(share, 0, "exact")
+    assert not caplog.records
+    for _ in range(4):
+        hint.see(0.45, 0, "exact")
+    (record,) = caplog.records
+    assert "45 % of the training time" in record.getMessage()
+    assert "dataloader_num_workers" in record.getMessage()
+    assert "image_decoding='reduced'" in record.getMessage()
+
+
+def test_waiting_counts_what_the_iterator_takes_and_passes_its_end_on():
+    waiting = Waiting(time.sleep(0.01) or one for one in range(3))
+    assert waiting.seconds == 0
+    assert list(waiting) == [0, 1, 2]
+    assert waiting.seconds >= 0.03
 
 
 def test_compute_metrics_gets_logits_and_by_default_nothing_does(tmp_path):
