@@ -37,8 +37,7 @@ check: $(READY)
 	$(BIN)/python -m pytest -q tests/unit/test_imports.py
 
 bench: $(READY)
-	$(BIN)/seecal bench loss
-	$(BIN)/seecal bench step
+	$(BIN)/seecal bench gpu --tiny --out build/bench
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
