@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
+import importlib
 import platform
 import statistics
 import time
@@ -44,6 +45,20 @@ def arguments(parser: argparse.ArgumentParser, rounds: int = 5) -> None:
     parser.add_argument("--rounds", type=int, default=rounds, help="interleaved rounds, after one that is not counted")
     parser.add_argument("--seconds", type=float, default=None, help="stop after this time, with three rounds at least")
     parser.add_argument("--out", type=Path, default=None, help="folder of the CSV (benchmarks/results)")
+
+
+def lacks(module: str, name: str) -> str | None:
+    """Why ``from module import name`` fails, for a row that is left out; None where it works."""
+    package = module.split(".")[0]
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return f"{package} is not installed"
+    try:
+        getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return f"this {package} has no {module}.{name}"
+    return None
 
 
 Runs = dict[str, Callable[[], Any]]

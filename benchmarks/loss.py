@@ -13,14 +13,13 @@ liger   Liger-Kernel's fused linear cross-entropy, where it is installed; it kno
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import arguments, device, interleaved, peak_mib, runnable, write
+from common import arguments, device, interleaved, lacks, peak_mib, runnable, write
 
 from seecal import weighted_linear_cross_entropy
 
@@ -28,6 +27,10 @@ SIZES = {
     "tiny": {"rows": [64, 256], "vocabulary": [4096], "width": 64},
     "cpu": {"rows": [256, 1024], "vocabulary": [4096, 16384], "width": 256},
     "gpu": {"rows": [1024, 4096, 16384], "vocabulary": [32064, 151936], "width": 4096},
+}
+LIBRARIES = {
+    "trl": ("trl.kernels", "ChunkedLogProbFunction"),
+    "liger": ("liger_kernel.transformers", "LigerFusedLinearCrossEntropyLoss"),
 }
 COLUMNS = ("p20_ms", "p50_ms", "p80_ms", "rounds", "peak_mib", "grads_mib", "mib_per_row", "note")
 
@@ -88,7 +91,7 @@ def measure(count: int, vocabulary: int, width: int, rounds: int) -> list[dict[s
         clear()
         function(hidden, weight, labels, token_weights).backward()
 
-    left_out = {} if importlib.util.find_spec("liger_kernel") else {"liger": "liger_kernel is not installed"}
+    left_out = {name: why for name, library in LIBRARIES.items() if (why := lacks(*library))}
     steps = {name: lambda one=one: step(one) for name, one in LOSSES.items() if name not in left_out}
     steps, notes = runnable(steps, clear)
     times = interleaved(steps, rounds, warmup=0)

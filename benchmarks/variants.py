@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from common import lacks
 from shapes import IMAGE
 
 import seecal
@@ -33,6 +33,10 @@ OURS: dict[str, dict[str, Any]] = {
     "cal-padded": {"padding_free": False},
     "cal-fp8": {"fp8_contrast": True},
     "cal-every-4": {"contrast_every": 4},
+}
+LIBRARIES = {
+    "trl": ("trl.trainer.utils", "add_fused_lm_head"),
+    "liger": ("liger_kernel.transformers", "LigerFusedLinearCrossEntropyLoss"),
 }
 EXTRA = ("cal-fp8", "cal-every-4")
 NAMES = (*PLAIN, *OURS)
@@ -66,10 +70,10 @@ class Variant:
 def missing(name: str, where: torch.device) -> str | None:
     """Why this variant cannot run here; None where it can."""
     fields = {field.name for field in dataclasses.fields(CALOptions)}
-    if name == "liger" and importlib.util.find_spec("liger_kernel") is None:
-        return "liger_kernel is not installed"
-    if lacks := sorted(set(OURS.get(name, {})) - fields):
-        return f"this seecal has no option {', '.join(lacks)}"
+    if name in LIBRARIES and (why := lacks(*LIBRARIES[name])):
+        return why
+    if unknown := sorted(set(OURS.get(name, {})) - fields):
+        return f"this seecal has no option {', '.join(unknown)}"
     if name == "cal-fp8" and (where.type != "cuda" or torch.cuda.get_device_capability() < (8, 9)):
         return "float8 products need a GPU of compute capability 8.9"
     return None

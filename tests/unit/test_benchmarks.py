@@ -161,6 +161,18 @@ def stand_in_for_liger(monkeypatch):
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", package.transformers)
 
 
+def test_what_is_not_installed_is_left_out_and_says_so(modules, monkeypatch):
+    import shapes
+    import step
+
+    monkeypatch.setitem(sys.modules, "trl.trainer.utils", None)
+    found = {row["variant"]: row for row in step.measure(shapes.SHAPES["tiny"], ["hf", "trl", "cal"], 1, None)[0]}
+    assert found["trl"]["note"] == "this trl has no trl.trainer.utils.add_fused_lm_head"
+    assert found["trl"]["p50_ms"] == ""
+    assert float(found["cal"]["of_hf"]) > 0
+    assert not found["cal"]["note"]
+
+
 def test_the_published_way_is_ours_with_its_pooling(modules):
     """released is written by hand; ours has it as an option."""
     import shapes
@@ -170,10 +182,13 @@ def test_the_published_way_is_ours_with_its_pooling(modules):
 
     shape, where = shapes.SHAPES["tiny"], torch.device("cpu")
     model, batch = shapes.build(shape, where, torch.float32), shapes.batch_of(shape, where, torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)  # Δ of a few logits, below, inside and above [1, 5]
     by_hand = variants.released(model, batch).detach()
     options = seecal.CALOptions(contrast="mask", pool_scope="released", normalize="micro_batch")
-    ours = seecal.enable_cal(model, options)(**batch).loss.detach()
-    torch.testing.assert_close(ours, by_hand, atol=1e-5, rtol=0)
+    output = seecal.enable_cal(model, options)(**batch)
+    assert 0.1 < float((output.cal.weights > 1).float().mean()) < 1
+    torch.testing.assert_close(output.loss.detach(), by_hand, atol=0, rtol=1e-5)
 
 
 def test_what_cannot_run_leaves_the_others_their_figures(modules):
