@@ -29,12 +29,19 @@ class Work:
     Attributes:
         rows: slots of every sample, image included, without padding.
         text: slots of the pass without the image: text up to the slot that predicts the sample's last label.
+        before: how many of those stand before the image. Causal: they are what they are in the pass with the image, so
+            their keys and values need not be computed again, only looked at.
         labels: N.
     """
 
     rows: list[int]
     text: list[int]
+    before: list[int]
     labels: int
+
+    @property
+    def after(self) -> list[int]:
+        return [text - before for text, before in zip(self.text, self.before, strict=True)]
 
     @property
     def padded(self) -> list[int]:
@@ -47,18 +54,22 @@ class Work:
 
 def work_of(rows: list[Row]) -> Work:
     """What these samples, all with an image before their labels, ask for."""
-    text, count = [], 0
+    text, before, count = [], [], 0
     for ids, labels in rows:
         columns = (labels[1:] != -100).nonzero()[:, 0] + 1
         count += len(columns)
         text.append(int((ids[: int(columns[-1])] != IMAGE).sum()))
-    return Work([len(ids) for ids, _ in rows], text, count)
+        before.append(int((ids == IMAGE).nonzero()[0]))
+    return Work([len(ids) for ids, _ in rows], text, before, count)
 
 
-def decoder(shape: Shape, rows: list[int]) -> tuple[int, int]:
-    """(products with parameters, attention) of one forward over rows of these many slots."""
+def decoder(shape: Shape, rows: list[int], before: list[int] | None = None) -> tuple[int, int]:
+    """(products with parameters, attention) of one forward over rows of these many slots.
+
+    ``before``: slots of each row whose keys and values are there already.
+    """
     parameters = shape.layers * (4 * shape.hidden**2 + 3 * shape.hidden * shape.inter)
-    pairs = sum(n * (n + 1) // 2 for n in rows)
+    pairs = sum(n * (n + 1) // 2 + n * there for n, there in zip(rows, before or [0] * len(rows), strict=True))
     return 2 * parameters * sum(rows), 4 * shape.hidden * pairs * shape.layers
 
 
@@ -82,26 +93,31 @@ def projector(shape: Shape) -> int:
 
 
 def step(
-    shape: Shape, rows: list[int], head_rows: int, contrast: list[int] | None = None, contrast_head: int = 0
+    shape: Shape,
+    rows: list[int],
+    head_rows: int,
+    contrast: list[int] | None = None,
+    contrast_head: int = 0,
+    before: list[int] | None = None,
 ) -> int:
     """A whole training step: forward, recomputation, backward, and a contrast pass over ``contrast`` rows."""
     linear, attention = decoder(shape, rows)
     frozen = shape.projector_only
     main = linear * (3 if frozen else 4) + attention * 4 + head(shape, head_rows) * (2 if frozen else 3)
     image = vision(shape.vision, shape.batch * shape.tiles) + projector(shape)
-    return main + image + sum(decoder(shape, contrast or [])) + head(shape, contrast_head)
+    return main + image + sum(decoder(shape, contrast or [], before)) + head(shape, contrast_head)
 
 
 def floors(shape: Shape, work: Work | None = None) -> dict[str, float]:
     """The operations of every variant of the step benchmark.
 
-    For our own, of what has to be computed: real slots, label rows, text alone. For the padded and the published ones, of
-    what they compute by design.
+    For our own, of what has to be computed: real slots, label rows, text after the image. For the padded and the
+    published ones, of what they compute by design.
     """
     work = work or work_of(draw(shape)[0])
     slots = sum(work.padded)
     mle = step(shape, work.rows, work.labels)
-    contrast = step(shape, work.rows, work.labels, work.text) - mle
+    contrast = step(shape, work.rows, work.labels, work.after, before=work.before) - mle
     labels_only = step(shape, work.padded, work.labels)
     return {
         "hf": step(shape, work.padded, slots),
@@ -126,6 +142,7 @@ def ladder(shape: Shape, work: Work | None = None) -> dict[str, float]:
         "contrast pass over the text alone": step(shape, work.padded, work.labels, work.padded_text),
         "contrast pass without padding": step(shape, work.padded, work.labels, work.text),
         "main pass without padding": step(shape, work.rows, work.labels, work.text),
+        "contrast pass from the image on": step(shape, work.rows, work.labels, work.after, before=work.before),
     }
     return {name: flops / hf for name, flops in rungs.items()}
 

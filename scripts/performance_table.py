@@ -95,7 +95,8 @@ def batch_table() -> Table:
         "batch": [str(shape.batch) for shape in GPU_SHAPES.values()],
         "image tokens a sample": [str(shape.image_tokens) for shape in GPU_SHAPES.values()],
         "slots, real / padded": [f"{sum(work.rows)} / {sum(work.padded)}" for work in works.values()],
-        "contrast slots, real / padded": [f"{sum(work.text)} / {sum(work.padded_text)}" for work in works.values()],
+        "text slots, real / padded": [f"{sum(work.text)} / {sum(work.padded_text)}" for work in works.values()],
+        "of those, after the image": [str(sum(work.after)) for work in works.values()],
         "label rows": [str(work.labels) for work in works.values()],
         "TFLOP of hf's step": [f"{floors(shape)['hf'] / 1e12:.0f}" for shape in GPU_SHAPES.values()],
     }
