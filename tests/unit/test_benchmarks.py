@@ -58,7 +58,7 @@ def test_without_figures_every_target_waits(results):
 
 
 def test_the_check_compared_every_route_in_both_precisions(results):
-    found = [row for row in rows(results / "check-tiny.csv") if row["route"] != "plain"]
+    found = [row for row in rows(results / "check-tiny.csv") if row["allowed"]]
     assert {row["ok"] for row in found} == {"yes"}
     quantities = {"delta", "loss", *(f"gradient of the {part}" for part in ("decoder", "head", "projector"))}
     assert {row["quantity"] for row in found} == quantities
@@ -69,11 +69,15 @@ def test_the_check_finds_a_route_that_is_off(modules, monkeypatch):
     import check
 
     monkeypatch.setattr(check, "ROUTES", {"another window": {"window": 1}, "alpha": {"alpha": 0.5}})
+    monkeypatch.setattr(check, "REPORTED", {"approximation": {"beta": 0.5}})
     found = check.compare(check.SIZES["tiny"], torch.device("cpu"))
     wrong = {(row["route"], row["dtype"], row["quantity"]) for row in found if row["ok"] == "NO"}
     for route in ("another window", "alpha"):
         assert {(route, "float32", "loss"), (route, "bfloat16", "gradient of the head")} <= wrong
     assert not any(quantity == "delta" for _, _, quantity in wrong)
+    reported = {row["quantity"]: row for row in found if row["route"] == "approximation"}
+    assert float(reported["loss"]["error"]) > check.EXACT
+    assert {row["ok"] for row in reported.values()} == {""}
 
 
 def test_step_counts_decoder_slots_and_peak_memory(results):
