@@ -36,7 +36,11 @@ class CALConfig(SFTConfig):
         ValueError: an option outside its range, or something that CALTrainer does not support, naming both.
     """
 
-    weighting: str = _option("weighting", "How Δ becomes a weight per label token: a name in seecal.WEIGHTINGS.")
+    weighting: str = _option(
+        "weighting",
+        "How Δ becomes a weight per label token: cal, uniform, vig, prior, negative, dft, another name in "
+        "seecal.WEIGHTINGS, or a function of your own, my_module:function.",
+    )
     alpha: float = _option("alpha", "Lower bound for Δ, in logits: the weight of tokens that the image does not help.")
     beta: float = _option("beta", "Upper bound for Δ, in logits.")
     window: int = _option("window", "Label tokens in the mean over neighbouring weights, odd. 1 switches pooling off.")
@@ -71,6 +75,17 @@ class CALConfig(SFTConfig):
     )
     chunk_size: int | None = _option(
         "chunk_size", "Rows of logits held at once in the loss; unset: about 2**25 logits."
+    )
+    contrast_every: int = _option(
+        "contrast_every",
+        "Take the image away in every so manieth optimizer step only; in the others every weight is 1 (plain training).",
+    )
+    fp8_contrast: bool = _option(
+        "fp8_contrast",
+        "Multiply in float8 in the pass without the image: cheaper on GPUs of compute capability 8.9 and newer, inexact.",
+    )
+    threshold: float = _option(
+        "threshold", "For weighting='vig' only: the least gain by the image, in nats, of a token and of its sample."
     )
     on_long: str = field(
         default="error",

@@ -5,18 +5,22 @@ B rows, L columns, N label tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .contrast import MainPass, Without
+from .contrast import Without
 from .families import family_of, head_of
-from .linear_ce import IGNORE, label_logits, label_logprobs
+from .linear_ce import label_logits, label_logprobs
+from .main_pass import MainPass
 from .options import CALOptions, VisualDelta
 from .ranks import whole_tensor
+from .slots import Array, send
+from .weighting import BOTH
 
 
 @dataclass
@@ -34,17 +38,16 @@ class Head:
 
 @dataclass
 class LabelTokens:
-    """The N label tokens, row by row: ids, the row and the column of each."""
+    """The N label tokens, row by row: ids, the row and the column of each, on the device."""
 
     ids: Tensor
     sample: Tensor
     position: Tensor
 
 
-def label_tokens(labels_BL: Tensor) -> LabelTokens:
-    counted = labels_BL != IGNORE
-    counted[:, :1] = False  # column 0 has no predecessor
-    sample, position = counted.nonzero(as_tuple=True)
+def label_tokens(labels_BL: Tensor, row: Array, column: Array) -> LabelTokens:
+    """The label tokens at these places of the batch."""
+    sample, position = send(labels_BL.device, row, column)
     return LabelTokens(labels_BL[sample, position], sample, position)
 
 
@@ -55,22 +58,35 @@ def visual_delta_of(
     reach: Tensor,
     head: Head,
     options: CALOptions,
-    logprobs: bool,
+    logprobs: Collection[str],
 ) -> VisualDelta:
-    """Two dot products a label token; nothing here has the vocabulary's size unless log-probabilities are asked for."""
-    weight, post = head.weight.detach(), {name: _detached(value) for name, value in head.options().items()}
+    """Two dot products a label token; nothing here has the vocabulary's size unless log-probabilities are asked for.
 
-    def both(score: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-        with_image = score(hidden_ND.detach(), weight, labels.ids, **post)
-        if without.hidden is None:
-            return with_image, with_image
-        return with_image, torch.where(reach, score(without.hidden, weight, labels.ids, **post), with_image)
+    ``logprobs``: of "with" and "without", the passes whose log-probabilities are wanted, in chunks of logits.
+    """
+    weight, post = head.weight.detach(), {name: _detached(value) for name, value in head.options().items()}
+    hidden_ND = hidden_ND.detach()
+
+    def both(score: Callable[..., Tensor], passes: Collection[str] = BOTH) -> tuple[Any, Any]:
+        score = functools.partial(score, weight=weight, labels=labels.ids, **post)
+        if "with" in passes:
+            with_image = score(hidden_ND)
+            if "without" not in passes:
+                return with_image, None
+            return with_image, (
+                with_image if without.hidden is None else torch.where(reach, score(without.hidden), with_image)
+            )
+        if "without" in passes:  # the rows that both passes share are put in before, so that one product does
+            return None, score(
+                hidden_ND if without.hidden is None else torch.where(reach[:, None], without.hidden, hidden_ND)
+            )
+        return None, None
 
     logit_with, logit_without = both(label_logits)
-    logprob_with, logprob_without = both(label_logprobs) if logprobs else (None, None)
+    logprob_with, logprob_without = both(functools.partial(label_logprobs, chunk_size=options.chunk_size), logprobs)
     by_logprob = options.delta == "logprob" and logprob_with is not None and logprob_without is not None
     return VisualDelta(
-        delta=logprob_with - logprob_without if by_logprob else logit_with - logit_without,  # type: ignore[operator]
+        delta=logprob_with - logprob_without if by_logprob else logit_with - logit_without,
         labels=labels.ids,
         sample=labels.sample,
         position=labels.position,

@@ -48,6 +48,11 @@ class Family:
     note: str = ""
     needs: str = ""
 
+    @property
+    def packs_main(self) -> bool:
+        """Whether the pass with the image too may run on one row: with cross-attention, images belong to rows."""
+        return self.packs and not self.cross_attention
+
 
 def _softcap(config: Any) -> tuple[float, float | None]:
     return 1.0, getattr(config.get_text_config(), "final_logit_softcapping", None)
@@ -70,6 +75,7 @@ _CROSS = ("cross_attention_states", "cross_attention_mask", "full_text_row_maske
 _STATE = "dropping removes the image from the recurrent state too, masking leaves its trace there"
 _VISION = "torchvision"
 _TYPES = "torchvision; mm_token_type_ids"
+_PREFIX = "token_type_ids; a chat template for several turns"
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -99,7 +105,7 @@ FAMILIES: dict[str, Family] = {
         Family("idefics2", blank=blank.grouped_picture, needs=_VISION),
         Family("idefics3", blank=blank.grouped_picture, needs=_VISION),
         Family("smolvlm", blank=blank.grouped_picture, needs=f"{_VISION}, num2words"),
-        Family("paligemma", head=_paligemma, blank=blank.picture, needs="token_type_ids"),
+        Family("paligemma", head=_paligemma, blank=blank.picture, needs=_PREFIX),
         Family("gemma3", blank=blank.picture, needs="token_type_ids"),
         Family("gemma4", head=_softcap, blank=blank.positioned_patches, needs=_TYPES),
         Family("aya_vision", blank=blank.picture, needs=_VISION),
@@ -123,6 +129,7 @@ FAMILIES: dict[str, Family] = {
             cross_attention=True,
             exact=False,
             note="cross-attention: the decoder runs without the image; a fully masked one would still be seen",
+            needs="cross_attention_mask",
         ),
     )
 }

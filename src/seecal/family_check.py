@@ -13,18 +13,24 @@ from .families import FAMILIES, GENERIC, Family, check_vlm, family_of, image_ids
 from .forward import TESTED, visual_delta
 from .selftest import Verdict, self_test
 
-COLUMNS = ("family", "without the image", "dropping = masking", "processor and batches need")
+COLUMNS = ("family", "without the image", "dropping = masking", "padding-free", "processor and batches need")
 
 
-def table() -> list[tuple[str, str, str, str]]:
+def table() -> list[tuple[str, ...]]:
     """One row a family, under ``COLUMNS``."""
-    return [(name, _route(row), "yes" if row.exact else f"no: {row.note}", row.needs) for name, row in _sorted()]
+    return [
+        (name, _route(row), "yes" if row.exact else f"no: {row.note}", _padding_free(row), row.needs)
+        for name, row in _sorted()
+    ]
 
 
-def brief() -> tuple[tuple[str, ...], list[tuple[str, str, str]]]:
+def brief() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(columns, rows) that fit a screen; what stands behind a "no" is in :func:`notes`."""
-    columns = ("family", "exact", COLUMNS[-1])
-    return columns, [(name, "yes" if row.exact else "no", row.needs) for name, row in _sorted()]
+    columns = ("family", "route", "exact", *COLUMNS[-2:])
+    rows: list[tuple[str, ...]] = [
+        (name, _route(row), "yes" if row.exact else "no", _padding_free(row), row.needs) for name, row in _sorted()
+    ]
+    return columns, rows
 
 
 def _sorted() -> list[tuple[str, Family]]:
@@ -32,7 +38,14 @@ def _sorted() -> list[tuple[str, Family]]:
 
 
 def _route(row: Family) -> str:
-    return "decoder without cross-attention" if row.cross_attention else "text slots alone"
+    return "no cross-attention" if row.cross_attention else "text slots alone"
+
+
+def _padding_free(row: Family) -> str:
+    """Which passes may run on one row without padding."""
+    if row.packs_main:
+        return "yes"
+    return "contrast only" if row.packs else "no"
 
 
 def notes() -> list[str]:

@@ -8,6 +8,7 @@ B rows, L columns, N label tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -22,25 +23,26 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 
-from .blank import feature_sum
+from . import main_pass
 from .contrast import (
-    MainPass,
     Without,
     contrast_reach,
     decoder_dropout,
-    decoder_inputs,
     drop_pass,
-    main_pass_of,
     mask_pass,
+    prefix_slots,
     without_dropout,
 )
 from .delta import Head, delta_grid, head_weights, label_tokens, visual_delta_of
-from .families import GENERIC, Family, check_vlm, decoder_of, family_of, head_of, image_ids
+from .families import GENERIC, Family, check_vlm, decoder_of, family_of, head_of
+from .fp8 import fp8_linears
 from .linear_ce import reciprocal_or_zero, weighted_sum_of_ce
+from .main_pass import MainPass
 from .options import PIXEL_CONTRASTS, CALOptions, CALRecord, VisualDelta
 from .ranks import sum_over_ranks, world_size
 from .selftest import self_test
-from .weighting import WEIGHTINGS, weighting_named
+from .slots import Array, send
+from .weighting import BOTH, logprobs_read, passes_read, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +52,9 @@ _measuring = threading.RLock()
 OPTIONS_MARK, _PREVIOUS = "_seecal_options", "_seecal_previous_forward"
 _CONTRAST = "contrast_"  # begins the names of inputs for the pass without the image
 _GIVEN = "token_weights"  # [B, L], weights that somebody has measured before
+# The number of the optimizer step, set by a trainer; and, without one, of training forwards so far.
+STEP, _FORWARDS = "_seecal_step", "_seecal_forwards"
 TESTED = "_seecal_tested"  # an undeclared family has passed its self-test
-# Arguments of the top-level forward that are about logits, caches or logging, not about the batch.
-_NOT_FOR_THE_BASE = ("labels", "use_cache", "past_key_values", "logits_to_keep", "return_dict", "num_items_in_batch")
 
 
 def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module:
@@ -75,7 +77,7 @@ def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module
         ValueError: not a vision-language model; CAL already enabled; an adapter on the head.
     """
     options = options or CALOptions()
-    weighting_named(options.weighting)
+    passes_read(options.weighting)  # a name that leads to no weighting is told now
     target = _unwrap(model)
     check_vlm(target)
     head_of(target)
@@ -184,16 +186,18 @@ def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     """One training forward: both passes, the weights, the loss. Returns the model's output class with ``.cal``."""
-    _test_undeclared(model, inputs)
-    delta, hidden_ND, main, head, without = _both_passes(model, inputs, options)
     given = inputs.get(_GIVEN)
-    weights = (
-        weighting_named(options.weighting)(delta, options)
-        if given is None
-        else _given(given, inputs["labels"].shape, delta)
-    )
+    skipped = given is None and _step_of(model) % options.contrast_every > 0
+    passes = passes_read(options.weighting) if given is None and not skipped else ()
+    if "without" in passes:
+        _test_undeclared(model, inputs)
+    delta, hidden_ND, main, head, without = _both_passes(model, inputs, options, passes)
+    if given is not None:
+        weights = _given(given, inputs["labels"].shape, delta)
+    else:
+        weights = torch.ones_like(delta.delta) if skipped else weights_of(delta, options)
     weight_sum = weights.sum()
-    rows, factor = _normaliser(weights, weight_sum, delta, options.normalize)
+    rows, factor = _normaliser(weights, weight_sum, delta, options.normalize, len(main.valid))
     # Divided before the sum: see weighted_linear_cross_entropy
     loss, ce_N = weighted_sum_of_ce(
         hidden_ND, head.weight, delta.labels, rows * factor, chunk_size=options.chunk_size, **head.options()
@@ -204,7 +208,7 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
         loss_sum=(weights * ce_N).sum() if options.normalize == "sample" else loss * reciprocal_or_zero(factor),
         weight_sum=weight_sum,
         cross_entropy=ce_N.sum() / max(len(delta), 1),
-        main_tokens=main.valid.numel(),
+        main_tokens=main.tokens,
         contrast_tokens=without.tokens,
     )
     output_class = _output_class(type(model))  # type: ignore[arg-type]
@@ -212,6 +216,16 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     passed_on = {name: getattr(main.outputs, name) for name in names if hasattr(main.outputs, name)}
     output = output_class(loss=loss, cal=record, **passed_on)
     return output.to_tuple() if inputs.get("return_dict") is False else output
+
+
+def _step_of(model: Any) -> int:
+    """The optimizer step, as the trainer says, or the number of training forwards before this one."""
+    told = getattr(model, STEP, None)
+    if told is not None:
+        return int(told)
+    count = getattr(model, _FORWARDS, 0)
+    setattr(model, _FORWARDS, count + 1)
+    return count
 
 
 def _test_undeclared(model: Any, inputs: dict[str, Any]) -> None:
@@ -249,7 +263,9 @@ def _mention_given() -> None:
     logger.warning("the batches bring %s: those are used, nothing is contrasted and the weighting is not asked", _GIVEN)
 
 
-def _normaliser(weights: Tensor, weight_sum: Tensor, delta: VisualDelta, normalize: str) -> tuple[Tensor, Tensor]:
+def _normaliser(
+    weights: Tensor, weight_sum: Tensor, delta: VisualDelta, normalize: str, samples: int
+) -> tuple[Tensor, Tensor]:
     """(weight of every row [N], factor of the sum): loss = factor · Σ row · CE.
 
     Data parallel wrappers average gradients over ranks, so what is divided by a sum over all ranks is multiplied by their
@@ -259,117 +275,79 @@ def _normaliser(weights: Tensor, weight_sum: Tensor, delta: VisualDelta, normali
         return weights, reciprocal_or_zero(weight_sum)
     if normalize == "global":
         return weights, reciprocal_or_zero(sum_over_ranks(weight_sum)) * world_size()
-    rows = int(delta.sample.max()) + 1 if len(delta) else 1
-    per_sample = torch.zeros(rows, device=weights.device).index_add_(0, delta.sample, weights.float())
+    per_sample = torch.zeros(samples, device=weights.device).index_add_(0, delta.sample, weights.float())
     labelled = torch.zeros_like(per_sample).index_fill_(0, delta.sample, 1)
-    samples = sum_over_ranks(labelled.sum())
-    return weights * reciprocal_or_zero(per_sample)[delta.sample], reciprocal_or_zero(samples) * world_size()
+    labelled_samples = sum_over_ranks(labelled.sum())
+    return weights * reciprocal_or_zero(per_sample)[delta.sample], reciprocal_or_zero(labelled_samples) * world_size()
 
 
 def _both_passes(
-    model: Any, inputs: dict[str, Any], options: CALOptions
+    model: Any, inputs: dict[str, Any], options: CALOptions, passes: tuple[str, ...] = BOTH
 ) -> tuple[VisualDelta, Tensor, MainPass, Head, Without]:
-    """(Δ, hidden [N, D] with gradients, the main pass, the head, the pass without the image)."""
+    """(Δ, hidden [N, D] with gradients, the main pass, the head, the pass without the image).
+
+    ``passes``: those that somebody reads; without "without" the image is not taken away.
+    """
     decoder, family = decoder_of(model), family_of(model)
-    _mention_dropout(decoder)
-    main = _main_pass(model, decoder, family, inputs)
-    labels = label_tokens(inputs["labels"])
-    before = labels.position - 1
-    by_pixels = options.contrast in PIXEL_CONTRASTS
-    reach = contrast_reach(main, family, labels.sample, labels.position, by_pixels)
-    all_ranks = world_size() > 1
-    released = options.pool_scope == "released"
-    if inputs.get(_GIVEN) is not None:  # nothing to measure
-        reach, without = torch.zeros_like(reach), Without(None, 0)
-    elif by_pixels and (bool(main.image.any()) or all_ranks):
-        without = _pixel_pass(model, decoder, family, inputs, options.contrast, labels.sample, before)
-    elif options.contrast == "mask" and bool(main.image.any()):
-        without = mask_pass(decoder, family, main, labels.sample, before, whole_grid=released)
-    else:  # a batch without images has nothing to mask; on several ranks it still runs one token
-        without = drop_pass(decoder, family, main, reach, labels.sample, before, options.padding_free, all_ranks)
-    hidden_ND = main.hidden[labels.sample, before]
+    if "without" in passes:
+        _mention_dropout(decoder)
+    by_pixels, released = options.contrast in PIXEL_CONTRASTS, options.pool_scope == "released"
+    # The released pooling reads Δ at every slot of the padded grid
+    padding_free, all_ranks = False if released else options.padding_free, world_size() > 1
+    keep = functools.partial(prefix_slots, family=family) if _keeps_prefixes(decoder, family, options, passes) else None
+    main = main_pass.run(model, decoder, family, _own_inputs(inputs), padding_free, all_ranks, keep)
+    has_image = bool(main.slots.image.any())
+    row, column = main.slots.label_places
+    before = column - 1
+    reach = contrast_reach(main.slots, family, row, before, by_pixels)
+    with fp8_linears(decoder) if options.fp8_contrast else contextlib.nullcontext():
+        if "without" not in passes:  # nothing to measure
+            reach, without = reach & False, Without(None, 0)
+        elif by_pixels and (has_image or all_ranks):
+            without = _pixel_pass(model, decoder, family, inputs, options, row, before)
+        elif options.contrast == "mask" and has_image:
+            without = mask_pass(decoder, family, main, row, before, whole_grid=released)
+        else:  # a batch without images has nothing to mask; on several ranks it still runs one token
+            without = drop_pass(decoder, family, main, reach, row, before, options.padding_free, all_ranks)
+    hidden_ND = main.hidden_at(row, before)
     head = head_weights(model, hidden_ND.dtype)
-    asks = options.delta == "logprob" or getattr(WEIGHTINGS.get(options.weighting), "needs_logprob", False)
-    delta = visual_delta_of(labels, hidden_ND, without, reach, head, options, asks)
-    if released:
+    labels = label_tokens(inputs["labels"], row, column)
+    (reach_N,) = send(hidden_ND.device, reach)
+    logprobs = logprobs_read(options, passes)
+    delta = visual_delta_of(labels, hidden_ND, without, reach_N, head, options, logprobs)
+    if released and "without" in passes:
         delta.delta_grid = delta_grid(main, inputs["labels"], without, head)
     return delta, hidden_ND, main, head, without
 
 
-def _main_pass(model: Any, decoder: Any, family: Family, inputs: dict[str, Any]) -> MainPass:
-    """The model's own forward up to the last hidden state, noting what its decoder was given.
-
-    Its ``contrast_*`` inputs are left out here.
-    """
-    ids = inputs.get("input_ids")
-    if ids is None:
-        raise ValueError(
-            "CAL needs input_ids: they say where the images are. This batch has "
-            f"{', '.join(sorted(name for name, value in inputs.items() if value is not None))}."
-        )
-    mask = inputs.get("attention_mask")
-    if mask is not None and mask.ndim != 2:
-        raise ValueError(
-            f"attention_mask of shape {tuple(mask.shape)}: CAL needs the 2-D one, [B, L] with 0 at padding"
-        )
-    valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    image = functools.reduce(torch.logical_or, (ids == one for one in sorted(image_ids(model.config)))) & valid
-    arguments = {name: value for name, value in _own_inputs(inputs).items() if name not in _NOT_FOR_THE_BASE}
-    headless = model.base_model is not model
-    if headless and "labels" in inspect.signature(type(model.base_model).forward).parameters:  # for prefix-LM masks
-        arguments["labels"] = inputs["labels"]
-    # Without a mask a gap in the position ids would read as the start of another packed sequence.
-    arguments.update(use_cache=False, attention_mask=valid.long() if mask is None else mask)
-    blank = _blank_image(model, inputs) if world_size() > 1 else None
-    with decoder_inputs(decoder, blank) as seen:
-        if headless:
-            outputs = model.base_model(**arguments)
-        else:  # Llama 4 has no model without its head: its whole forward, with logits of no slot at all
-            arguments["logits_to_keep"] = torch.empty(0, dtype=torch.long, device=ids.device)
-            type(model).forward(model, **arguments)
-            outputs = None
-    return main_pass_of(decoder, family, seen, outputs, valid, image)
+def _keeps_prefixes(decoder: Any, family: Family, options: CALOptions, passes: tuple[str, ...]) -> bool:
+    """Whether the pass without the image may take what comes before the first image from the pass with it."""
+    same = not decoder.training or decoder_dropout(decoder) == 0  # dropout would make it another pass
+    return same and options.contrast == "drop" and "without" in passes and family.packs_main
 
 
 @torch.no_grad()
 def _pixel_pass(
-    model: Any, decoder: Any, family: Family, inputs: dict[str, Any], contrast: str, sample: Tensor, before: Tensor
+    model: Any, decoder: Any, family: Family, inputs: dict[str, Any], options: CALOptions, row: Array, before: Array
 ) -> Without:
     """The whole batch again, vision tower and all, on images without their content."""
     changed = {name.removeprefix(_CONTRAST): value for name, value in inputs.items() if name.startswith(_CONTRAST)}
     missing = sorted(name for name in inputs if name.startswith("pixel_values") and name not in changed)
     if missing:
         raise ValueError(
-            f"contrast={contrast!r} needs {', '.join(_CONTRAST + name for name in missing)} in the batch: the images "
-            "without their content. CALTrainer's collator makes them from messages data; elsewhere use "
-            f"seecal.data.collator.VisionCollator(processor, contrast={contrast!r}, strength=...)."
+            f"contrast={options.contrast!r} needs {', '.join(_CONTRAST + name for name in missing)} in the batch: the "
+            "images without their content. CALTrainer's collator makes them from messages data; elsewhere use "
+            f"seecal.data.collator.VisionCollator(processor, contrast={options.contrast!r}, strength=...)."
         )
     with without_dropout(model.base_model):
-        main = _main_pass(model, decoder, family, {**_own_inputs(inputs), **changed})
-    return Without(main.hidden[sample, before], main.valid.numel())
+        again = {**_own_inputs(inputs), **changed}
+        main = main_pass.run(model, decoder, family, again, options.padding_free, world_size() > 1)
+    return Without(main.hidden_at(row, before), main.tokens)
 
 
 def _own_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
     """What the model itself knows: without what our collator adds for the pass without the image, and weights."""
     return {name: value for name, value in inputs.items() if not name.startswith(_CONTRAST) and name != _GIVEN}
-
-
-def _blank_image(model: Any, inputs: dict[str, Any]) -> Tensor | None:
-    """0 × the features of a blank image, where this rank's batch has none: all ranks then use the same parameters."""
-    if any(name.startswith("pixel_values") and value is not None for name, value in inputs.items()):
-        return None
-    family = family_of(model)
-    if family.cross_attention:
-        raise ValueError(
-            f"this rank's batch has no image, and without one {model.config.model_type} leaves out its cross-attention "
-            "layers: the ranks would run different modules and hang. Give every rank's batch at least one image."
-        )
-    if family.blank is None:
-        raise ValueError(
-            f"this rank's batch has no image and seecal knows no blank image for model_type {model.config.model_type!r}, "
-            "so the ranks would run different modules and hang. Give every rank's batch at least one image."
-        )
-    return feature_sum(model, family.blank(model)) * 0
 
 
 @functools.cache

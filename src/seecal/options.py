@@ -7,6 +7,7 @@ N label tokens (``labels[:, 1:] != -100``, row by row in batch order), D width o
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class CALOptions:
     """How Δ is measured, turned into weights and normalised. The defaults are the paper's (arXiv 2405.17871).
 
     Args:
-        weighting: name in :data:`seecal.WEIGHTINGS`.
+        weighting: name in :data:`seecal.WEIGHTINGS`, or a function of your own, ``my_package.my_module:function``.
         alpha, beta: Δ is clamped to [alpha, beta], in logits.
         window: width in tokens of the mean over neighbouring label tokens, odd. 1 switches pooling off.
         pool_scope: ``"answer"`` pools inside a run of consecutive label tokens of one sample, as the equations say;
@@ -43,10 +44,16 @@ class CALOptions:
             (10); noise: σ of values from 0 to 1 (0.5); the others have none.
         normalize: what Σ w·CE is divided by. ``"global"``: Σ w over all ranks; ``"micro_batch"``: Σ w of this forward,
             as the paper's code does; ``"sample"``: the mean over samples with labels of each one's Σ w·CE / Σ w.
-        padding_free: the rows of the ``drop`` pass. False: one row a sample, padded to the longest; True: all samples in
-            one row without padding, kept apart by a block-diagonal mask; ``"auto"``: True where the attention takes such
-            a mask and the row stays short (see :mod:`seecal.packing`). The main pass keeps the caller's padding.
+        padding_free: how either pass goes through the decoder. False: one row a sample, padded to the longest; True: the
+            real slots of all samples in one row, kept apart in the attention, or ValueError where that cannot be;
+            ``"auto"``: True where the model allows it and padding is saved (see :func:`seecal.packing.use_packed`).
         chunk_size: rows of logits held at once in the loss; None chooses about 2**25 logits.
+        threshold: for weighting="vig" and no other: the least gain by the image, in nats, of a token and of its sample that
+            keep their weight. Its paper's is a percentile of the data: what leaves 70 % of the samples.
+        contrast_every: the image is taken away in every so manieth optimizer step only, the first one included; in the
+            others every weight is 1. Cheaper, and another method: CAL in one step of k, plain training in the rest.
+        fp8_contrast: the linear layers of the pass without the image multiply in float8. Cheaper on GPUs that have it, and
+            inexact: docs/performance.md says by how much weights change.
 
     Raises:
         ValueError: a value outside its range or two that contradict each other, naming both.
@@ -63,6 +70,9 @@ class CALOptions:
     normalize: str = "global"
     padding_free: bool | str = "auto"
     chunk_size: int | None = None
+    threshold: float = 0.0
+    contrast_every: int = 1
+    fp8_contrast: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("contrast", self.contrast, CONTRASTS)
@@ -80,8 +90,13 @@ class CALOptions:
         if self.pool_scope == "released" and self.delta != "logit":
             raise ValueError(f"pool_scope='released' with delta={self.delta!r}: the released code compares logits")
         self._check_strength()
+        every = self.contrast_every
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"contrast_every={every!r}: expected a whole number of optimizer steps, 1 or more")
         if self.chunk_size is not None and (not isinstance(self.chunk_size, int) or self.chunk_size < 1):
             raise ValueError(f"chunk_size={self.chunk_size}: rows per chunk must be at least 1, or None")
+        if not math.isfinite(self.threshold):
+            raise ValueError(f"threshold={self.threshold}: expected a number of nats (weighting='vig' reads it)")
 
     def _check_strength(self) -> None:
         strength, default = self.contrast_strength, PIXEL_CONTRASTS.get(self.contrast)
@@ -138,11 +153,12 @@ class VisualDelta:
         sample: the row of the batch.
         position: the label's column, 1 or more.
         has_contrast: False for text-only samples, for labels before a sample's first image, and for a label directly
-            after an image (it has no text predecessor).
+            after an image (it has no text predecessor); in training also everywhere with a weighting that does not read
+            the pass without the image.
         logit_with, logit_without: the label's raw logit in either pass; where ``has_contrast`` is False both are the
             with-image one.
-        logprob_with, logprob_without: the label's log-probability in either pass, in nats; None unless the options or the
-            weighting ask for them.
+        logprob_with, logprob_without: the label's log-probability in either pass, in nats; each None unless the options
+            ask for both or the weighting reads it.
         delta_grid: Δ on the whole grid [B, L-1], prompt and padding slots taken at vocabulary id 0; only for
             ``pool_scope="released"``.
     """

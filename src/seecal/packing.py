@@ -1,4 +1,4 @@
-"""Padded rows ↔ rows without the dropped slots, and the attention masks that go with them.
+"""Padded rows ↔ rows without the dropped slots, and the attention that goes with them.
 
 B rows and L columns of the batch as it came; R rows and T columns of the compact form. A packed layout has R = 1.
 """
@@ -9,12 +9,17 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# Above this many tokens a packed row costs more in its [T, T] mask and dense attention than its padding saved.
-MAX_PACKED_TOKENS = 4096
+from .segments import Prefixes, SegmentMask, segment_bounds
+from .slots import Array, send
+
+# With a dense [T, T] mask, a packed row of more tokens costs more in attention than its padding saved.
+MAX_DENSE_TOKENS = 4096
 _DENSE_ATTENTION = ("sdpa", "eager")
+_FLASH = "flash_attention"
 
 Masks = Tensor | dict[str, Tensor]
 
@@ -26,67 +31,102 @@ class Layout:
     Attributes:
         row, column: [R, T] int64, the slot's place in the batch (0, 0 at padding).
         filled: [R, T] bool.
-        slot: [B, L] int64, a slot's index into the flattened [R*T], -1 where it was dropped.
+        slot: [B, L] int64 on the host, a slot's index into the flattened [R*T], -1 where it was dropped.
+        lengths: kept slots of each row of the batch that has any.
     """
 
     row: Tensor
     column: Tensor
     filled: Tensor
-    slot: Tensor
+    slot: Array
+    lengths: tuple[int, ...]
+
+    @property
+    def packed(self) -> bool:
+        """All samples in one row, nothing but real slots in it."""
+        return self.row.numel() == sum(self.lengths) and len(self.row) == 1
 
     def take(self, values: Tensor) -> Tensor:
         """[B, L, ...] → [R, T, ...]."""
-        return values[self.row, self.column]
+        # Not values[row, column]: the gradient of that sorts its indices
+        places = (self.row * values.shape[1] + self.column).flatten()
+        return values.flatten(0, 1).index_select(0, places).view(*self.row.shape, *values.shape[2:])
 
     def take_positions(self, positions: Tensor) -> Tensor:
         """[..., B, L] → [..., R, T]; M-RoPE ids have axes in front."""
         return positions[..., self.row, self.column]
 
 
-def lay_out(keep_BL: Tensor, packed: bool) -> Layout:
+def lay_out(keep_BL: Array, packed: bool, device: torch.device) -> Layout:
     """The kept slots of every row that has any, in order: all in one row, or one row a sample padded on the right."""
-    row_S, column_S = keep_BL.nonzero(as_tuple=True)
-    slot = torch.full(keep_BL.shape, -1, dtype=torch.long, device=keep_BL.device)
-    if packed:
-        slot[row_S, column_S] = torch.arange(len(row_S), device=keep_BL.device)
-        filled = torch.ones(1, len(row_S), dtype=torch.bool, device=keep_BL.device)
-        return Layout(row_S[None], column_S[None], filled, slot)
-    used = keep_BL.any(1)
-    line = used.cumsum(0) - 1  # row of the batch -> row of the compact form
-    rank_BL = keep_BL.cumsum(1) - 1  # column of the batch -> column of the compact form
-    shape = (int(used.sum()), int(keep_BL.sum(1).max()))
-    flat = line[row_S] * shape[1] + rank_BL[row_S, column_S]
+    row_S, column_S = keep_BL.nonzero()
+    counts = keep_BL.sum(1)
+    lengths = tuple(int(count) for count in counts if count)
+    shape = (1, len(row_S)) if packed else (len(lengths), max(lengths, default=0))
+    flat = np.arange(len(row_S))
+    if not packed:
+        line = (counts > 0).cumsum() - 1  # row of the batch -> row of the compact form
+        rank_BL = keep_BL.cumsum(1) - 1  # column of the batch -> column of the compact form
+        flat = line[row_S] * shape[1] + rank_BL[row_S, column_S]
+    slot = np.full(keep_BL.shape, -1)
     slot[row_S, column_S] = flat
-    row, column = (torch.zeros(shape, dtype=torch.long, device=keep_BL.device) for _ in range(2))
-    filled = torch.zeros(shape, dtype=torch.bool, device=keep_BL.device)
-    row.view(-1)[flat], column.view(-1)[flat], filled.view(-1)[flat] = row_S, column_S, True
-    return Layout(row, column, filled, slot)
+    row, column, filled = (np.zeros(shape, dtype) for dtype in (np.int64, np.int64, np.bool_))
+    row.reshape(-1)[flat], column.reshape(-1)[flat], filled.reshape(-1)[flat] = row_S, column_S, True
+    row_RT, column_RT, filled_RT = send(device, row, column, filled)
+    return Layout(row_RT, column_RT, filled_RT, slot, lengths)
 
 
-def use_packed(padding_free: bool | str, keep_BL: Tensor, attention: str, packs: bool = True) -> bool:
-    """Whether the compact rows go into one packed row. ``packs``: whether the model family allows it.
+def use_packed(
+    padding_free: bool | str,
+    keep_BL: Array,
+    attention: str,
+    *,
+    dense: bool,
+    packs: bool = True,
+    takes_bounds: bool = True,
+) -> bool:
+    """Whether the kept slots go into one packed row.
+
+    Args:
+        dense: a [T, T] mask is needed (windows, prefixes, eager attention), not just segments.
+        packs: whether the model family allows it.
+        takes_bounds: whether the decoder hands keyword arguments on to its attention, where FlashAttention looks for them.
 
     Raises:
-        ValueError: ``padding_free=True`` with an attention that takes no dense mask, or a family that cannot be packed.
+        ValueError: ``padding_free=True`` with an attention that cannot keep the samples of a row apart, or a family that
+            cannot be packed.
     """
     if padding_free is False:
         return False
-    if not packs:
-        if padding_free is True:
-            raise ValueError(
-                "padding_free=True with a decoder that carries a state from token to token (linear attention, short "
-                "convolutions), or may do so because its family has no row in seecal.families: in a packed row the state "
-                "would run on into the next sample. Set padding_free='auto' or False, or declare the family."
-            )
-        return False
-    if attention not in _DENSE_ATTENTION:
-        if padding_free is True:
-            raise ValueError(
-                f"padding_free=True with attn_implementation={attention!r}: packed rows need a block-diagonal mask, which "
-                f"only {' and '.join(_DENSE_ATTENTION)} take. Set padding_free='auto', or another attn_implementation."
-            )
-        return False
-    return padding_free is True or int(keep_BL.sum()) <= MAX_PACKED_TOKENS
+    flash = attention.startswith(_FLASH)
+    possible = takes_bounds and not dense if flash else attention in _DENSE_ATTENTION
+    if padding_free is True and not packs:
+        raise ValueError(
+            "padding_free=True with a decoder that carries a state from token to token (linear attention, short "
+            "convolutions), or may do so because its family has no row in seecal.families: in a packed row the state "
+            "would run on into the next sample. Set padding_free='auto' or False, or declare the family."
+        )
+    if padding_free is True and not possible:
+        raise ValueError(
+            f"padding_free=True with attn_implementation={attention!r}: it cannot keep the samples of a packed row apart "
+            "in this model. Set padding_free='auto' or False, or load the model with attn_implementation='sdpa'."
+        )
+    lengths = keep_BL.sum(1)[keep_BL.any(1)]
+    if padding_free is True:
+        return len(lengths) > 0
+    uneven = len(set(lengths.tolist())) > 1  # else there is no padding to save
+    return packs and possible and uneven and (not dense or int(lengths.sum()) <= MAX_DENSE_TOKENS)
+
+
+def by_segments(masks: Masks | None, layout: Layout, attention: str) -> bool:
+    """Whether the compact row is kept apart by a :class:`SegmentMask`."""
+    # One token: transformers then lays the heads of a group where the tokens are
+    return masks is None and attention == "sdpa" and layout.packed and layout.row.numel() > 1
+
+
+def needs_dense(masks: Masks | None, attention: str) -> bool:
+    """Whether a packed row needs a mask of [T, T]: its segments alone do not say who may look at whom."""
+    return masks is not None or attention == "eager"
 
 
 def full_masks(config: Any, given: Any, valid_BL: Tensor) -> Masks | None:
@@ -132,18 +172,35 @@ def full_masks(config: Any, given: Any, valid_BL: Tensor) -> Masks | None:
     return _as_bool(makers["sliding_attention" if windowed else "chunked_attention"](**made_for), valid_BL)
 
 
-def compact_masks(masks: Masks | None, layout: Layout, attention: str, dtype: torch.dtype) -> Any:
-    """The mask to hand to the decoder for the compact rows: 2-D where that says it all, else 4-D at the kept pairs."""
-    if masks is None and len(layout.row) > 1:
-        return layout.filled.long()
-    if masks is None:
-        if bool((layout.row == layout.row[0, 0]).all()):  # one sample: nothing to keep apart
-            return layout.filled.long()
-        causal = layout.column[:, :, None] >= layout.column[:, None, :]
-        return to_attention(_apart(causal, layout), attention, dtype)
+def attention_inputs(
+    masks: Masks | None,
+    layout: Layout,
+    attention: str,
+    dtype: torch.dtype,
+    recorded: Prefixes | None = None,
+    recalled: Prefixes | None = None,
+) -> dict[str, Any]:
+    """What to hand to the decoder for the compact rows, so that every slot sees what it saw in the full ones.
+
+    ``recorded``, ``recalled``: only where :func:`by_segments` says so.
+    """
     if isinstance(masks, dict):
-        return {kind: to_attention(_gather(mask, layout), attention, dtype) for kind, mask in masks.items()}
-    return to_attention(_gather(masks, layout), attention, dtype)
+        gathered = {kind: to_attention(_gather(mask, layout), attention, dtype) for kind, mask in masks.items()}
+        return {"attention_mask": gathered}
+    if masks is not None:
+        return {"attention_mask": to_attention(_gather(masks, layout), attention, dtype)}
+    if by_segments(masks, layout, attention):
+        return {"attention_mask": SegmentMask(layout.lengths, layout.row.device, recorded, recalled)}
+    assert recorded is recalled is None, "prefixes travel with segments"
+    alone = attention == "eager" and len(layout.lengths) == 1
+    if not layout.packed or alone or layout.row.numel() == 1:
+        return {"attention_mask": layout.filled.long()}
+    if attention.startswith(_FLASH):
+        bounds, longest = segment_bounds(layout.lengths, layout.row.device), max(layout.lengths)
+        ends = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+        return {"attention_mask": None, **ends}
+    causal = layout.column[:, :, None] >= layout.column[:, None, :]
+    return {"attention_mask": to_attention(_apart(causal, layout), attention, dtype)}
 
 
 def causal_mask(valid_BL: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,19 +106,30 @@ class Stage:
         from trl import TrlParser
 
         from .config import CALConfig
+        from .weighting import passes_read
 
         parser = TrlParser(CALConfig)  # type: ignore[arg-type]  # its annotation is the union's name, not a type
         # Every trained tensor has a gradient in every step (GradientCheck), so DDP need not look for others
         fixed = {"ddp_find_unused_parameters": False, **self.settings, "output_dir": str(output_dir)}
         parser.set_defaults_with_config(**fixed)
         try:
-            return parser.parse_args_into_dataclasses(args=[])[0]
+            config = parser.parse_args_into_dataclasses(args=[])[0]
         except ValueError as error:
             if "use_cpu" not in str(error):
                 raise
             raise ValueError("no GPU was found here: set use_cpu: true and bf16: false to train on the CPU") from None
         except SystemExit:  # argparse has said on stderr what it dislikes
             raise ValueError(f"stage {self.number}: these settings are not accepted: {self.settings}") from None
+        # A weighting of the user's own may lie in the folder that the command runs in. Only for this import, and last: a
+        # folder such as "wandb" there must not pass for a package.
+        here = [] if str(Path.cwd()) in sys.path else [str(Path.cwd())]
+        sys.path.extend(here)
+        try:
+            passes_read(config.weighting)
+        finally:
+            for one in here:
+                sys.path.remove(one)
+        return config
 
 
 @dataclass(frozen=True)

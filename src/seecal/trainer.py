@@ -21,10 +21,12 @@ from .config import CALConfig
 from .data.checked import CheckedCollator
 from .data.collator import VisionCollator
 from .data.lengths import COUNTS
+from .data.placeholders import blamed, check_processor
 from .families import family_of, image_ids
-from .forward import OPTIONS_MARK, disable_cal, enable_cal
+from .forward import OPTIONS_MARK, STEP, disable_cal, enable_cal
 from .metrics import RunningSums, count_tokens, token_metrics
 from .options import PIXEL_CONTRASTS, CALRecord
+from .weighting import passes_read
 
 # The options that a trainer enabled CAL with, set on the model so that the next stage's trainer may change them.
 _BY_TRAINER = "_seecal_by_trainer"
@@ -88,7 +90,8 @@ class CALTrainer(SFTTrainer):
         _evaluate_with_the_classs_head(_bare(self.model))
         if ours:
             multiple = cast("int | None", args.pad_to_multiple_of)
-            by_pixels = args.contrast if args.contrast in PIXEL_CONTRASTS else None
+            contrasts = args.contrast in PIXEL_CONTRASTS and "without" in passes_read(args.weighting)
+            by_pixels = args.contrast if contrasts else None
             self.data_collator = VisionCollator(
                 cast(ProcessorMixin, self.processing_class),
                 args.max_length,
@@ -103,6 +106,7 @@ class CALTrainer(SFTTrainer):
             self.data_collator.max_length = None  # TRL would cut, perhaps inside an image
             ids = frozenset(image_ids(_bare(self.model).config))
             self.data_collator = CheckedCollator(self.data_collator, args.max_length, ids, args.on_long, True)
+        self._oddity = check_processor(self.data_collator, _bare(self.model), image_ids(_bare(self.model).config))
         self.cal_options = args.cal_options()
         enable_cal(cast(nn.Module, self.model), self.cal_options)
         setattr(_bare(self.model), _BY_TRAINER, self.cal_options)
@@ -170,7 +174,9 @@ class CALTrainer(SFTTrainer):
                 f"the data collator made no labels, only {', '.join(sorted(inputs))}: there is nothing to learn"
             )
         self._step_records += names
-        outputs = model(**inputs)
+        setattr(_bare(self.model), STEP, self.state.global_step)  # for contrast_every: all of a step or nothing of it
+        with blamed(self._oddity):
+            outputs = model(**inputs)
         count_tokens(self._window, outputs.cal, inputs.get("attention_mask"), self.cal_options)
         if long is not None:
             self._window.add(dropped=long[0], truncated=long[1])

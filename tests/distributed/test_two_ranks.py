@@ -18,11 +18,13 @@ CASES = {
         *EVERY_HALF,
         ("one rank is text-only", "llava_onevision", "drop", "global"),
         ("one rank has no label", "llava", "drop", "sample"),
+        ("one rank is text-only", "llava", "drop", "global", "dft"),
     ],
     "fsdp2": [
         *EVERY_HALF,
         ("one rank is text-only", "llava_next", "drop", "global"),
         ("one rank is text-only", "llava", "mask", "global"),
+        *(("one rank is text-only", "llava", "drop", "global", weighting) for weighting in ("dft", "vig", "prior")),
     ],
     "fsdp2 with its head apart": EVERY_HALF,
 }

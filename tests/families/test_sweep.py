@@ -17,6 +17,11 @@ def marked(name, *values):
     return pytest.param(name, *values, marks=pytest.mark.xdist_group(name))  # one worker builds the model
 
 
+def packs_of(name):
+    """Whether this kind's main pass may run on one row without padding."""
+    return FAMILIES[name.split(",")[0]].packs_main
+
+
 EVERY = [marked(name) for name in ZOO]
 SETTINGS = [
     marked(name, attention, padding) for name in ZOO for attention in ZOO[name].attentions for padding in zoo.PADDINGS
@@ -83,20 +88,27 @@ def test_renumbered_positions_fail(name, monkeypatch):
 # ---------------------------------------------------------------- training
 
 
-def step(model, batch):
-    """(loss, {name: gradient} of the parameters that got one) of one CAL step."""
+def run(model, batch, **options):
+    """(output, {name: gradient} of the parameters that got one) of one CAL step."""
     model.train()
     model.zero_grad()
-    seecal.enable_cal(model, CALOptions(normalize="micro_batch"))  # the loss of one rank, however many there are
+    # normalize: the loss of one rank, however many there are
+    seecal.enable_cal(model, CALOptions(normalize="micro_batch", **options))
     try:
-        loss = model(**batch).loss
-        loss.backward()
+        output = model(**batch)
+        output.loss.backward()
     finally:
         seecal.disable_cal(model)
     found = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
     model.zero_grad()
     model.eval()
-    return loss.item(), found
+    return output, found
+
+
+def step(model, batch):
+    """(loss, gradients) of one CAL step."""
+    output, found = run(model, batch)
+    return output.loss.item(), found
 
 
 def assert_same_gradients(ours, theirs):
@@ -121,6 +133,37 @@ def test_a_training_step_with_and_without_checkpointing(name):
     assert again == pytest.approx(loss, abs=1e-5)
     assert set(checkpointed) == set(plain)
     assert_same_gradients(checkpointed, plain)
+
+
+@pytest.mark.parametrize(("name", "attention", "padding"), [one for one in SETTINGS if packs_of(one.values[0])])
+def test_padding_free_is_padded(name, attention, padding):
+    """Both passes in one row each, nothing but real slots in them: the loss, Δ and every gradient stay the same."""
+    model, batch = zoo.model_of(name, attention), zoo.batch_of(name, zoo.rows_for(name), padding)
+    padded, expected = run(model, batch, padding_free=False)
+    packed, gradients = run(model, batch, padding_free=True)
+    assert padded.cal.main_tokens == batch["input_ids"].numel()
+    real = int(batch["attention_mask"].sum())
+    assert packed.cal.main_tokens == real < padded.cal.main_tokens
+    assert packed.cal.contrast_tokens < padded.cal.contrast_tokens
+    scale = max(1.0, float(padded.cal.visual_delta.delta.abs().max()))
+    torch.testing.assert_close(packed.cal.visual_delta.delta, padded.cal.visual_delta.delta, atol=1e-5 * scale, rtol=0)
+    torch.testing.assert_close(packed.loss, padded.loss, atol=1e-5, rtol=1e-5)
+    assert set(gradients) == set(expected)
+    assert_same_gradients(gradients, expected)
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in ZOO if not packs_of(name)])
+def test_what_cannot_be_packed_keeps_its_padding(name):
+    model, batch = zoo.model_of(name), zoo.batch_of(name, zoo.rows_for(name))
+    padded, _ = run(model, batch)
+    assert padded.cal.main_tokens == batch["input_ids"].numel()
+    if family_of(model).packs:  # cross-attention: the pass without the image, which has none, may be packed
+        packed, _ = run(model, batch, padding_free=True)
+        assert packed.cal.main_tokens == padded.cal.main_tokens
+        torch.testing.assert_close(packed.loss, padded.loss, atol=1e-5, rtol=1e-5)
+        return
+    with pytest.raises(ValueError, match="padding_free=True with a decoder"):
+        run(model, batch, padding_free=True)
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -36,9 +36,12 @@ ROUTES = {
 
 @functools.cache
 def _built(name):
-    kind = ZOO[name]
     torch.manual_seed(0)
-    model = kind.model()
+    return scaled(ZOO[name].model(), ZOO[name])
+
+
+def scaled(model, kind):
+    """``model`` with an initialisation under which the image matters, and without dropout."""
     for parameter_name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             spread = kind.embed if "embed" in parameter_name else 0.6 / parameter.shape[-1] ** 0.5

@@ -46,6 +46,32 @@ def test_blur_of_a_point_is_a_gaussian_of_that_width(strength):
     assert abs(spread - expected) < 0.06 * expected
 
 
+@pytest.mark.parametrize("strength", [1.0, 4.0])
+def test_blur_is_the_weighted_mean_of_the_neighbours(strength):
+    size, reach = 64, int(4 * strength)
+    image = picture(3, (size, size))
+    around = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * strength**2))
+    around = np.outer(around, around) / around.sum() ** 2
+    values, changed = np.asarray(image).astype(float), one(image, "blur", strength)
+    for row, column in [(32, 32), (20, 41), (45, 17), (17, 46)]:  # away from the edges
+        near = values[row - reach : row + reach + 1, column - reach : column + reach + 1]
+        expected = (near * around[..., None]).sum((0, 1))
+        # Pillow makes its Gaussian of boxes; the values blurred here spread over 256 levels
+        assert np.abs(changed[row, column] - expected).max() < 5
+        assert np.abs(values[row, column] - expected).max() > 20
+
+
+def test_noise_is_normal_and_kept_inside_the_range():
+    values = np.asarray(picture(1, (200, 200))).astype(float)
+    changed = one(picture(1, (200, 200)), "noise", 0.2)
+    inside = (values > 127 - 20) & (values < 127 + 20)
+    moved = np.sort((changed - values)[inside] / (255 * 0.2))
+    for at, share in [(-1.5, 0.0668), (-1.0, 0.1587), (0.0, 0.5), (1.0, 0.8413), (1.5, 0.9332)]:
+        assert abs((moved < at).mean() - share) < 0.01
+    assert (changed.min(), changed.max()) == (0, 255)
+    assert abs((changed[values == 255] == 255).mean() - 0.5) < 0.05, "beyond white is white"
+
+
 def test_noise_has_that_standard_deviation():
     grey = Image.new("RGB", (200, 200), (127, 127, 127))
     changed = one(grey, "noise", 0.1)
@@ -59,6 +85,11 @@ def test_swap_takes_another_records_image_at_this_ones_size():
     assert [[image.size for image in mine] for mine in changed] == [[(10, 20)], [], [(7, 5)]]
     assert changed[0][0].getpixel((3, 3)) == (0, 0, 255)
     assert changed[2][0].getpixel((3, 3)) == (255, 0, 0)
+    slope = Image.fromarray(np.tile(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], (30, 1, 3)))  # 60 wide
+    wider = contrast_images([[slope], [picture(0, (180, 30))]], ["a", "b"], "swap", 0.0, 0)[1][0]
+    columns = np.asarray(wider)[15, :, 0].astype(float)
+    expected = ((np.arange(180) + 0.5) / 3 - 0.5) * 4  # between the centres of the columns it comes from
+    assert np.abs(columns - expected)[6:-6].max() <= 1
     alone = contrast_images(images[:1], ["a"], "swap", 0.0, 0, spare=Image.new("RGB", (9, 9), "white"))
     assert alone[0][0].getpixel((3, 3)) == (255, 255, 255)
     with pytest.raises(ValueError, match=r"^a: .*swap"):
@@ -113,14 +144,14 @@ def test_both_rows_run_once_more_and_no_more(batches):
     model = seecal.enable_cal(tiny_llava().train(), CALOptions(contrast="blur"))
     batch = dict(make("blur", strength=10.0))
     tokens = []
-    model.model.language_model.register_forward_pre_hook(
-        lambda _, args, kwargs: tokens.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    model.model.language_model.layers[0].register_forward_pre_hook(
+        lambda _, args: tokens.append(args[0][..., 0].numel())
     )
     towers = []
     model.model.vision_tower.register_forward_pre_hook(lambda *_: towers.append(1))
     output = model(**batch)
     output.loss.backward()
-    assert tokens == [batch["input_ids"].numel()] * 2
+    assert tokens == [int(batch["attention_mask"].sum())] * 2
     assert (output.cal.main_tokens, output.cal.contrast_tokens) == tuple(tokens)
     assert len(towers) == 2
 

@@ -95,3 +95,14 @@ def test_a_new_weighting_is_one_entry(tables):
         seecal.disable_cal(model.eval())
     assert torch.equal(record.weights, (record.visual_delta.delta > 0).float())
     assert 0 < int(record.weight_sum) < len(record.weights)
+
+
+def test_the_table_of_weightings_says_what_the_code_says():
+    lines = TEXT[TEXT.index("| weighting | weight of a label token |") :].split("\n\n")[0].splitlines()[2:]
+    found = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    expected = [
+        [f"`{name}`", one.source, ", ".join(one.passes) or "none", "yes" if one.needs_logprob else "no"]
+        for name, one in seecal.WEIGHTINGS.items()
+    ]
+    assert [[name, *rest] for name, _, *rest in found] == expected
+    assert all(formula for _, formula, *_ in found)

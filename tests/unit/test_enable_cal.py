@@ -123,7 +123,7 @@ def test_output_is_the_models_own_class(case):
     assert torch.utils._pytree.tree_unflatten(leaves, spec).cal is output.cal
     first, *_, last = model(**batch, return_dict=False)
     torch.testing.assert_close(first, output.loss)
-    assert last.main_tokens == batch["input_ids"].numel()
+    assert last.main_tokens == int(batch["attention_mask"].sum())
 
 
 def test_original_forward_in_eval_without_labels_and_with_a_cache(case):
@@ -284,14 +284,14 @@ def test_no_vocabulary_projection_in_the_contrast_pass_and_head_rows_are_label_t
     )
     model.lm_head.register_forward_pre_hook(lambda *_: heads.append(1))
     tokens = []
-    model.model.language_model.register_forward_pre_hook(
-        lambda _, args, kwargs: tokens.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    model.model.language_model.layers[0].register_forward_pre_hook(
+        lambda _, args: tokens.append(args[0][..., 0].numel())
     )
     cal = model(**batch).cal
     assert rows == [len(cal.weights)]
     assert heads == []
-    text_up_to_the_last_label = 6 + 3 + 19 + 2 + 4 + 2 + 7 + 3 + 4 + 2 + 4 + 2 + 7 + 3 + 1
-    assert tokens == [batch["input_ids"].numel(), text_up_to_the_last_label]
+    text_between_first_image_and_last_label = (3 + 19) + (4 + 2 + 7) + 4 + (2 + 7 + 3 + 1)
+    assert tokens == [int(batch["attention_mask"].sum()), text_between_first_image_and_last_label]
     assert (cal.main_tokens, cal.contrast_tokens) == tuple(tokens)
 
 

@@ -11,10 +11,31 @@ SOURCE = Path(__file__).parents[2] / "src" / "seecal"
 
 # A module may import from the layers above its own line, never from its own line or below.
 LAYERS = [
-    {"options", "blank", "packing", "ranks", "linear_ce", "bench", "compute", "recipe_types"},
-    {"data.paths", "data.turns", "data.emoji", "data.contrasts", "data.lengths", "models.efficientnet_lite"},
-    {"families", "weighting", "config", "metrics", "selftest", "data.images", "models.micro", "models.loading"},
-    {"contrast", "stages", "data.records", "data.collator"},
+    {"options", "blank", "segments", "fp8", "ranks", "linear_ce", "bench", "compute", "recipe_types"},
+    {"slots"},
+    {"packing"},
+    {
+        "data.paths",
+        "data.turns",
+        "data.processing",
+        "data.emoji",
+        "data.contrasts",
+        "data.lengths",
+        "models.efficientnet_lite",
+    },
+    {
+        "families",
+        "weighting",
+        "config",
+        "metrics",
+        "selftest",
+        "data.images",
+        "data.placeholders",
+        "models.micro",
+        "models.loading",
+    },
+    {"main_pass", "stages", "data.records", "data.collator"},
+    {"contrast"},
     {"delta"},
     {"forward", "data.formats", "data.readers", "data.mixture", "data.checked"},
     {"trainer", "family_check", "recipe", "chat", "measure", "data.sources"},
@@ -25,8 +46,8 @@ LAYERS = [
     {"__main__"},
 ]
 # Third-party packages that a layer may not touch.
-TORCH_ONLY = {"options", "weighting", "linear_ce", "ranks", "selftest", "metrics"}
-NO_TRL = {"forward", "contrast", "families", "packing", "data.collator", "data.images", "models.micro"}
+TORCH_ONLY = {"options", "weighting", "segments", "slots", "fp8", "linear_ce", "ranks", "selftest", "metrics"}
+NO_TRL = {"forward", "contrast", "main_pass", "families", "packing", "data.collator", "data.images", "models.micro"}
 
 
 def modules():

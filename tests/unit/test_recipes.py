@@ -238,3 +238,27 @@ def test_the_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.endswith("[]\n"), done
+
+
+CPU = {"use_cpu": True, "bf16": False, "report_to": "none"}
+
+
+def test_a_weighting_of_the_folder_in_which_the_command_runs(recipe, tmp_path, monkeypatch):
+    (tmp_path / "mine_here.py").write_text("def twice(visual_delta, options):\n    return visual_delta.delta * 0 + 2\n")
+    (stage,) = recipe({**CPU, "weighting": "mine_here:twice"}).stages
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    before = list(sys.path)
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(ValueError, match=r"no module 'mine_here'.*PYTHONPATH"):
+        stage.config(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    assert stage.config(tmp_path / "out").weighting == "mine_here:twice"
+    assert sys.modules["mine_here"].__file__ == str(tmp_path / "mine_here.py")
+    assert sys.path == before
+
+
+def test_a_weighting_that_nobody_knows_is_told_before_anything_is_loaded(recipe, tmp_path):
+    (stage,) = recipe({**CPU, "weighting": "magic"}).stages
+    with pytest.raises(ValueError, match=r"'magic' is not in seecal.WEIGHTINGS; it has cal, uniform, vig"):
+        stage.config(tmp_path / "out")

@@ -68,7 +68,7 @@ def test_weightings_are_a_plain_dict_of_callables():
     delta = VisualDelta(*(torch.tensor(values) for values in ([0.0, 9.0], [1, 2], [0, 0], [1, 2], [True, True])))
     assert seecal.WEIGHTINGS["uniform"](delta, CALOptions()).tolist() == [1.0, 1.0]
     assert seecal.WEIGHTINGS["cal"](delta, CALOptions()).tolist() == [3.0, 3.0]
-    assert [name for name, weighting in seecal.WEIGHTINGS.items() if weighting.needs_logprob] == ["dft"]
+    assert [name for name, weighting in seecal.WEIGHTINGS.items() if weighting.needs_logprob] == ["vig", "prior", "dft"]
 
 
 def test_a_weighting_of_ones_own_is_one_row():
@@ -103,6 +103,7 @@ def test_defaults_are_the_papers():
         ({"padding_free": "yes"}, "padding_free='yes'"),
         ({"contrast_strength": 0.5}, "contrast_strength=0.5"),
         ({"chunk_size": 0}, "chunk_size=0"),
+        ({"threshold": float("nan")}, "threshold=nan"),
     ],
 )
 def test_options_that_cannot_work_are_refused_by_name(options, message):

@@ -6,10 +6,11 @@ assistant's turns → token ids, each span's tokens → the processor's ids, in 
 
 from __future__ import annotations
 
-import itertools
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,11 +19,14 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from .contrasts import contrast_images
 from .images import decode_image
 from .lengths import COUNTS, LengthLimit
-from .turns import Rendered, render
+from .placeholders import TextIds, expanded_positions, made_of_an_image, written_tokens
+from .processing import has_prefix, processed
+from .turns import Rendered, render, render_prefix
 
 logger = logging.getLogger(__name__)
 
 IGNORE = -100
+NO_TOKEN = -1  # in place of a placeholder's id
 
 
 @dataclass
@@ -31,10 +35,10 @@ class _Prepared:
 
     name: str
     text: str
+    prefix: int  # characters before the first answer
     images: list[Any]
-    ids: list[int]
+    ids: TextIds
     labelled: list[bool]  # per id
-    placeholders: list[int]  # positions in ids
 
 
 @dataclass
@@ -66,8 +70,9 @@ class VisionCollator:
     then has ``token_weights`` [B, L], and training takes those instead of measuring any (no pass without the image).
 
     Raises:
-        ValueError: no fast tokenizer or no chat template; or a record (named) whose images and placeholders differ
-            in number, that is too long, that has no label, or whose text cannot be followed through template and processor.
+        ValueError: no fast tokenizer, or no chat template (PaliGemma needs none for one question and one answer); or a
+            record (named) whose images and placeholders differ in number, that is too long, that has no label, or whose
+            text cannot be followed through template and processor.
     """
 
     processor: ProcessorMixin
@@ -90,14 +95,10 @@ class VisionCollator:
                 "assistant's tokens cannot be found. Load the processor with its fast tokenizer."
             )
         self._template()
-        names = (getattr(self.processor, name, None) for name in ("image_token", "boi_token"))
-        self._image_tokens: list[int] = [self._id_of(str(one)) for one in names if one]
-        if not self._image_tokens:
-            raise ValueError(
-                f"{type(self.processor).__name__} names no image token: images cannot be placed in the text"
-            )
+        self._written = written_tokens(self.processor)
         added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        self._special = (added | set(self.tokenizer.all_special_ids)) - set(self._image_tokens)
+        self._written_ids = [self._id_of(one) for one in self._written]
+        self._special = (added | set(self.tokenizer.all_special_ids)) - set(self._written_ids)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -120,7 +121,14 @@ class VisionCollator:
             # Padding is told by position: its id may be a real token's, such as the end of a turn.
             columns = batch["attention_mask"][row].nonzero().flatten()
             ids = batch["input_ids"][row, columns].tolist()
-            positions = _expanded_positions(one, ids, set(self._image_tokens))
+            positions = expanded_positions(one.ids, ids, self._image_ids if one.images else frozenset())
+            if positions is None:
+                raise ValueError(
+                    f"{one.name}: its {len(one.ids.ids)} tokens cannot be followed into the {len(ids)} that "
+                    f"{type(self.processor).__name__} made of them: something other than images was inserted, or text was "
+                    "merged with it. Its labels would be wrong. If the template belongs to another family, use the "
+                    "processor's own."
+                )
             for target, labelled in zip(positions, one.labelled, strict=True):
                 if labelled and target is not None:
                     labels[row, columns[target]] = ids[target]
@@ -128,7 +136,7 @@ class VisionCollator:
         if any(record.get("weights") is not None for record in records):
             batch["token_weights"] = given_weights(records, prepared, labels)
         if long and self.on_long == "truncate":
-            self.limit.truncate(batch, long, names, set(self._image_tokens))
+            self.limit.truncate(batch, long, names, set(self._image_ids))
         if self.on_long != "error":
             after = self.limit.dropped, self.limit.truncated
             batch[COUNTS] = torch.tensor([now - then for now, then in zip(after, before, strict=True)])
@@ -139,21 +147,27 @@ class VisionCollator:
         return batch
 
     def _processed(self, prepared: list[_Prepared], images: list[list[Any]]) -> Any:
-        return self.processor(
-            text=[one.text for one in prepared],
-            images=images if any(images) else None,
-            padding=True,
-            padding_side="right",
-            pad_to_multiple_of=self.pad_to_multiple_of,
-            add_special_tokens=self._adds_special(prepared[0].text),
-            return_tensors="pt",
-        )
+        try:
+            return processed(
+                self.processor,
+                [one.text for one in prepared],
+                images,
+                prefixes=[one.prefix for one in prepared],
+                add_special_tokens=self._adds_special(prepared[0].text),
+                pad_to_multiple_of=self.pad_to_multiple_of,
+            )
+        except Exception as error:  # whatever a family's own code says of its inputs
+            raise ValueError(
+                f"{', '.join(one.name for one in prepared)}: {type(self.processor).__name__} failed on them: {error}. If "
+                "it fails on every batch, it is not complete or not the model's: load it from the model's folder."
+            ) from error
 
     def _stand_in(self, name: str) -> _Prepared:
         """A row of one word without a label and without an image, so that a batch keeps its number of rows."""
         text = str(self.tokenizer.eos_token or self.tokenizer.pad_token)
         ids = list(self.tokenizer(text, add_special_tokens=self._adds_special(text))["input_ids"])
-        return _Prepared(name, text, [], ids, [False] * len(ids), [])
+        nothing = [False] * len(ids)
+        return _Prepared(name, text, len(text), [], TextIds(ids, [], nothing), nothing)
 
     def _without_content(self, prepared: list[_Prepared]) -> dict[str, Any]:
         """The pixel inputs once more, of images without their content. Their sizes are the same, and so is all else."""
@@ -172,23 +186,49 @@ class VisionCollator:
         if not record.get("messages"):
             raise ValueError(f"{name}: no messages; it has {', '.join(sorted(record))}")
         messages, images = place_images(record["messages"], _images_of(record), name)
-        rendered = render(messages, self._template(), self.tokenizer.special_tokens_map, name)
-        encoded = self.tokenizer(
-            rendered.text, add_special_tokens=self._adds_special(rendered.text), return_offsets_mapping=True
-        )
-        ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        rendered = self._rendered(messages, name)
+        prefix = rendered.spans[0][0] if rendered.spans else len(rendered.text)
+        ids, offsets = self._encoded(rendered.text, prefix)
         placeholders = self._placeholders(ids)
         if len(placeholders) != len(images):
-            raise ValueError(
-                f"{name}: {len(images)} images, but {len(placeholders)} image placeholders in its text. A message's text "
-                f"must not contain {self.tokenizer.convert_ids_to_tokens(self._image_tokens[0])!r} itself; use image parts."
-            )
+            raise ValueError(f"{name}: {self._misplaced(len(images), len(placeholders))}")
         labelled = self._labelled(rendered, ids, offsets)
         for position in placeholders:
             labelled[position] = False
         if not any(labelled):
             raise ValueError(f"{name}: no label: it has no assistant message with text. Leave it out.")
-        return _Prepared(name, rendered.text, images, ids, labelled, placeholders)
+        pieces = [rendered.text[start:stop] for start, stop in offsets]
+        movable = [bool(one) and not one.strip() and not mine for one, mine in zip(pieces, labelled, strict=True)]
+        return _Prepared(name, rendered.text, prefix, images, TextIds(ids, placeholders, movable), labelled)
+
+    def _rendered(self, messages: list[dict[str, Any]], name: str) -> Rendered:
+        template, names = self._template(), self.tokenizer.special_tokens_map
+        if template is not None:
+            return render(messages, template, names, name)
+        bos, eos = str(self.tokenizer.bos_token), str(self.tokenizer.eos_token)
+        return render_prefix(messages, self._written[0], bos, eos, name)
+
+    def _encoded(self, text: str, prefix: int) -> tuple[list[int], list[tuple[int, int]]]:
+        """(ids, [start, stop) of each in ``text``), with one id for each placeholder."""
+        cuts = [(prefix, prefix)] if has_prefix(self.processor) else []
+        if self._written_ids[0] == NO_TOKEN:
+            cuts += [one.span() for one in re.finditer(re.escape(self._written[0]), text)]
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        begin = 0
+        for start, stop in [*sorted(cuts), (len(text), len(text))]:
+            encoded = self.tokenizer(
+                text[begin:start],
+                add_special_tokens=begin == 0 and self._adds_special(text),
+                return_offsets_mapping=True,
+            )
+            ids += encoded["input_ids"]
+            offsets += [(begin + first, begin + last) for first, last in encoded["offset_mapping"]]
+            if stop > start:
+                ids.append(NO_TOKEN)
+                offsets.append((start, stop))
+            begin = stop
+        return ids, offsets
 
     def _labelled(self, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]]) -> list[bool]:
         """Which ids are the assistant's, or end its turn."""
@@ -218,32 +258,50 @@ class VisionCollator:
             position += 1
         return list(range(first, position + 1)) if position < len(ids) else []
 
-    def _template(self) -> str:
+    def _template(self) -> str | None:
+        """The chat template; None for PaliGemma's own form."""
         template = self.chat_template or getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         if isinstance(template, dict):
             template = template.get("default")
-        if not template:
+        if not template and not has_prefix(self.processor):
             raise ValueError(
                 f"{type(self.processor).__name__} has no chat template, so messages cannot be turned into text. Set "
-                "processor.chat_template, or pass chat_template=..."
+                "processor.chat_template, or pass chat_template=...: the one of the instruction-tuned model of its family."
             )
-        return template
+        return template or None
 
     def _adds_special(self, text: str) -> bool:
         bos = self.tokenizer.bos_token
-        return bos is None or not text.startswith(bos)
+        return not has_prefix(self.processor) and (bos is None or not text.startswith(bos))
+
+    @cached_property
+    def _image_ids(self) -> frozenset[int]:
+        """The ids that stand for an image's features in a row."""
+        return made_of_an_image(self.processor)[1]
+
+    def _id_of(self, token: str) -> int:
+        """:data:`NO_TOKEN` where a placeholder is several tokens (Ovis 2): its processor looks for it in the text."""
+        ids = self.tokenizer(token, add_special_tokens=False)["input_ids"]
+        return ids[0] if len(ids) == 1 else NO_TOKEN
 
     def _placeholders(self, ids: list[int]) -> list[int]:
         """Where the images go: at the image token or, if the template writes none (Gemma 3), at what begins an image."""
-        for token in self._image_tokens:
+        for token in self._written_ids:
             if token in ids:
                 return [position for position, one in enumerate(ids) if one == token]
         return []
 
-    def _id_of(self, token: str) -> int:
-        index = self.tokenizer.convert_tokens_to_ids(token)
-        assert isinstance(index, int)
-        return index
+    def _misplaced(self, images: int, placeholders: int) -> str:
+        token, mine = self._written[0], type(self.processor).__name__
+        if not placeholders:
+            return (
+                f"the chat template wrote no placeholder ({token!r}) for its {images} images: it is a template for text, "
+                f"or one of another family than {mine}. Use the one that comes with the model's own processor."
+            )
+        return (
+            f"{images} images, but {placeholders} image placeholders in its text. A message's text must not contain "
+            f"{token!r} itself; use image parts. If it does not, the chat template is not made for {mine}."
+        )
 
     def _say_no_end(self) -> None:
         if not self._said_no_end:
@@ -330,45 +388,3 @@ def _images_of(record: dict[str, Any]) -> list[Any]:
     if images is None:
         images = [record["image"]] if record.get("image") is not None else []
     return [images] if not isinstance(images, (list, tuple)) else list(images)
-
-
-def _expanded_positions(one: _Prepared, expanded: list[int], image_ids: set[int]) -> list[int | None]:
-    """For each of the record's ids its position among the processor's, None for placeholders.
-
-    Images are the only insertions, so the ids between two placeholders appear unchanged and in order, and before each of
-    them but the first there is an image.
-    """
-    bounds = [-1, *one.placeholders, len(one.ids)]
-    positions: list[int | None] = [None] * len(one.ids)
-    cursor, whole = 0, True
-    for before, after in itertools.pairwise(bounds):
-        segment = one.ids[before + 1 : after]
-        if before == -1:
-            start = 0
-        elif after == len(one.ids):
-            start = len(expanded) - len(segment)
-        else:
-            start = _next_occurrence(segment, expanded, cursor, image_ids)
-        has_image = not image_ids.isdisjoint(expanded[cursor : max(start, cursor)])
-        whole = whole and start >= cursor and has_image == (before != -1)
-        whole = whole and expanded[start : start + len(segment)] == segment
-        for offset in range(len(segment)):
-            positions[before + 1 + offset] = start + offset
-        cursor = start + len(segment)
-    if not whole or cursor != len(expanded):
-        raise ValueError(
-            f"{one.name}: its {len(one.ids)} tokens cannot be followed into the {len(expanded)} that the processor made of "
-            "them: something other than images was inserted, or text was merged with it. Its labels would be wrong."
-        )
-    return positions
-
-
-def _next_occurrence(segment: list[int], ids: list[int], cursor: int, image_ids: set[int]) -> int:
-    """The first position after an image from which ``ids`` go on with ``segment``; -1 without."""
-    start = cursor
-    while start < len(ids) and ids[start] not in image_ids:
-        start += 1
-    for position in range(start + 1, len(ids) - len(segment) + 1):
-        if ids[position : position + len(segment)] == segment:
-            return position
-    return -1

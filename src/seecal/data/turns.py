@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,35 +28,127 @@ def render(messages: list[dict[str, Any]], template: str, special_tokens: dict[s
     either end of each assistant message, and the marks are taken out again.
 
     Raises:
-        ValueError: the template fails, or changes the assistant's messages so that the marks do not survive, naming the
-            record by ``name``.
+        ValueError: the template fails, takes no parts, leaves a message out, or changes the assistant's messages so that
+            the marks do not survive, naming the record by ``name``.
     """
+    marked = bool(_MARKER.search(template))
+    form, text, spans = _in_a_form_it_takes(messages, template, special_tokens, name, marked)
 
-    def rendered(chat: list[dict[str, Any]], spans: bool) -> tuple[str, list[tuple[int, int]]]:
-        try:
-            answer: Any = render_jinja_template(
-                [chat], chat_template=template, return_assistant_tokens_mask=spans, **special_tokens
-            )
-        except Exception as error:  # a template's own raise_exception, or anything jinja meets in it
-            raise ValueError(f"{name}: the chat template cannot render its messages: {error}") from error
-        texts, indices = answer
-        return texts[0], [(start, stop) for start, stop in indices[0]] if spans else []
+    def rendered(chat: list[dict[str, Any]]) -> str:
+        return _rendered([form(one) for one in chat], template, special_tokens, name, False)[0]
 
-    if _MARKER.search(template):
-        text, spans = rendered(messages, True)
+    _refuse_if_left_out(messages, text, rendered, name, marked)
+    if marked:
         return Rendered(text, [span for span in spans if text[slice(*span)].strip()])
-    text, _ = rendered(messages, False)
     # A template may trim messages: then marks inside the outer blanks still leave the text as it was.
     for inside_blanks in (False, True):
         opening, closing = _marks(text)
-        marked, _ = rendered([_with_marks(one, opening, closing, inside_blanks) for one in messages], False)
-        plain, spans = _without_marks(marked, opening, closing)
+        with_marks = rendered([_with_marks(one, opening, closing, inside_blanks) for one in messages])
+        plain, spans = _without_marks(with_marks, opening, closing)
         if plain == text and len(spans) == sum(_has_words(one) for one in messages):
             return Rendered(text, spans)
     raise ValueError(
         f"{name}: the chat template rewrites the assistant's messages, so their place in its text cannot be found. Put "
         "{% generation %} ... {% endgeneration %} around them in the template."
     )
+
+
+def render_prefix(messages: list[dict[str, Any]], image: str, bos: str, eos: str, name: str) -> Rendered:
+    """PaliGemma's own form, for which there is no chat template: images, bos, the question and a newline, the answer, eos.
+
+    Raises:
+        ValueError: the messages are not one of the user's and one of the assistant's, naming the record by ``name``.
+    """
+    roles = [message["role"] for message in messages]
+    if roles != ["user", "assistant"]:
+        raise ValueError(
+            f"{name}: its messages are {', '.join(roles)}, but without a chat template PaliGemma takes one question and "
+            "one answer (user, assistant). Split the record into such pairs, or give the processor a chat_template: all "
+            "before the first answer is then the prefix, and the rest is read in order."
+        )
+    question, answer = (_words(message) for message in messages)
+    images = sum(part["type"] == "image" for message in messages for part in message["content"])
+    before = f"{image * images}{bos}{question}\n"
+    spans = [(len(before), len(before) + len(answer))] if answer.strip() else []
+    return Rendered(f"{before}{answer}{eos}", spans)
+
+
+def _rendered(
+    chat: list[dict[str, Any]], template: str, special_tokens: dict[str, Any], name: str, spans: bool
+) -> tuple[str, list[tuple[int, int]]]:
+    try:
+        answer: Any = render_jinja_template(
+            [chat], chat_template=template, return_assistant_tokens_mask=spans, **special_tokens
+        )
+    except Exception as error:  # a template's own raise_exception, or anything jinja meets in it
+        raise ValueError(f"{name}: the chat template cannot render its messages: {error}") from error
+    texts, indices = answer
+    return texts[0], [(start, stop) for start, stop in indices[0]] if spans else []
+
+
+def _in_a_form_it_takes(
+    messages: list[dict[str, Any]], template: str, special_tokens: dict[str, Any], name: str, marked: bool
+) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], str, list[tuple[int, int]]]:
+    """(how to give a message to the template, its text, the spans of its own markers).
+
+    Templates for text take a message's content as a text: given a list of parts they fail, or write it as Python does.
+    Messages without images are then given as texts, first those that are not the user's: some take parts from users only.
+    """
+    refused: ValueError | None = None
+    for form in (_as_parts, _others_as_text, _as_text):
+        chat = [form(one) for one in messages]
+        try:
+            text, spans = _rendered(chat, template, special_tokens, name, marked)
+        except ValueError as error:
+            refused = refused or error
+            continue
+        if not any(isinstance(one["content"], list) and str(one["content"]) in text for one in chat if one["content"]):
+            return form, text, spans
+    raise refused or ValueError(
+        f"{name}: the chat template writes a message's list of parts as Python does instead of its text and images: it is "
+        "a template for text only. Use the one that comes with the model's own processor."
+    )
+
+
+def _as_parts(message: dict[str, Any]) -> dict[str, Any]:
+    return message
+
+
+def _others_as_text(message: dict[str, Any]) -> dict[str, Any]:
+    return message if message["role"] == "user" else _as_text(message)
+
+
+def _as_text(message: dict[str, Any]) -> dict[str, Any]:
+    if any(part["type"] == "image" for part in message["content"]):
+        return message
+    return {**message, "content": _words(message)}
+
+
+def _refuse_if_left_out(
+    messages: list[dict[str, Any]],
+    text: str,
+    rendered: Callable[[list[dict[str, Any]]], str],
+    name: str,
+    marked: bool,
+) -> None:
+    """ValueError for a message that the template's text does not depend on, as of a role that the template passes over."""
+    rest = "".join(text.split())
+    for index, message in enumerate(messages):
+        words = ["".join(part["text"].split()) for part in message["content"] if part["type"] == "text"]
+        words = [word for word in words if word]
+        # Markers say which answers are learnt; what a template does to the others is its own choice.
+        if not words or (marked and message["role"] == "assistant"):
+            continue
+        if all(word in rest for word in words):
+            rest = rest[rest.index(words[0]) + len(words[0]) :]
+            continue
+        opening, closing = _marks(text)
+        changed = [_with_marks(one, opening, closing, True, True) if one is message else one for one in messages]
+        if rendered(changed) == text:
+            raise ValueError(
+                f"{name}: the chat template leaves out its message {index} (role {message['role']!r}), so nothing would be "
+                "learnt from it. Use a template that writes every message, or take this one out of the record."
+            )
 
 
 def _marks(text: str) -> tuple[str, str]:
@@ -66,13 +159,19 @@ def _marks(text: str) -> tuple[str, str]:
     return f"[{core}<]", f"[>{core}]"
 
 
+def _words(message: dict[str, Any]) -> str:
+    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+
+
 def _has_words(message: dict[str, Any]) -> bool:
-    return message["role"] == "assistant" and any(part.get("text", "").strip() for part in message["content"])
+    return message["role"] == "assistant" and bool(_words(message).strip())
 
 
-def _with_marks(message: dict[str, Any], opening: str, closing: str, inside_blanks: bool) -> dict[str, Any]:
-    """``message`` with marks before its first and after its last text with words."""
-    if not _has_words(message):
+def _with_marks(
+    message: dict[str, Any], opening: str, closing: str, inside_blanks: bool, any_role: bool = False
+) -> dict[str, Any]:
+    """``message`` with marks before its first and after its last text with words, if it is the assistant's."""
+    if not _has_words(message) and not any_role:
         return message
     parts = [dict(part) for part in message["content"]]
     worded = [part for part in parts if part.get("text", "").strip()]

@@ -1,0 +1,209 @@
+"""Causal attention inside segments of one packed row, as an attention mask that knows how to attend.
+
+T slots of the packed row, H heads, K channels a head.
+
+A dense [T, T] mask would cost memory and, worse, the attention between samples that it then throws away. transformers
+hands a 4-D ``attention_mask`` through the decoder's layers untouched, and gradient checkpointing keeps it for the
+recomputation. So the segments travel as such a mask: a tensor subclass without storage that answers
+``scaled_dot_product_attention`` itself, the way ``torch.nn.attention.bias`` does it for its causal biases.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+_AS_IT_IS = (Tensor.to, Tensor.contiguous, Tensor.detach, Tensor.clone, Tensor.bool)
+
+
+class Prefixes:
+    """Keys and values of the slots before each segment's first image, kept from one pass over the layers for another.
+
+    In a causal decoder they are the same with the image and without it, so the pass without need not compute them again.
+
+    Args:
+        slots: [P] int64, where they stand in the row that is recorded, segment by segment.
+
+    Attributes:
+        lengths: how many of them each segment of the second row has before its own; whoever lays that row out says so.
+    """
+
+    lengths: tuple[int, ...]
+
+    def __init__(self, slots: Tensor) -> None:
+        self.slots, self.recording = slots, True
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def record(self, key: Tensor, value: Tensor) -> None:
+        """One layer's, in the order of the layers; nothing once ``recording`` is off (checkpointing runs layers again)."""
+        if self.recording:
+            self._kept.append((key.detach().index_select(2, self.slots), value.detach().index_select(2, self.slots)))
+
+    def recall(self) -> tuple[Tensor, Tensor]:
+        """The next layer's keys and values, [1, H, P, K]. Each once, so that they are not held longer than needed."""
+        return self._kept.pop(0)
+
+    @property
+    def layers(self) -> int:
+        """How many layers' are still there."""
+        return len(self._kept)
+
+
+class SegmentMask(Tensor):
+    """[1, 1, T, T] bool: a slot sees the slots of its own segment up to itself.
+
+    Args:
+        lengths: slots of each segment, in order; their sum is T.
+        device: of the queries.
+        recorded: takes down keys and values of the layers that attend with this mask.
+        recalled: gives slots that each segment sees before its own.
+
+    Raises (on use): ValueError for any operation but being handed on and attended with: as plain booleans it would lie.
+    """
+
+    lengths: tuple[int, ...]
+    bounds: Tensor
+    recorded: Prefixes | None
+    recalled: Prefixes | None
+
+    @staticmethod
+    def __new__(
+        cls,
+        lengths: Sequence[int],
+        device: torch.device,
+        recorded: Prefixes | None = None,
+        recalled: Prefixes | None = None,
+    ) -> SegmentMask:
+        total = sum(lengths)
+        blank = torch.zeros(1, dtype=torch.bool, device=device).expand(1, 1, total, total)
+        mask: SegmentMask = Tensor._make_subclass(cls, blank)
+        mask.lengths, mask.bounds = tuple(lengths), segment_bounds(lengths, device)
+        mask.recorded, mask.recalled = recorded, recalled
+        return mask
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"SegmentMask(lengths={self.lengths})"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is scaled_dot_product_attention:
+            return _attend(*args, **(kwargs or {}))
+        if func in _AS_IT_IS:
+            return args[0]
+        with torch._C.DisableTorchFunctionSubclass():
+            found = func(*args, **(kwargs or {}))
+        if not isinstance(found, Tensor):  # its shape, its dtype, …
+            return found
+        if func is Tensor.__getitem__ and found.shape == args[0].shape:  # cut to the keys' length, which is all
+            return args[0]
+        raise ValueError(
+            f"a packed row's attention mask went into {getattr(func, '__name__', func)}, where it would mean something "
+            "else. This attention implementation needs padding_free=False."
+        )
+
+
+def segment_bounds(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """[segments + 1] int32: 0 and where each segment ends, as variable-length kernels want them. Does not wait."""
+    bounds = torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return bounds.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else bounds.to(device)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: SegmentMask,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention of [1, H, T, K] tensors, segment by segment: by torch's variable-length kernel, else a call a segment."""
+    lengths, bounds = attn_mask.lengths, attn_mask.bounds
+    if attn_mask.recorded is not None:
+        attn_mask.recorded.record(key, value)
+    key_lengths, key_bounds = lengths, bounds
+    if attn_mask.recalled is not None:
+        key, value, key_lengths = _after_prefixes(key, value, lengths, attn_mask.recalled)
+        key_bounds = segment_bounds(key_lengths, key.device)
+    kernel = variable_length_kernel() if suits_the_kernel(query, value, dropout_p) else None
+    if kernel is not None:
+        heads = query.shape[1] // key.shape[1]
+        if heads > 1:
+            key, value = key.repeat_interleave(heads, 1), value.repeat_interleave(heads, 1)
+        flat = [one[0].transpose(0, 1).contiguous() for one in (query, key, value)]  # [T, H, K]
+        return kernel(*flat, bounds, key_bounds, max(lengths), max(key_lengths), scale).transpose(0, 1)[None]
+    parts = zip(query.split(lengths, 2), key.split(key_lengths, 2), value.split(key_lengths, 2), strict=True)
+    options: dict[str, Any] = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": enable_gqa}
+    return torch.cat([_one_segment(*part, options) for part in parts], dim=2)
+
+
+def _one_segment(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+    """Causal attention of the last slots of a segment, all of its keys given."""
+    before = key.shape[2] - query.shape[2]
+    if not before:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, **options)
+    may_look = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(before)
+    return scaled_dot_product_attention(query, key, value, attn_mask=may_look, **options)
+
+
+def _after_prefixes(
+    key: Tensor, value: Tensor, lengths: tuple[int, ...], prefixes: Prefixes
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Keys and values of each segment behind those of its prefix, and how many a segment then has."""
+    kept_key, kept_value = prefixes.recall()
+
+    def joined(kept: Tensor, own: Tensor) -> Tensor:
+        parts = zip(kept.to(own.dtype).split(prefixes.lengths, 2), own.split(lengths, 2), strict=True)
+        return torch.cat([one for pair in parts for one in pair], dim=2)
+
+    together = tuple(before + own for before, own in zip(prefixes.lengths, lengths, strict=True))
+    return joined(kept_key, key), joined(kept_value, value), together
+
+
+def suits_the_kernel(query: Tensor, value: Tensor, dropout_p: float) -> bool:
+    """Whether FlashAttention behind torch's kernel takes these: a GPU of 8.0 or newer, half precision, no dropout."""
+    width = query.shape[-1]
+    return (
+        query.device.type == "cuda"
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and dropout_p == 0.0
+        and width == value.shape[-1]
+        and width % 8 == 0
+        and width <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+@functools.cache
+def variable_length_kernel() -> Callable[..., Tensor] | None:
+    """``(query, key, value, bounds, key bounds, longest, longest of keys, scale) -> [T, H, K]``, or None: no such kernel.
+
+    Causal, aligned at the ends of the segments. query [T, H, K]; key and value may have more slots a segment. The keyword
+    for causal attention changed between torch's versions, and older ones have no scale.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    accepted = inspect.signature(varlen_attn).parameters
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True}
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *sizes: Any) -> Tensor:
+        given, scale = dict(causal), sizes[-1]
+        if scale is not None and "scale" in accepted:
+            given["scale"] = scale
+        elif scale is not None:
+            query = query * (scale * query.shape[-1] ** 0.5)
+        out: Any = varlen_attn(query, key, value, *sizes[:-1], **given)
+        return out
+
+    return attend
