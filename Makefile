@@ -37,9 +37,8 @@ check: $(READY)
 	$(BIN)/python -m pytest -q tests/unit/test_imports.py
 
 bench: $(READY)
+	$(BIN)/seecal bench gpu --tiny --out build/bench
 	$(BIN)/seecal bench loader
-	$(BIN)/seecal bench loss
-	$(BIN)/seecal bench step
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

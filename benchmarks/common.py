@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import gc
+import importlib
 import platform
 import statistics
 import time
@@ -37,17 +40,71 @@ def machine() -> dict[str, str]:
     }
 
 
-def interleaved(variants: dict[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, dict[str, float]]:
-    """p20, p50, p80 of each variant in ms. Each round runs every variant once, so that drift of the machine hits all."""
+def arguments(parser: argparse.ArgumentParser, rounds: int = 5) -> None:
+    """What every benchmark that measures can be told."""
+    parser.add_argument("--rounds", type=int, default=rounds, help="interleaved rounds, after one that is not counted")
+    parser.add_argument("--seconds", type=float, default=None, help="stop after this time, with three rounds at least")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the CSV (benchmarks/results)")
+
+
+def lacks(module: str, name: str) -> str | None:
+    """Why ``from module import name`` fails, for a row that is left out; None where it works."""
+    package = module.split(".")[0]
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return f"{package} is not installed"
+    try:
+        getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return f"this {package} has no {module}.{name}"
+    return None
+
+
+Runs = dict[str, Callable[[], Any]]
+_LEAST_ROUNDS = 3
+
+
+def runnable(variants: Runs, clear: Callable[[], Any] = lambda: None) -> tuple[Runs, dict[str, str]]:
+    """Runs each once: those that can, and for the others why not. ``clear`` is called after one that could not.
+
+    One that runs out of memory or fails must not take the others' figures with it.
+    """
+    notes = {}
+    for name, run in variants.items():
+        try:
+            run()
+        except torch.OutOfMemoryError:
+            notes[name] = "out of memory"
+        except Exception as error:
+            notes[name] = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if name in notes:  # outside the handler: there the error still holds the tensors of its frames
+            clear()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return {name: run for name, run in variants.items() if name not in notes}, notes
+
+
+def interleaved(
+    variants: Runs, rounds: int, warmup: int = 1, seconds: float | None = None
+) -> dict[str, dict[str, float]]:
+    """p20, p50, p80 of each variant in ms, and how many rounds they are of.
+
+    Each round runs every variant once, so that drift of the machine hits all. ``seconds``: begin no more rounds after that.
+    """
     times: dict[str, list[float]] = {name: [] for name in variants}
+    begin = _now()
     for turn in range(warmup + rounds):
+        if seconds is not None and turn >= warmup + _LEAST_ROUNDS and _now() - begin > seconds:
+            break
         for name, run in variants.items():
             start = _now()
             run()
             spent = _now() - start
             if turn >= warmup:
                 times[name].append(spent * 1e3)
-    return {name: percentiles(values) for name, values in times.items()}
+    return {name: {**percentiles(values), "rounds": len(values)} for name, values in times.items()}
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
@@ -73,6 +130,14 @@ def peak_mib(run: Callable[[], Any]) -> float:
     with _LiveBytes() as live:
         run()
     return live.peak / 2**20
+
+
+def held_mib(model: Any, batch: dict[str, torch.Tensor]) -> float:
+    """MiB that are there before a step: on a GPU all that is allocated, on a CPU the weights and the batch."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated() / 2**20
+    return sum(one.nbytes for one in (*model.parameters(), *model.buffers(), *batch.values())) / 2**20
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -107,7 +172,7 @@ class _LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def write(name: str, rows: list[dict[str, Any]], folder: Path | None = None) -> Path:
+def write(name: str, rows: list[dict[str, Any]], folder: Path | None = None, show: bool = True) -> Path:
     """Writes the rows as ``<folder>/<name>.csv``, each with the machine it ran on, and prints them."""
     path = (folder or RESULTS) / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +181,8 @@ def write(name: str, rows: list[dict[str, Any]], folder: Path | None = None) -> 
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    if not show:
+        return path
     shown = [key for key in rows[0] if key not in machine()]
     width = {key: max(len(key), *(len(_cell(row[key])) for row in rows)) for key in shown}
     print("  ".join(key.rjust(width[key]) for key in shown))

@@ -121,7 +121,8 @@ def families(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
-    context: typer.Context, name: Annotated[str, typer.Argument(help="A script under benchmarks/: loss or step.")]
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A script under benchmarks/: step, loss, …; gpu takes every GPU figure.")],
 ) -> None:
     """Run a benchmark; what follows its name goes to it (try seecal bench step --help)."""
     from .bench import run
