@@ -29,7 +29,7 @@ class CALConfig(SFTConfig):
     ``on_long`` says what happens to records longer than ``max_length``, ``image_decoding`` how
     JPEG files are decoded. Two inherited fields differ:
 
-    - ``padding_free`` is CAL's (the rows of the pass without the image: "auto", True or False), not TRL's, which vision
+    - ``padding_free`` is CAL's (how both passes go through the decoder: "auto", True or False), not TRL's, which vision
       data does not support.
     - ``logging_nan_inf_filter`` is False: a non-finite loss stops the training, so there is nothing to filter, and the
       filter costs a wait for the device in every micro-batch.
@@ -71,8 +71,8 @@ class CALConfig(SFTConfig):
     padding_free: str = field(  # type: ignore[assignment]  # "auto", True or False; argparse knows one type a field
         default="auto",
         metadata={
-            "help": "Rows of the pass without the image: 'true' packs all samples into one row without padding, "
-            "'false' pads each to the longest, 'auto' chooses. (Not TRL's, which vision data does not support.)"
+            "help": "How both passes go through the decoder: 'true' packs all samples into one row without padding, "
+            "'false' keeps one row a sample, 'auto' chooses. (Not TRL's, which vision data does not support.)"
         },
     )
     chunk_size: int | None = _option(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .families import Family
 from .main_pass import MainPass, hands_arguments_on, taken
 from .packing import Layout, attention_inputs, by_segments, lay_out, needs_dense, to_attention, use_packed
-from .segments import Prefixes
+from .segments import Recalled
 from .slots import Array, Slots, send
 
 
@@ -58,6 +58,14 @@ def prefix_slots(slots: Slots, family: Family) -> Array:
     return prefix
 
 
+def slots_to_run(main: MainPass, family: Family, reach: Array, row: Array, before: Array) -> Array:
+    """[B, L] bool: the text slots of each sample up to the last that predicts a label within reach."""
+    last = np.full(len(main.valid), -1)
+    np.maximum.at(last, row, np.where(reach, before, -1))
+    keep: Array = kept_slots(main.slots, family) & (np.arange(main.valid.shape[1])[None] <= last[:, None])
+    return keep
+
+
 @torch.no_grad()
 def drop_pass(
     decoder: Any, family: Family, main: MainPass, reach: Array, row: Array, before: Array,
@@ -68,15 +76,13 @@ def drop_pass(
     Only samples that need it, and only up to the last slot that predicts one of their labels. ``all_ranks``: another
     rank may have something to run, so run one token even when this one has nothing.
     """
-    last = np.full(len(main.valid), -1)
-    np.maximum.at(last, row, np.where(reach, before, -1))
-    keep = kept_slots(main.slots, family) & (np.arange(main.valid.shape[1])[None] <= last[:, None])
+    keep = slots_to_run(main, family, reach, row, before)
     if not keep.any():
         if not all_ranks:
             return Without(None, 0)
         keep[0, 0] = True
     attention = decoder.config._attn_implementation
-    layout, prefixes = _text_rows(decoder, family, main, keep, padding_free)
+    layout, recalled = _text_rows(decoder, family, main, keep, padding_free)
     extra = {
         name: taken(value, layout, main.valid.shape) for name, value in main.extra.items() if name not in family.omit
     }
@@ -86,25 +92,24 @@ def drop_pass(
             inputs_embeds=embeds,
             position_ids=layout.take_positions(main.positions),
             use_cache=False,
-            **attention_inputs(main.masks, layout, attention, embeds.dtype, recalled=prefixes),
+            **attention_inputs(main.masks, layout, attention, embeds.dtype, recalled=recalled),
             **extra,
         )[0]
-    assert prefixes is None or prefixes.layers == 0, "a layer did not ask for its prefixes"
+    assert recalled is None or recalled[0].layers == 0, "a layer did not ask for its prefixes"
     (wanted,) = send(hidden.device, layout.slot[row, before].clip(min=0))  # out of reach: any, its Δ is set to 0
     return Without(hidden.flatten(0, 1).index_select(0, wanted), layout.row.numel())
 
 
 def _text_rows(
     decoder: Any, family: Family, main: MainPass, keep: Array, padding_free: bool | str
-) -> tuple[Layout, Prefixes | None]:
+) -> tuple[Layout, Recalled | None]:
     """(the kept slots' rows, without what comes before the first images where the main pass has kept that)."""
     attention = decoder.config._attn_implementation
-    if main.prefixes is not None:
-        prefix = prefix_slots(main.slots, family)
-        layout = lay_out(keep & ~prefix, True, main.valid.device)
+    if main.prefixes is not None and main.prefix is not None:
+        own = keep & ~main.prefix
+        layout = lay_out(own, True, main.valid.device)
         if by_segments(main.masks, layout, attention):
-            main.prefixes.lengths = tuple(prefix.sum(1)[(keep & ~prefix).any(1)].tolist())
-            return layout, main.prefixes
+            return layout, (main.prefixes, tuple(main.prefix.sum(1)[own.any(1)].tolist()))
     packed = use_packed(
         padding_free,
         keep,

@@ -41,7 +41,7 @@ from .main_pass import MainPass
 from .options import PIXEL_CONTRASTS, CALOptions, CALRecord, VisualDelta
 from .ranks import sum_over_ranks, world_size
 from .selftest import self_test
-from .slots import Array, send
+from .slots import Slots, send
 from .weighting import BOTH, logprobs_read, passes_read, weights_of
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module
         setattr(target, _PREVIOUS, own)
         target.forward = types.MethodType(_patched(type(target).forward), target)
     setattr(target, OPTIONS_MARK, options)
+    forget_steps(target)
     return model
 
 
@@ -101,6 +102,7 @@ def disable_cal(model: nn.Module) -> nn.Module:
     if getattr(target, OPTIONS_MARK, None) is None:
         raise ValueError("CAL is not enabled on this model")
     delattr(target, OPTIONS_MARK)
+    forget_steps(target)
     current = target.__dict__.get("forward")
     if getattr(current, "_seecal_patch", False):
         previous = getattr(target, _PREVIOUS)
@@ -110,6 +112,12 @@ def disable_cal(model: nn.Module) -> nn.Module:
         delattr(target, _PREVIOUS)
     # else: accelerate wrapped our forward in its own; without options ours just passes through
     return model
+
+
+def forget_steps(target: Any) -> None:
+    """Steps are counted from here on, and by the model itself until a trainer says :data:`STEP`."""
+    for name in (STEP, _FORWARDS):
+        target.__dict__.pop(name, None)
 
 
 def visual_delta(
@@ -184,10 +192,11 @@ def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+@torch.compiler.disable  # layouts change with every batch, and are made on the host
 def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     """One training forward: both passes, the weights, the loss. Returns the model's output class with ``.cal``."""
     given = inputs.get(_GIVEN)
-    skipped = given is None and _step_of(model) % options.contrast_every > 0
+    skipped = _step_of(model) % options.contrast_every > 0 and given is None
     passes = passes_read(options.weighting) if given is None and not skipped else ()
     if "without" in passes:
         _test_undeclared(model, inputs)
@@ -219,13 +228,11 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
 
 
 def _step_of(model: Any) -> int:
-    """The optimizer step, as the trainer says, or the number of training forwards before this one."""
-    told = getattr(model, STEP, None)
-    if told is not None:
-        return int(told)
+    """The optimizer step, as a trainer says it, or the number of training forwards before this one."""
     count = getattr(model, _FORWARDS, 0)
     setattr(model, _FORWARDS, count + 1)
-    return count
+    told = getattr(model, STEP, None)
+    return count if told is None else int(told)
 
 
 def _test_undeclared(model: Any, inputs: dict[str, Any]) -> None:
@@ -281,6 +288,7 @@ def _normaliser(
     return weights * reciprocal_or_zero(per_sample)[delta.sample], reciprocal_or_zero(labelled_samples) * world_size()
 
 
+@torch.compiler.disable
 def _both_passes(
     model: Any, inputs: dict[str, Any], options: CALOptions, passes: tuple[str, ...] = BOTH
 ) -> tuple[VisualDelta, Tensor, MainPass, Head, Without]:
@@ -294,17 +302,19 @@ def _both_passes(
     by_pixels, released = options.contrast in PIXEL_CONTRASTS, options.pool_scope == "released"
     # The released pooling reads Δ at every slot of the padded grid
     padding_free, all_ranks = False if released else options.padding_free, world_size() > 1
-    keep = functools.partial(prefix_slots, family=family) if _keeps_prefixes(decoder, family, options, passes) else None
-    main = main_pass.run(model, decoder, family, _own_inputs(inputs), padding_free, all_ranks, keep)
+    prefixes = (
+        functools.partial(prefix_slots, family=family) if _keeps_prefixes(decoder, family, options, passes) else None
+    )
+    main = main_pass.run(model, decoder, family, _own_inputs(inputs), padding_free, all_ranks, prefixes)
     has_image = bool(main.slots.image.any())
     row, column = main.slots.label_places
     before = column - 1
     reach = contrast_reach(main.slots, family, row, before, by_pixels)
-    with fp8_linears(decoder) if options.fp8_contrast else contextlib.nullcontext():
+    with fp8_linears(decoder) if options.fp8_contrast and "without" in passes else contextlib.nullcontext():
         if "without" not in passes:  # nothing to measure
             reach, without = reach & False, Without(None, 0)
         elif by_pixels and (has_image or all_ranks):
-            without = _pixel_pass(model, decoder, family, inputs, options, row, before)
+            without = _pixel_pass(model, decoder, family, inputs, options, main.slots)
         elif options.contrast == "mask" and has_image:
             without = mask_pass(decoder, family, main, row, before, whole_grid=released)
         else:  # a batch without images has nothing to mask; on several ranks it still runs one token
@@ -328,7 +338,7 @@ def _keeps_prefixes(decoder: Any, family: Family, options: CALOptions, passes: t
 
 @torch.no_grad()
 def _pixel_pass(
-    model: Any, decoder: Any, family: Family, inputs: dict[str, Any], options: CALOptions, row: Array, before: Array
+    model: Any, decoder: Any, family: Family, inputs: dict[str, Any], options: CALOptions, slots: Slots
 ) -> Without:
     """The whole batch again, vision tower and all, on images without their content."""
     changed = {name.removeprefix(_CONTRAST): value for name, value in inputs.items() if name.startswith(_CONTRAST)}
@@ -341,8 +351,10 @@ def _pixel_pass(
         )
     with without_dropout(model.base_model):
         again = {**_own_inputs(inputs), **changed}
-        main = main_pass.run(model, decoder, family, again, options.padding_free, world_size() > 1)
-    return Without(main.hidden_at(row, before), main.tokens)
+        all_ranks = world_size() > 1
+        main = main_pass.run(model, decoder, family, again, options.padding_free, all_ranks, slots=slots)
+    row, column = slots.label_places
+    return Without(main.hidden_at(row, column - 1), main.tokens)
 
 
 def _own_inputs(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -22,19 +22,21 @@ def fp8_linears(decoder: nn.Module) -> Iterator[None]:
     """Inside the block the decoder's plain linear layers multiply in float8 (e4m3). For passes without gradients.
 
     Weights are scaled by output feature and inputs by row, both to the type's largest value, in each call: 3 to 4
-    significant bits a factor. Layers whose width is no multiple of 16, or that are quantised or adapters around another
-    layer, stay as they are.
+    significant bits a factor. Layers whose width is no multiple of 16, quantised ones, and PEFT's adapters stay as they
+    are; the layer that an adapter sits on does not.
 
     Raises:
-        ValueError: a GPU older than compute capability 8.9.
+        ValueError: a GPU older than compute capability 8.9, or an AMD one, whose float8 is another type.
     """
     where = next(decoder.parameters()).device
-    if where.type == "cuda" and torch.cuda.get_device_capability(where) < (8, 9):
+    if where.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(where) < (8, 9)):
         raise ValueError(
-            f"fp8_contrast=True on {torch.cuda.get_device_name(where)}: float8 products need compute capability 8.9 (Ada, "
-            "Hopper) or newer. Set fp8_contrast=False."
+            f"fp8_contrast=True on {torch.cuda.get_device_name(where)}: float8 products need an NVIDIA GPU of compute "
+            "capability 8.9 (Ada, Hopper) or newer. Set fp8_contrast=False."
         )
-    changed = [module for module in decoder.modules() if type(module) is nn.Linear and _fits(module)]
+    adapters = _adapters(decoder)
+    plain = (module for module in decoder.modules() if type(module) is nn.Linear and module not in adapters)
+    changed = [module for module in plain if _fits(module)]
     kept = [module.__dict__.get("forward") for module in changed]
     for module in changed:
         object.__setattr__(module, "forward", _Fp8Linear(module))
@@ -46,6 +48,18 @@ def fp8_linears(decoder: nn.Module) -> Iterator[None]:
                 del module.__dict__["forward"]
             else:
                 object.__setattr__(module, "forward", own)
+
+
+def _adapters(decoder: nn.Module) -> set[nn.Module]:
+    """What PEFT has put beside the layers that it adapts, which it keeps as their ``base_layer``."""
+    parts = (
+        part
+        for module in decoder.modules()
+        if hasattr(module, "base_layer")
+        for name, part in module.named_children()
+        if name != "base_layer"
+    )
+    return {inner for part in parts for inner in part.modules()}
 
 
 def _fits(module: nn.Linear) -> bool:

@@ -44,6 +44,10 @@ OWN = {
 # Arguments of the top-level forward that are about logits, caches or logging, not about the batch.
 _NOT_FOR_THE_BASE = ("labels", "use_cache", "past_key_values", "logits_to_keep", "return_dict", "num_items_in_batch")
 
+# Keys and values of all layers that are kept for the pass without the image, at most: 512 KiB a token in a 7B model. What
+# would take more is computed again.
+MOST_PREFIX_BYTES = 1 << 30
+
 
 @dataclass
 class MainPass:
@@ -57,7 +61,8 @@ class MainPass:
         masks: who looks at whom in the full rows, where that is more than causal ∧ valid (:func:`packing.full_masks`).
         extra: the decoder's other keyword arguments.
         layout: how the slots stand in ``hidden``; None: as in the batch.
-        prefixes: keys and values of the slots before each row's first image, where they were asked for and can be had.
+        prefix: [B, L] bool on the host, the slots before first images whose keys and values are in ``prefixes``; both None
+            where they were not asked for or cannot be had.
         hidden: [R, T, D] last hidden state, with gradients.
         outputs: the base model's, or the decoder's where the model has no base.
     """
@@ -66,6 +71,7 @@ class MainPass:
     valid: Tensor
     image: Tensor
     layout: Layout | None = None
+    prefix: Array | None = None
     prefixes: Prefixes | None = None
     embeds: Tensor = field(init=False)
     positions: Tensor = field(init=False)
@@ -93,7 +99,8 @@ def run(
     inputs: dict[str, Any],
     padding_free: bool | str,
     all_ranks: bool = False,
-    keep: Callable[[Slots], Array] | None = None,
+    prefix_of: Callable[[Slots], Array] | None = None,
+    slots: Slots | None = None,
 ) -> MainPass:
     """The model's own forward up to the last hidden state, noting what its decoder was given.
 
@@ -101,7 +108,8 @@ def run(
         inputs: what the model's forward takes, with ``labels``.
         padding_free: as in :class:`seecal.CALOptions`.
         all_ranks: other ranks may have images, so run the vision tower even when this one has none.
-        keep: the batch's slots → [B, L] bool, those whose keys and values to keep (``prefixes``).
+        prefix_of: the batch's slots → [B, L] bool, those whose keys and values to keep.
+        slots: of this batch, where they are known already.
 
     Raises:
         ValueError: no input_ids, a mask that is not 2-D, a decoder without merged embeddings, or a packing that cannot be.
@@ -118,17 +126,16 @@ def run(
         )
     valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     image = functools.reduce(torch.logical_or, (ids == one for one in sorted(image_ids(model.config)))) & valid
-    main = MainPass(read_slots(ids, valid, image, inputs["labels"]), valid, image)
+    main = MainPass(slots or read_slots(ids, valid, image, inputs["labels"]), valid, image)
+    padding_free = _padding_free(padding_free, main.slots, model.config, inputs)
     arguments = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_BASE}
     headless = model.base_model is not model
-    if headless and "labels" in inspect.signature(type(model.base_model).forward).parameters:  # for prefix-LM masks
+    if headless and "labels" in parameters_of(type(model.base_model)):  # type: ignore[arg-type]  # for prefix-LM masks
         arguments["labels"] = inputs["labels"]
     # Without a mask a gap in the position ids would read as the start of another packed sequence.
     arguments.update(use_cache=False, attention_mask=valid.long() if mask is None else mask)
-    if any(arguments.get(name) for name in ("output_hidden_states", "output_attentions")):
-        padding_free = False  # somebody wants to look at every layer, slot by slot
     blank = _blank_image(model, inputs) if all_ranks else None
-    with _at_the_decoder(main, decoder, family, blank, padding_free, keep) as output:
+    with _at_the_decoder(main, decoder, family, blank, padding_free, prefix_of) as output:
         if headless:
             main.outputs = model.base_model(**arguments)
         else:  # Llama 4 has no model without its head: its whole forward, with logits of no slot at all
@@ -146,7 +153,7 @@ def _at_the_decoder(
     family: Family,
     blank: Tensor | None,
     padding_free: bool | str,
-    keep: Callable[[Slots], Array] | None,
+    prefix_of: Callable[[Slots], Array] | None,
 ) -> Iterator[list[Any]]:
     """Inside the block the decoder notes its inputs in ``main`` and may run on the packed row; yields [its output].
 
@@ -162,7 +169,7 @@ def _at_the_decoder(
             kwargs["inputs_embeds"] = kwargs["inputs_embeds"] + blank.to(kwargs["inputs_embeds"].dtype)
         _note(main, decoder, family, kwargs)
         if _packs(main, decoder, family, padding_free):
-            kwargs = _packed(main, decoder, kwargs, None if keep is None else keep(main.slots))
+            kwargs = _packed(main, decoder, kwargs, None if prefix_of is None else prefix_of(main.slots))
         return (), kwargs
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
@@ -176,6 +183,23 @@ def _at_the_decoder(
             handle.remove()
         if main.prefixes is not None:
             main.prefixes.recording = False
+
+
+def _padding_free(asked: bool | str, slots: Slots, config: Any, inputs: dict[str, Any]) -> bool | str:
+    """What is asked, or False where somebody needs the padded rows. ValueError where both cannot be."""
+    names = ("output_hidden_states", "output_attentions")
+    every_layer = any(inputs.get(name) or getattr(config, name, False) for name in names)  # to be read slot by slot
+    from_padding = slots.predicted_from_padding
+    if not every_layer and not from_padding.any():
+        return asked
+    if asked is True and from_padding.any():
+        row, column = (int(place[0]) for place in from_padding.nonzero())
+        raise ValueError(
+            f"padding_free=True, but the label in row {row}, column {column} comes right after padding, which a packed row "
+            "does not have. Set that label to -100 (a row's first token has nothing to be predicted from), or "
+            "padding_free='auto'."
+        )
+    return False
 
 
 def _note(main: MainPass, decoder: Any, family: Family, given: dict[str, Any]) -> None:
@@ -213,17 +237,30 @@ def _packs(main: MainPass, decoder: Any, family: Family, padding_free: bool | st
 
 def hands_arguments_on(decoder: Any) -> bool:
     """Whether keyword arguments that the decoder does not know reach its attention."""
-    kinds = (one.kind for one in inspect.signature(inspect.unwrap(type(decoder).forward)).parameters.values())
-    return inspect.Parameter.VAR_KEYWORD in kinds
+    return inspect.Parameter.VAR_KEYWORD in (one.kind for one in parameters_of(type(decoder)).values())  # type: ignore[arg-type]
 
 
-def _packed(main: MainPass, decoder: Any, given: dict[str, Any], keep: Array | None) -> dict[str, Any]:
+@functools.cache
+def parameters_of(module_class: Any) -> dict[str, inspect.Parameter]:
+    """Those of the class's own forward, whatever decorates it."""
+    return dict(inspect.signature(inspect.unwrap(module_class.forward)).parameters)
+
+
+def _packed(main: MainPass, decoder: Any, given: dict[str, Any], prefix: Array | None) -> dict[str, Any]:
     """The decoder's inputs, cut down to the real slots in one row."""
     main.layout = layout = lay_out(main.slots.valid, True, main.valid.device)
     attention, embeds = decoder.config._attn_implementation, given["inputs_embeds"]
-    if keep is not None and keep.any() and by_segments(main.masks, layout, attention):
-        (slots,) = send(main.valid.device, layout.slot[keep])
-        main.prefixes = Prefixes(slots)
+    if prefix is not None and by_segments(main.masks, layout, attention):
+        size = (
+            int(prefix.sum())
+            * getattr(decoder.config, "num_hidden_layers", 0)
+            * 2
+            * embeds.shape[-1]
+            * embeds.element_size()
+        )
+        if 0 < size <= MOST_PREFIX_BYTES:
+            (slots,) = send(main.valid.device, layout.slot[prefix])
+            main.prefix, main.prefixes = prefix, Prefixes(slots, _key_groups(decoder.config))
     rest = {name: value for name, value in given.items() if name not in ("input_ids", "cache_position")}
     return {
         **{name: taken(value, layout, main.valid.shape) for name, value in rest.items()},
@@ -231,6 +268,12 @@ def _packed(main: MainPass, decoder: Any, given: dict[str, Any], keep: Array | N
         "inputs_embeds": layout.take(embeds),
         "position_ids": layout.take_positions(main.positions),
     }
+
+
+def _key_groups(config: Any) -> int:
+    """Query heads that share a key."""
+    heads = getattr(config, "num_attention_heads", None) or 1
+    return heads // (getattr(config, "num_key_value_heads", None) or heads)
 
 
 def taken(value: Any, layout: Layout, shape: torch.Size) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .segments import Prefixes, SegmentMask, segment_bounds
+from .segments import Prefixes, Recalled, SegmentMask, segment_bounds
 from .slots import Array, send
 
 # With a dense [T, T] mask, a packed row of more tokens costs more in attention than its padding saved.
@@ -178,7 +178,7 @@ def attention_inputs(
     attention: str,
     dtype: torch.dtype,
     recorded: Prefixes | None = None,
-    recalled: Prefixes | None = None,
+    recalled: Recalled | None = None,
 ) -> dict[str, Any]:
     """What to hand to the decoder for the compact rows, so that every slot sees what it saw in the full ones.
 

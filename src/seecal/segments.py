@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+logger = logging.getLogger(__name__)
 
 _AS_IT_IS = (Tensor.to, Tensor.contiguous, Tensor.detach, Tensor.clone, Tensor.bool)
 
@@ -29,25 +32,29 @@ class Prefixes:
 
     Args:
         slots: [P] int64, where they stand in the row that is recorded, segment by segment.
-
-    Attributes:
-        lengths: how many of them each segment of the second row has before its own; whoever lays that row out says so.
+        groups: query heads that share a key; transformers repeats keys for them, and one of each is kept.
     """
 
-    lengths: tuple[int, ...]
-
-    def __init__(self, slots: Tensor) -> None:
+    def __init__(self, slots: Tensor, groups: int = 1) -> None:
         self.slots, self.recording = slots, True
+        self._groups = groups
         self._kept: list[tuple[Tensor, Tensor]] = []
 
-    def record(self, key: Tensor, value: Tensor) -> None:
+    def record(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         """One layer's, in the order of the layers; nothing once ``recording`` is off (checkpointing runs layers again)."""
         if self.recording:
-            self._kept.append((key.detach().index_select(2, self.slots), value.detach().index_select(2, self.slots)))
+            self._kept.append((self._of(key, query), self._of(value, query)))
 
-    def recall(self) -> tuple[Tensor, Tensor]:
+    def _of(self, whole: Tensor, query: Tensor) -> Tensor:
+        step = self._groups if whole.shape[1] == query.shape[1] else 1
+        return whole.detach()[:, ::step].index_select(2, self.slots.to(whole.device))
+
+    def recall(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The next layer's keys and values, [1, H, P, K]. Each once, so that they are not held longer than needed."""
-        return self._kept.pop(0)
+        kept_key, kept_value = (one.to(key.device, key.dtype) for one in self._kept.pop(0))
+        if key.shape[1] == query.shape[1] and self._groups > 1:
+            return kept_key.repeat_interleave(self._groups, 1), kept_value.repeat_interleave(self._groups, 1)
+        return kept_key, kept_value
 
     @property
     def layers(self) -> int:
@@ -62,15 +69,17 @@ class SegmentMask(Tensor):
         lengths: slots of each segment, in order; their sum is T.
         device: of the queries.
         recorded: takes down keys and values of the layers that attend with this mask.
-        recalled: gives slots that each segment sees before its own.
+        recalled: slots that each segment sees before its own, and how many of them each segment has.
 
     Raises (on use): ValueError for any operation but being handed on and attended with: as plain booleans it would lie.
     """
 
     lengths: tuple[int, ...]
     bounds: Tensor
+    key_lengths: tuple[int, ...]
+    key_bounds: Tensor
     recorded: Prefixes | None
-    recalled: Prefixes | None
+    recalled: Recalled | None
 
     @staticmethod
     def __new__(
@@ -78,13 +87,17 @@ class SegmentMask(Tensor):
         lengths: Sequence[int],
         device: torch.device,
         recorded: Prefixes | None = None,
-        recalled: Prefixes | None = None,
+        recalled: Recalled | None = None,
     ) -> SegmentMask:
         total = sum(lengths)
         blank = torch.zeros(1, dtype=torch.bool, device=device).expand(1, 1, total, total)
         mask: SegmentMask = Tensor._make_subclass(cls, blank)
         mask.lengths, mask.bounds = tuple(lengths), segment_bounds(lengths, device)
+        mask.key_lengths, mask.key_bounds = mask.lengths, mask.bounds
         mask.recorded, mask.recalled = recorded, recalled
+        if recalled is not None:
+            mask.key_lengths = tuple(before + own for before, own in zip(recalled[1], lengths, strict=True))
+            mask.key_bounds = segment_bounds(mask.key_lengths, device)
         return mask
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -102,12 +115,20 @@ class SegmentMask(Tensor):
             found = func(*args, **(kwargs or {}))
         if not isinstance(found, Tensor):  # its shape, its dtype, …
             return found
-        if func is Tensor.__getitem__ and found.shape == args[0].shape:  # cut to the keys' length, which is all
-            return args[0]
+        if func is Tensor.__getitem__ and found.shape == args[0].shape and _only_cuts(args[1]):
+            return args[0]  # cut to the keys' length, which is all of it
         raise ValueError(
             f"a packed row's attention mask went into {getattr(func, '__name__', func)}, where it would mean something "
             "else. This attention implementation needs padding_free=False."
         )
+
+
+# Prefixes, and how many of them each segment has
+Recalled = tuple[Prefixes, tuple[int, ...]]
+
+
+def _only_cuts(index: Any) -> bool:
+    return all(isinstance(one, slice) or one is Ellipsis for one in (index if isinstance(index, tuple) else (index,)))
 
 
 def segment_bounds(lengths: Sequence[int], device: torch.device) -> Tensor:
@@ -127,15 +148,19 @@ def _attend(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Attention of [1, H, T, K] tensors, segment by segment: by torch's variable-length kernel, else a call a segment."""
-    lengths, bounds = attn_mask.lengths, attn_mask.bounds
+    if torch.is_autocast_enabled(query.device.type):  # which would do this for scaled_dot_product_attention
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    lengths, key_lengths = attn_mask.lengths, attn_mask.key_lengths
     if attn_mask.recorded is not None:
-        attn_mask.recorded.record(key, value)
-    key_lengths, key_bounds = lengths, bounds
+        attn_mask.recorded.record(query, key, value)
     if attn_mask.recalled is not None:
-        key, value, key_lengths = _after_prefixes(key, value, lengths, attn_mask.recalled)
-        key_bounds = segment_bounds(key_lengths, key.device)
-    kernel = variable_length_kernel() if suits_the_kernel(query, value, dropout_p) else None
+        key, value = _after_prefixes(query, key, value, lengths, attn_mask.recalled)
+    kernel = variable_length_kernel() if suits_the_kernel(query, key, value, dropout_p) else None
+    if kernel is None and query.device.type == "cuda":
+        _say_no_kernel(query.dtype, query.shape[-1], dropout_p)
     if kernel is not None:
+        bounds, key_bounds = (one.to(query.device) for one in (attn_mask.bounds, attn_mask.key_bounds))
         heads = query.shape[1] // key.shape[1]
         if heads > 1:
             key, value = key.repeat_interleave(heads, 1), value.repeat_interleave(heads, 1)
@@ -156,25 +181,38 @@ def _one_segment(query: Tensor, key: Tensor, value: Tensor, options: dict[str, A
 
 
 def _after_prefixes(
-    key: Tensor, value: Tensor, lengths: tuple[int, ...], prefixes: Prefixes
-) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """Keys and values of each segment behind those of its prefix, and how many a segment then has."""
-    kept_key, kept_value = prefixes.recall()
+    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], recalled: Recalled
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of each segment behind those of its prefix."""
+    prefixes, before = recalled
 
     def joined(kept: Tensor, own: Tensor) -> Tensor:
-        parts = zip(kept.to(own.dtype).split(prefixes.lengths, 2), own.split(lengths, 2), strict=True)
+        parts = zip(kept.split(before, 2), own.split(lengths, 2), strict=True)
         return torch.cat([one for pair in parts for one in pair], dim=2)
 
-    together = tuple(before + own for before, own in zip(prefixes.lengths, lengths, strict=True))
-    return joined(kept_key, key), joined(kept_value, value), together
+    kept_key, kept_value = prefixes.recall(query, key)
+    return joined(kept_key, key), joined(kept_value, value)
 
 
-def suits_the_kernel(query: Tensor, value: Tensor, dropout_p: float) -> bool:
+@functools.cache
+def _say_no_kernel(dtype: torch.dtype, width: int, dropout_p: float) -> None:
+    logger.warning(
+        "packed rows without torch's variable-length attention (%s, %d channels a head, dropout %g; it wants float16 or "
+        "bfloat16, at most 256 channels, no dropout and compute capability 8.0): one call a sample and layer, which is "
+        "slower. padding_free=False is the other way.",
+        dtype,
+        width,
+        dropout_p,
+    )
+
+
+def suits_the_kernel(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> bool:
     """Whether FlashAttention behind torch's kernel takes these: a GPU of 8.0 or newer, half precision, no dropout."""
     width = query.shape[-1]
     return (
         query.device.type == "cuda"
         and query.dtype in (torch.float16, torch.bfloat16)
+        and query.dtype == key.dtype == value.dtype
         and dropout_p == 0.0
         and width == value.shape[-1]
         and width % 8 == 0

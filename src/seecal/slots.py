@@ -36,6 +36,13 @@ class Slots:
     labelled: Array
 
     @property
+    def predicted_from_padding(self) -> Array:
+        """[B, L] bool: labels whose predecessor is padding, such as the first token of a row padded on the left."""
+        found = self.labelled.copy()
+        found[:, 1:] &= ~self.valid[:, :-1]
+        return found
+
+    @property
     def label_places(self) -> tuple[Array, Array]:
         """(row, column) of the N label tokens, row by row."""
         row, column = self.labelled.nonzero()

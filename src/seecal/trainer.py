@@ -11,21 +11,21 @@ from typing import Any, cast
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
-from transformers import ProcessorMixin, TrainerCallback
+from transformers import ProcessorMixin
 from trl import SFTTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
-from trl.trainer.utils import add_fused_lm_head
 
 from .config import CALConfig
 from .data.checked import CheckedCollator
 from .data.collator import VisionCollator
 from .data.lengths import COUNTS
 from .data.placeholders import blamed, check_processor
-from .families import family_of, image_ids
-from .forward import OPTIONS_MARK, STEP, disable_cal, enable_cal
+from .families import image_ids
+from .forward import OPTIONS_MARK, STEP, disable_cal, enable_cal, forget_steps
 from .metrics import RunningSums, WaitHint, Waiting, count_tokens, token_metrics
 from .options import PIXEL_CONTRASTS, CALRecord
+from .trl_fit import TellEpoch, as_trl_knows_it, evaluate_with_the_classs_head
 from .weighting import passes_read
 
 # The options that a trainer enabled CAL with, set on the model so that the next stage's trainer may change them.
@@ -86,10 +86,10 @@ class CALTrainer(SFTTrainer):
         ours = "messages" in columns and not columns.isdisjoint({"image", "images"}) and data_collator is None
         if isinstance(model, nn.Module) and _left_on(_bare(model)):
             disable_cal(model)  # else enable_cal would refuse a second stage
-        with _as_trl_knows_it(args, ours):
+        with as_trl_knows_it(args, ours):
             super().__init__(model, args, data_collator, train_dataset, *rest, **kwargs)
         self._refuse_unsupported()
-        _evaluate_with_the_classs_head(_bare(self.model))
+        evaluate_with_the_classs_head(_bare(self.model))
         if ours:
             multiple = cast("int | None", args.pad_to_multiple_of)
             contrasts = args.contrast in PIXEL_CONTRASTS and "without" in passes_read(args.weighting)
@@ -104,7 +104,7 @@ class CALTrainer(SFTTrainer):
                 with_ids=True,
                 decoding=args.image_decoding,
             )
-            self.add_callback(_TellEpoch(self.data_collator))
+            self.add_callback(TellEpoch(self.data_collator))
         elif data_collator is None and isinstance(self.data_collator, DataCollatorForVisionLanguageModeling):
             self.data_collator.max_length = None  # TRL would cut, perhaps inside an image
             ids = frozenset(image_ids(_bare(self.model).config))
@@ -154,7 +154,10 @@ class CALTrainer(SFTTrainer):
         for sums in (self._window, self._step):
             sums.clear()
         self._divisor = self._window_start = None
-        return super()._inner_training_loop(*args, **kwargs)
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        finally:
+            forget_steps(_bare(self.model))
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one step. The time they take is counted, without that of counting their labels."""
@@ -381,37 +384,6 @@ class CALTrainer(SFTTrainer):
         return output
 
 
-class _TellEpoch(TrainerCallback):
-    """What the collator draws at random differs from epoch to epoch."""
-
-    def __init__(self, collator: VisionCollator) -> None:
-        self._collator = collator
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._collator.epoch = int(state.epoch or 0)
-
-
-def _evaluate_with_the_classs_head(model: Any) -> None:
-    """TRL's fused head, which evaluates, reads soft-cap and scale off the text config. Some vision-language classes do not
-    apply what is there (Gemma 3, Aya, Cohere 2): for those it is put on again, reading what the class does."""
-    scale, softcap = family_of(model).head(model.config)
-    text = model.config.get_text_config()
-    names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-    kept = {name: getattr(text, name) for name in names if hasattr(text, name)}
-    says = kept.get("logit_scale") or 1 / (kept.get("logits_scaling") or 1.0), kept.get("final_logit_softcapping")
-    if says == (scale, softcap):
-        return
-    text.final_logit_softcapping, text.logit_scale = softcap, scale
-    try:
-        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-    finally:
-        for name in names:
-            if name in kept:
-                setattr(text, name, kept[name])
-            elif hasattr(text, name):
-                delattr(text, name)
-
-
 def _left_on(model: Any) -> bool:
     """Whether CAL is on because an earlier trainer, not the caller, enabled it."""
     options = getattr(model, OPTIONS_MARK, None)
@@ -420,16 +392,3 @@ def _left_on(model: Any) -> bool:
 
 def _bare(model: Any) -> Any:
     return model.get_base_model() if is_peft_model(model) else model
-
-
-@contextlib.contextmanager
-def _as_trl_knows_it(args: CALConfig, our_collator: bool) -> Iterator[None]:
-    """SFTTrainer reads ``padding_free`` as its own option, and refuses or acts on ``assistant_only_loss``, which our
-    collator does anyway: both look off while it sets itself up."""
-    kept = args.padding_free, args.assistant_only_loss
-    args.padding_free = False  # type: ignore[assignment]
-    args.assistant_only_loss = args.assistant_only_loss and not our_collator
-    try:
-        yield
-    finally:
-        args.padding_free, args.assistant_only_loss = kept

@@ -7,6 +7,7 @@ import pytest
 import transformers as hf
 
 from seecal import CALConfig, CALTrainer
+from seecal.data import turns
 from seecal.data.collator import VisionCollator
 
 from . import processors
@@ -136,25 +137,35 @@ def test_a_template_that_adds_texts_up():
 TURN = "<|im_start|>{{ m.role }}\n" + processors.TEXTS + "<|im_end|>\n"
 
 
+def said_twice():
+    """A conversation in which a message says what another one says."""
+    question = user(text("It is?"))
+    turns = [question, assistant("It is."), question, assistant("b")]
+    return {"id": "z", "messages": [{"role": "system", "content": "Be brief."}, *turns], "images": []}
+
+
 @pytest.mark.parametrize(
-    ("condition", "index", "role"),
-    [("m.role != 'system'", 0, "system"), ("m.role != 'user'", 1, "user"), ("loop.index > 2", 0, "system"),
-     ("m.role != 'assistant'", 2, "assistant"), ("loop.index != 4", 3, "user")],
-)  # fmt: skip
-def test_a_template_that_drops_messages(condition, index, role):
-    """Also a message that says what another one says."""
-    said_before = user(text("It is?"))
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        said_before,
-        assistant("It is."),
-        said_before,
-        assistant("b"),
-    ]
+    ("condition", "index"), [("m.role != 'assistant'", 2), ("loop.index > 3", 2), ("loop.index != 5", 4)]
+)
+def test_a_template_that_drops_answers(condition, index):
     template = f"{{% for m in messages %}}{{% if {condition} %}}{TURN}{{% endif %}}{{% endfor %}}"
-    said = wrong_template("qwen2_5_vl", template, {"id": "z", "messages": messages, "images": []})
-    assert f"record 'z': the chat template leaves out its message {index} (role '{role}')" in said
-    assert "Use a template that writes every message, or take this one out" in said
+    said = wrong_template("qwen2_5_vl", template, said_twice())
+    assert f"record 'z': the chat template leaves out its message {index} (role 'assistant')" in said
+    assert "Use a template that writes every answer, or take this one out" in said
+
+
+@pytest.mark.parametrize(
+    ("condition", "role"), [("m.role != 'system'", "system"), ("m.role != 'user'", "user"), ("loop.index != 4", "user")]
+)
+def test_a_template_that_drops_what_others_say_does_so_aloud(condition, role, caplog):
+    """LLaVA's template of projector training leaves out the question: image, then caption."""
+    template = f"{{% for m in messages %}}{{% if {condition} %}}{TURN}{{% endif %}}{{% endfor %}}"
+    turns._say_left_out.cache_clear()
+    collate = VisionCollator(processor_of("qwen2_5_vl"), chat_template=template)
+    for _ in range(2):
+        batch = collate([said_twice()])
+    assert caplog.text.count(f"leaves out what the role '{role}' says") == 1
+    assert collate.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100]).startswith("It is.<|im_end|>")
 
 
 def test_a_template_may_change_what_the_user_says():
@@ -164,11 +175,12 @@ def test_a_template_may_change_what_the_user_says():
     assert "b?ti si tahW" in collator.tokenizer.decode(batch["input_ids"][0])
 
 
-def test_a_template_with_markers_that_drops_a_question():
+def test_a_template_with_markers_that_drops_a_question(caplog):
     template = processors.with_markers(processors.qwen2_5_vl().chat_template)
     template = template.replace("{% for m in messages %}", "{% for m in messages if m.role == 'assistant' %}")
-    said = wrong_template("qwen2_5_vl", template, records("qwen2_5_vl")[2])
-    assert "leaves out its message 0 (role 'user')" in said
+    turns._say_left_out.cache_clear()
+    VisionCollator(processor_of("qwen2_5_vl"), chat_template=template)(records("qwen2_5_vl")[2:])
+    assert "leaves out what the role 'user' says" in caplog.text
 
 
 # ---------------------------------------------------------------- neither tokenizer nor template

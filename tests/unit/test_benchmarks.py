@@ -41,7 +41,7 @@ def modules(monkeypatch):
 
 
 def test_every_benchmark_is_smoke_run_here(results):
-    assert bench.names() == ["check", "flops", "gpu", "loader", "loss", "plot", "scaling", "step"]
+    assert bench.names() == ["check", "flops", "gpu", "loader", "loss", "plot", "scaling", "step", "weights"]
     assert [(row["part"], row["outcome"]) for row in rows(results / "parts.csv")] == [
         (name, "done") for name in ("check", "step-tiny", "step-tiny-projector", "options", "loss", "scaling")
     ]
@@ -315,6 +315,16 @@ def test_loader_counts_images_and_compares_pixels(tmp_path):
     assert {"cpu", "cores", "workers", "pillow", "times_trl", "images_per_cpu_s"} <= set(found["96x64", "trl"])
 
 
+@pytest.mark.real
+def test_weights_are_compared_with_float32(tmp_path):
+    done = seecal_bench("weights", "--drawings", 4, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = {row["way"]: row for row in rows(tmp_path / "weights.csv")}
+    error = {name: float(row["delta_error_mean"]) for name, row in found.items()}
+    assert error["float32"] == 0 < error["bfloat16"] < error["float8"]
+    assert 1 <= float(found["float8"]["weight_mean"]) <= 5
+
+
 def test_a_benchmark_that_is_none_is_named():
-    with pytest.raises(ValueError, match="loader, loss, plot, scaling, step"):
+    with pytest.raises(ValueError, match="loss, plot, scaling, step, weights"):
         bench.run("speed", [])

@@ -13,7 +13,7 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from seecal.trainer import _evaluate_with_the_classs_head
+from seecal.trl_fit import evaluate_with_the_classs_head
 
 TEXT = {
     "vocab_size": 64,
@@ -59,7 +59,7 @@ def test_the_fused_head_is_the_classs(build):
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
         read_from_the_config = model(**inputs, fused_lm_head=True).loss
         before = model.config.get_text_config().to_dict()
-        _evaluate_with_the_classs_head(model)
+        evaluate_with_the_classs_head(model)
         got = model(**inputs, fused_lm_head=True).loss
     assert abs(float(read_from_the_config - expected)) > 1e-2, "TRL reads it right by itself now: this can go"
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)

@@ -40,7 +40,7 @@ LAYERS = [
     {"main_pass", "stages", "data.records", "data.collator"},
     {"contrast"},
     {"delta"},
-    {"forward", "data.formats", "data.readers", "data.mixture", "data.checked"},
+    {"forward", "trl_fit", "data.formats", "data.readers", "data.mixture", "data.checked"},
     {"trainer", "family_check", "recipe", "chat", "measure", "data.sources"},
     {"demo_report", "stage_trainer", "train_help"},
     {"train"},

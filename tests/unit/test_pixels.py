@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -224,6 +225,14 @@ def test_every_resize_of_a_reduced_image_makes_it_smaller_and_the_shapes_stay(mo
         else:
             assert torch.equal(found["pixel_values"], expected["pixel_values"])
     assert reduced >= 2, "nothing was tested"
+
+
+def test_a_collator_goes_to_a_spawned_worker():
+    collate = pickle.loads(pickle.dumps(VisionCollator(tiny_llava_processor(), decoding="reduced")))
+    assert collate._at_least((4000, 3000)) == VisionCollator(tiny_llava_processor(), decoding="reduced")._at_least(
+        (4000, 3000)
+    )
+    assert collate._at_least((4000, 3000)) is not None
 
 
 def test_a_processor_that_is_not_known_decodes_in_full_and_says_so(caplog):

@@ -86,9 +86,8 @@ def test_keys_kept_from_another_row_are_as_good_as_ones_own(route, options):
     prefixes.recording = False
     scaled_dot_product_attention(*rows, attn_mask=SegmentMask(whole, own.device, recorded=prefixes), **inner)
     assert prefixes.layers == 1, "a recomputation is not taken down again"
-    prefixes.lengths = before
     short = [one.index_select(2, own) for one in rows]
-    mask = SegmentMask((3, 2, 5), own.device, recalled=prefixes)
+    mask = SegmentMask((3, 2, 5), own.device, recalled=(prefixes, before))
     got = scaled_dot_product_attention(*short, attn_mask=mask, **inner)
     torch.testing.assert_close(got, expected.index_select(2, own), atol=1e-12, rtol=1e-12)
     assert prefixes.layers == 0
@@ -104,7 +103,14 @@ def test_it_holds_nothing_and_travels():
 
 
 @pytest.mark.parametrize(
-    "use", [lambda mask: mask + 0.0, lambda mask: mask[:, :, :2], lambda mask: mask.all(), lambda mask: ~mask]
+    "use",
+    [
+        lambda mask: mask + 0.0,
+        lambda mask: mask[:, :, :2],
+        lambda mask: mask[:, :, [1, 0, 2, 3, 4]],
+        lambda mask: mask.all(),
+        lambda mask: ~mask,
+    ],
 )
 def test_as_plain_booleans_it_is_refused(use):
     with pytest.raises(ValueError, match="padding_free=False"):

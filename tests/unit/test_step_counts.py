@@ -84,12 +84,23 @@ def test_every_count_of_a_step(family, padding, monkeypatch):
     assert (heads, len(towers)) == ([], 1)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"normalize": "sample"}, {"contrast": "mask"}, {"weighting": "uniform"}], ids=str
-)
+WAITING = [
+    {},
+    {"normalize": "sample"},
+    {"contrast": "mask"},
+    {"contrast": "blur"},
+    {"weighting": "uniform"},
+    {"weighting": "vig"},
+    {"weighting": "prior", "delta": "logprob"},
+    {"padding_free": False},
+]
+
+
+@pytest.mark.parametrize("options", WAITING, ids=str)
 def test_the_host_waits_once(options, monkeypatch):
     model, image_tokens, pixels = build("llava")
     batch = batch_of(MIXED, image_tokens, pixels)
+    batch["contrast_pixel_values"] = batch["pixel_values"] * 0.5
     seecal.enable_cal(model.train(), CALOptions(**options))
     copies = []
     monkeypatch.setattr(

@@ -39,6 +39,9 @@ def check_decoding(decoding: str, contrast: str | None) -> None:
         )
 
 
+_KNOWN_SIZES = 10_000  # a data set of more sizes than this starts over
+
+
 def box_for(image_processor: Any) -> Callable[[tuple[int, int]], tuple[int, int] | None] | None:
     """A function from an image's size to the smallest box that it may be decoded to, None for its full size.
 
@@ -52,18 +55,32 @@ def box_for(image_processor: Any) -> Callable[[tuple[int, int]], tuple[int, int]
         _say_unknown(type(image_processor).__name__)
         return None
 
-    @functools.lru_cache(maxsize=10_000)
-    def box(size: tuple[int, int]) -> tuple[int, int] | None:
-        needed, rest = target(*size)
+    return _Box(target)
+
+
+class _Box:
+    """What :func:`box_for` returns; not a closure, because DataLoader workers that are spawned get it by pickle."""
+
+    def __init__(self, target: Callable[[int, int], Target]) -> None:
+        self._target = target
+        self._known: dict[tuple[int, int], tuple[int, int] | None] = {}
+
+    def __call__(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        if size not in self._known:
+            if len(self._known) >= _KNOWN_SIZES:
+                self._known.clear()
+            self._known[size] = self._box(size)
+        return self._known[size]
+
+    def _box(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        needed, rest = self._target(*size)
         for factor in (8, 4, 2):
             # What the decoder gives is rounded up: never smaller than the box
             smaller = -(-size[0] // factor), -(-size[1] // factor)
             least = size[0] // factor, size[1] // factor
-            if least[0] >= needed[0] and least[1] >= needed[1] and target(*smaller) == (needed, rest):
+            if least[0] >= needed[0] and least[1] >= needed[1] and self._target(*smaller) == (needed, rest):
                 return least
         return None
-
-    return box
 
 
 @functools.cache

@@ -60,7 +60,7 @@ class _ShortRuns(wrapt.ObjectProxy):
         if pair:
             return plain(text, *pair, **options)
         ours = isinstance(text, list) and options.get("padding") is True and options.get("return_tensors") == "pt"
-        if not ours or not {name for name, value in options.items() if value is not None} <= _KNOWN:
+        if not ours or not {name for name, value in options.items() if value not in (None, False)} <= _KNOWN:
             return plain(text, **options)
         rows = [self._ids(one, options.get("add_special_tokens", True)) for one in text]
         if any(row is None for row in rows):

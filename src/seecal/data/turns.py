@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
+
+logger = logging.getLogger(__name__)
 
 # As jinja and transformers spell the block that a training template puts around the assistant's words.
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -131,7 +135,9 @@ def _refuse_if_left_out(
     name: str,
     marked: bool,
 ) -> None:
-    """ValueError for a message that the template's text does not depend on, as of a role that the template passes over."""
+    """ValueError for an answer that the template's text does not depend on. What other roles say may be left out, as
+    LLaVA's "plain" template of projector training leaves out the question: that is said once.
+    """
     rest = "".join(text.split())
     for index, message in enumerate(messages):
         words = ["".join(part["text"].split()) for part in message["content"] if part["type"] == "text"]
@@ -144,11 +150,20 @@ def _refuse_if_left_out(
             continue
         opening, closing = _marks(text)
         changed = [_with_marks(one, opening, closing, True, True) if one is message else one for one in messages]
-        if rendered(changed) == text:
-            raise ValueError(
-                f"{name}: the chat template leaves out its message {index} (role {message['role']!r}), so nothing would be "
-                "learnt from it. Use a template that writes every message, or take this one out of the record."
-            )
+        if rendered(changed) != text:
+            continue
+        if message["role"] != "assistant":
+            _say_left_out(message["role"])
+            continue
+        raise ValueError(
+            f"{name}: the chat template leaves out its message {index} (role 'assistant'), so nothing would be learnt from "
+            "it. Use a template that writes every answer, or take this one out of the record."
+        )
+
+
+@functools.cache
+def _say_left_out(role: str) -> None:
+    logger.warning("the chat template leaves out what the role %r says: the model answers without it", role)
 
 
 def _marks(text: str) -> tuple[str, str]:
