@@ -1,5 +1,6 @@
 """Every Python block of docs/data.md runs by itself, in an empty folder, and every format and key is on the page."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -43,3 +44,12 @@ def test_trl_labels_what_the_page_says_it_does():
     batch = DataCollatorForVisionLanguageModeling(processor)(tiny_records(1))
     assert ((batch["labels"] != -100) == (batch["attention_mask"] == 1)).all()
     assert (batch["labels"] == processor.tokenizer.convert_tokens_to_ids("<image>")).any()
+
+
+def test_the_ratios_of_the_loader_are_those_of_its_figures():
+    with (ROOT / "benchmarks" / "results" / "loader.csv").open(encoding="utf-8") as file:
+        figures = {(row["files"], row["variant"]): row for row in csv.DictReader(file)}
+    for files in ("640x480", "2000x1500"):
+        ratios = " | ".join(f"{float(figures[files, name]['times_trl']):.2f}" for name in ("exact", "reduced"))
+        assert f"| {files.replace('x', ' × ')} | {ratios} |" in PAGE
+        assert figures[files, "exact"]["pixel_equal"] == "True"
