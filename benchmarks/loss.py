@@ -25,7 +25,7 @@ from seecal import weighted_linear_cross_entropy
 
 SIZES = {
     "tiny": {"rows": [64, 256], "vocabulary": [4096], "width": 64},
-    "cpu": {"rows": [256, 1024], "vocabulary": [4096, 16384], "width": 256},
+    "cpu": {"rows": [512, 2048, 8192], "vocabulary": [16384, 65536], "width": 128},
     "gpu": {"rows": [1024, 4096, 16384], "vocabulary": [32064, 151936], "width": 4096},
 }
 LIBRARIES = {

@@ -14,7 +14,7 @@ import scaling
 from common import RESULTS
 from flops import floors
 from shapes import GPU_SHAPES, SHAPES
-from targets import WAITS, on_gpu, peak_gib, read
+from targets import LABELS, WAITS, on_gpu, peak_gib, read
 
 try:
     import matplotlib
@@ -33,15 +33,6 @@ COLOURS = {
     "mle": "#56B4E9",
     "cal-padded": "#CC79A7",
     "cal": "#0072B2",
-}
-LABELS = {
-    "hf": "transformers, plain",
-    "trl": "TRL SFT, plain",
-    "liger": "Liger, plain",
-    "released": "CAL as published",
-    "mle": "ours, plain",
-    "cal-padded": "ours CAL, padded",
-    "cal": "ours CAL",
 }
 plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "seecal"})
 Rows = list[dict[str, str]]

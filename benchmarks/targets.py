@@ -17,6 +17,18 @@ MEMORY = {"llava-1.5-7b": 1.00, "llava-next-7b": 1.00, "3b-152k": 0.55, "llava-1
 OF_TRL = 1.02  # of TRL's plain step, on every shape
 ABOVE_FLOOR = 0.02  # how far ours CAL / ours MLE may lie above its floor, on every shape
 WAITS = "waits for a GPU"
+# What tables and pictures call the variants
+LABELS = {
+    "hf": "transformers, plain",
+    "trl": "TRL SFT, plain",
+    "liger": "Liger, plain",
+    "released": "CAL as published",
+    "mle": "ours, plain",
+    "cal-padded": "ours CAL, padded",
+    "cal": "ours CAL",
+    "cal-fp8": "ours CAL, contrast in float8",
+    "cal-every-4": "ours CAL, contrast every 4th step",
+}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
+import targets  # noqa: E402
 from common import RESULTS  # noqa: E402
 from flops import floors, ladder, work_of  # noqa: E402
 from shapes import GPU_SHAPES, SHAPES, draw  # noqa: E402
@@ -21,17 +22,7 @@ from step import measure  # noqa: E402
 from targets import WAITS, on_gpu, peak_gib, read, steps, verdicts  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
-LABELS = {
-    "hf": "transformers, plain",
-    "trl": "TRL SFT, plain",
-    "liger": "Liger, plain",
-    "released": "CAL as published",
-    "mle": "ours, plain",
-    "cal-padded": "ours CAL, padded",
-    "cal": "**ours CAL**",
-    "cal-fp8": "ours CAL, contrast in float8",
-    "cal-every-4": "ours CAL, contrast every 4th step",
-}
+LABELS = {**targets.LABELS, "cal": f"**{targets.LABELS['cal']}**"}
 MAIN = ("hf", "trl", "liger", "released", "mle", "cal-padded", "cal")
 COUNTED = ("hf", "released", "cal-padded", "cal")
 Table = list[list[str]]

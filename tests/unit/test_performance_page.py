@@ -28,6 +28,18 @@ def test_writing_a_table_again_changes_nothing():
         assert with_table(TEXT, name, written(TEXT, name)) == TEXT
 
 
+def test_the_loss_is_flat_in_rows_times_words():
+    """What the committed figures of the loss say; their times are noise."""
+    found = {}
+    for row in performance_table.read(RESULTS / "loss-cpu.csv"):
+        if row["peak_mib"]:
+            place = row["variant"], int(row["rows"]), int(row["vocabulary"])
+            found[place] = float(row["peak_mib"]) - float(row["grads_mib"])
+    assert found["naive", 8192, 65536] > 3.9 * found["naive", 2048, 65536] > 15 * found["naive", 2048, 16384]
+    assert found["ours", 8192, 65536] < 1.02 * found["ours", 2048, 65536]
+    assert found["ours-128", 8192, 16384] < 1.02 * found["ours-128", 512, 16384]
+
+
 def test_figures_fill_the_cells_that_waited(tmp_path):
     """Made-up figures of one shape: its column is filled, the others go on waiting."""
     head = "shape,variant,p50_ms,of_hf,held_mib,peak_mib,note,device,torch,transformers"
