@@ -158,7 +158,9 @@ def _normalised_batch(
     )
     for place, image in zip(batch, images, strict=True):
         place.copy_(image)
-        image_processor.normalize(place, mean, std, inplace=True)
+        done = image_processor.normalize(place, mean, std, inplace=True)
+        if done.data_ptr() != place.data_ptr():  # transformers 5.17 pays no heed to inplace
+            place.copy_(done)
     return batch
 
 
