@@ -80,7 +80,7 @@ class CALConfig(SFTConfig):
     )
     contrast_every: int = _option(
         "contrast_every",
-        "Take the image away in every so manieth optimizer step only; in the others every weight is 1 (plain training).",
+        "Take the image away in every k-th optimizer step only; in the others every weight is 1 (plain training).",
     )
     fp8_contrast: bool = _option(
         "fp8_contrast",

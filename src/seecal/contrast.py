@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .families import Family
-from .main_pass import MainPass, hands_arguments_on, taken
-from .packing import Layout, attention_inputs, by_segments, lay_out, needs_dense, to_attention, use_packed
+from .main_pass import MainPass, goes_into_one_row, taken
+from .packing import Layout, attention_inputs, by_segments, lay_out, to_attention
 from .segments import Recalled
 from .slots import Array, Slots, send
 
@@ -110,14 +110,7 @@ def _text_rows(
         layout = lay_out(own, True, main.valid.device)
         if by_segments(main.masks, layout, attention):
             return layout, (main.prefixes, tuple(main.prefix.sum(1)[own.any(1)].tolist()))
-    packed = use_packed(
-        padding_free,
-        keep,
-        attention,
-        dense=needs_dense(main.masks, attention),
-        packs=family.packs,
-        takes_bounds=hands_arguments_on(decoder),
-    )
+    packed = goes_into_one_row(main, decoder, family, keep, padding_free)
     return lay_out(keep, packed, main.valid.device), None
 
 

@@ -168,7 +168,8 @@ def _at_the_decoder(
         if blank is not None and kwargs.get("inputs_embeds") is not None:
             kwargs["inputs_embeds"] = kwargs["inputs_embeds"] + blank.to(kwargs["inputs_embeds"].dtype)
         _note(main, decoder, family, kwargs)
-        if _packs(main, decoder, family, padding_free):
+        # With cross-attention the images belong to rows of the batch
+        if not family.cross_attention and goes_into_one_row(main, decoder, family, main.slots.valid, padding_free):
             kwargs = _packed(main, decoder, kwargs, None if prefix_of is None else prefix_of(main.slots))
         return (), kwargs
 
@@ -221,15 +222,14 @@ def _note(main: MainPass, decoder: Any, family: Family, given: dict[str, Any]) -
     main.extra = {name: value for name, value in given.items() if name not in OWN and value is not None}
 
 
-def _packs(main: MainPass, decoder: Any, family: Family, padding_free: bool | str) -> bool:
-    """Whether the main pass runs on one row. With cross-attention the images belong to rows of the batch."""
-    if family.cross_attention:
-        return False
+def goes_into_one_row(main: MainPass, decoder: Any, family: Family, keep: Array, padding_free: bool | str) -> bool:
+    """Whether these slots [B, L] of the batch go through the decoder in one row (:func:`packing.use_packed`)."""
+    attention = decoder.config._attn_implementation
     return use_packed(
         padding_free,
-        main.slots.valid,
-        decoder.config._attn_implementation,
-        dense=needs_dense(main.masks, decoder.config._attn_implementation),
+        keep,
+        attention,
+        dense=needs_dense(main.masks, attention),
         packs=family.packs,
         takes_bounds=hands_arguments_on(decoder),
     )

@@ -50,7 +50,7 @@ class CALOptions:
         chunk_size: rows of logits held at once in the loss; None chooses about 2**25 logits.
         threshold: for weighting="vig" and no other: the least gain by the image, in nats, of a token and of its sample that
             keep their weight. Its paper's is a percentile of the data: what leaves 70 % of the samples.
-        contrast_every: the image is taken away in every so manieth optimizer step only, the first one included; in the
+        contrast_every: the image is taken away in every k-th optimizer step only, the first one included; in the
             others every weight is 1. Cheaper, and another method: CAL in one step of k, plain training in the rest. Without
             CALTrainer it counts training forwards, so with gradient accumulation micro-batches.
         fp8_contrast: the linear layers of the pass without the image multiply in float8. Cheaper on GPUs that have it, and
