@@ -34,7 +34,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from seecal.data.collator import VisionCollator
+from seecal.data.collators.vision import VisionCollator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from tiny_vlm import CHAT_TEMPLATE, tiny_tokenizer

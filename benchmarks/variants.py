@@ -55,7 +55,7 @@ class Variant:
     twice: bool = False
 
     def slots(self, batch: Batch) -> tuple[float, float]:
-        """Slots that go through the decoder with and without the image, in the mean of ``every`` forwards."""
+        """TokenPositions that go through the decoder with and without the image, in the mean of ``every`` forwards."""
         padded = batch["input_ids"].numel()
         if self.model is None:
             return padded, padded * self.twice

@@ -21,9 +21,9 @@ import torch
 from common import device, write
 
 import seecal
-from seecal import CALOptions, compute, token_weights
-from seecal.data import emoji
-from seecal.data.collator import VisionCollator
+from seecal import CALOptions, token_weights, verbosity
+from seecal.data.collators.vision import VisionCollator
+from seecal.demo import emoji
 from seecal.models import micro
 from seecal.models.loading import load_vlm
 
@@ -91,8 +91,8 @@ def main() -> None:
     parser.add_argument("--drawings", type=int, default=100)
     parser.add_argument("--out", type=Path, default=None, help="folder of the CSV (benchmarks/results)")
     options = parser.parse_args()
-    compute.quiet()
-    with compute.no_bars():
+    verbosity.quiet()
+    with verbosity.no_bars():
         shipped = micro.build()
     rows = rows_of("as shipped", *shipped, options.drawings)
     if options.model is not None:

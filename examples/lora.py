@@ -14,7 +14,8 @@ from tiny_vlm import tiny_dataset, tiny_llava, tiny_llava_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from seecal import CALConfig, CALTrainer
-from seecal.stages import GradientCheck, LoraSettings, prepare, trainable_tree
+from seecal.recipes import LoraSettings, prepare, trainable_tree
+from seecal.trainer import GradientCheck
 
 name = sys.argv[1] if len(sys.argv) > 1 else "tiny"
 out = Path(sys.argv[2] if len(sys.argv) > 2 else "out/lora")

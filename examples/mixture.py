@@ -12,9 +12,7 @@ from pathlib import Path
 import torch
 from tiny_vlm import tiny_image, tiny_llava, tiny_llava_processor
 
-from seecal import CALConfig, CALTrainer
-from seecal.data.mixture import mix
-from seecal.data.sources import LoadReport, load_records
+from seecal import CALConfig, CALTrainer, LoadReport, load_records, mix
 
 output = Path(sys.argv[1] if len(sys.argv) > 1 else "out/mixture")
 data = output / "data"

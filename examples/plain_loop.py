@@ -8,8 +8,7 @@ import sys
 import torch
 from tiny_vlm import tiny_llava, tiny_llava_processor, tiny_records
 
-from seecal import CALOptions, enable_cal
-from seecal.data.collator import VisionCollator
+from seecal import CALOptions, VisionCollator, enable_cal
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 model = enable_cal(tiny_llava(), CALOptions(beta=5.0)).train()

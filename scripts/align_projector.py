@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seecal.data import emoji
+from seecal.demo import emoji
 from seecal.models import micro
 from seecal.models.efficientnet_lite import IMAGE_MEAN, IMAGE_STD
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tests.families.zoo import drop_difference
-from tests.families.zoo_models import ZOO
+from tests.support.zoo import drop_difference
+from tests.support.zoo_models import ZOO
 
-from seecal.family_check import COLUMNS, table
+from seecal.cli.families import COLUMNS, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 BEGIN, END = "<!-- the table: python -m scripts.families_table -->", "<!-- end of the table -->"

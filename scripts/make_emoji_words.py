@@ -1,4 +1,4 @@
-"""Write src/seecal/data/emoji_words.json: what kind of thing each emoji is, and words that go with it.
+"""Write src/seecal/demo/emoji_words.json: what kind of thing each emoji is, and words that go with it.
 
     npm pack emojibase-data && tar xzf emojibase-data-*.tgz
     python scripts/make_emoji_words.py package
@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-OUT = Path(__file__).parents[1] / "src/seecal/data/emoji_words.json"
+OUT = Path(__file__).parents[1] / "src/seecal/demo/emoji_words.json"
 
 # Flags are asked to be left out of the figures; the others are letters in boxes, clock hands or bare colours of skin and
 # hair: their names cannot be told from a small drawing, so they would only measure the resolution.

@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from seecal import token_weights, visual_delta
-from seecal.data.collator import VisionCollator
+from seecal.data.collators.vision import VisionCollator
 from seecal.models.loading import load_vlm
 
 CHARACTER, LINE, WIDTH, MARGIN = 9.65, 52, 720, 16

@@ -1,11 +1,26 @@
-"""Two workers on two cores: one thread each, and nothing may reach for a hub."""
+"""Two workers on two cores: one thread each, and nothing may reach for a hub. A tiny LLaVA and a mixed batch."""
 
+import copy
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 
+from tests.support.builders import MIXED, batch_of, build
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return build("llava")
+
+
+@pytest.fixture
+def case(llava):
+    model, image_tokens, pixels = llava
+    return copy.deepcopy(model).train(), batch_of(MIXED, image_tokens, pixels)

@@ -1,55 +1,17 @@
 """seecal trains vision-language models on the tokens that see the image.
 
-The public names below are loaded when they are first used, so that ``import seecal`` and ``seecal --help`` stay instant:
-neither torch nor transformers nor trl is imported here.
+The public names stand in ``__init__.pyi`` and are loaded when they are first used, so that ``import seecal`` and
+``seecal --help`` stay instant: neither torch nor transformers nor trl is imported here.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+import lazy_loader
 import wrapt
 
 __version__ = "0.1.0.dev0"
 
-# public name -> module that defines it
-_PUBLIC = {
-    "CALOptions": "options",
-    "VisualDelta": "options",
-    "WEIGHTINGS": "weighting",
-    "token_weights": "weighting",
-    "weighted_linear_cross_entropy": "linear_ce",
-    "enable_cal": "forward",
-    "disable_cal": "forward",
-    "visual_delta": "forward",
-    "CALConfig": "config",
-    "CALTrainer": "trainer",
-}
-
-__all__ = ["__version__", *_PUBLIC]
-
-if TYPE_CHECKING:
-    from .config import CALConfig as CALConfig
-    from .forward import disable_cal as disable_cal
-    from .forward import enable_cal as enable_cal
-    from .forward import visual_delta as visual_delta
-    from .linear_ce import weighted_linear_cross_entropy as weighted_linear_cross_entropy
-    from .options import CALOptions as CALOptions
-    from .options import VisualDelta as VisualDelta
-    from .trainer import CALTrainer as CALTrainer
-    from .weighting import WEIGHTINGS as WEIGHTINGS
-    from .weighting import token_weights as token_weights
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'seecal' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"seecal.{_PUBLIC[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def _register_micro(_: object) -> None:

@@ -1,5 +1,5 @@
 """``python -m seecal``."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -10,12 +10,11 @@ from peft import LoraConfig
 from transformers import set_seed
 
 from seecal import CALConfig, CALTrainer
-from seecal.data.collator import VisionCollator
-from seecal.families import decoder_of
-from tests.tiny import tiny_image
-
-from . import processors, zoo
-from .zoo_models import ZOO
+from seecal.data.collators.vision import VisionCollator
+from seecal.families.table import decoder_of
+from tests.support import processors, zoo
+from tests.support.tiny import tiny_image
+from tests.support.zoo_models import ZOO
 
 FAMILIES = [
     "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "smolvlm",

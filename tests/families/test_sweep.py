@@ -5,12 +5,11 @@ import torch
 
 import seecal
 from seecal import CALOptions
-from seecal.families import FAMILIES, family_of
-from seecal.packing import Layout
-
-from . import zoo
-from .zoo_models import ZOO
-from .zoo_parts import VIDEO
+from seecal.core.packing import Layout
+from seecal.families.table import FAMILIES, family_of
+from tests.support import zoo
+from tests.support.zoo_models import ZOO
+from tests.support.zoo_parts import VIDEO
 
 
 def marked(name, *values):
@@ -173,7 +172,7 @@ def test_a_rank_without_images_visits_the_same_parameters(name, monkeypatch):
     images, text = zoo.batch_of(name, zoo.rows_for(name)), zoo.batch_of(name, zoo.TEXT_ONLY)
     _, reached = step(model, images)
     loss, alone = step(model, text)
-    monkeypatch.setattr("seecal.forward.world_size", lambda: 2)
+    monkeypatch.setattr("seecal.core.forward.world_size", lambda: 2)
     if family_of(model).cross_attention:
         with pytest.raises(ValueError, match="Give every rank's batch at least one image"):
             step(model, text)

@@ -1,1 +1,4 @@
-"""Models that live in seecal because transformers has no class for them."""
+"""Models and processors from a folder or a hub id, answers of a model, and the demo's own small model.
+
+``loading`` is the only way in: nothing of a model's author is run.
+"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,17 @@ def _refuse_other_folders(folder: Path) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
+    """The model in ``source`` with the adapter in its weights. ValueError if the adapter lacks a tensor."""
+    from peft import PeftModel
+
+    model, _ = load_vlm(source, **init_kwargs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            adapted: Any = PeftModel.from_pretrained(model, str(adapter))
+        except (UserWarning, KeyError) as error:
+            raise ValueError(f"{adapter} does not hold all that was trained: {error}") from None
+    return adapted.merge_and_unload()

@@ -16,14 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .efficientnet_lite import (
-    IMAGE_MEAN,
-    IMAGE_STD,
-    MODEL_TYPE,
-    EfficientNetLiteConfig,
-    EfficientNetLiteModel,
-    fold,
-)
+from .efficientnet_lite import IMAGE_MEAN, IMAGE_STD, MODEL_TYPE, EfficientNetLiteConfig, EfficientNetLiteModel, fold
 
 IMAGE_TOKEN = "<image>"
 # What the shipped projector was aligned at. Larger or finer costs more than it brings, see micro_projector.md.

@@ -1,0 +1,23 @@
+# The public names and the modules that define them: `from .module import name as name`, nothing else.
+from .core.enable import disable_cal as disable_cal
+from .core.enable import enable_cal as enable_cal
+from .core.enable import visual_delta as visual_delta
+from .core.options import CALOptions as CALOptions
+from .core.outputs import CALOutput as CALOutput
+from .core.outputs import VisualDelta as VisualDelta
+from .core.weighting import WEIGHTINGS as WEIGHTINGS
+from .core.weighting import Weighting as Weighting
+from .core.weighting import token_weights as token_weights
+from .data.collators.vision import VisionCollator as VisionCollator
+from .data.sources.formats import FORMATS as FORMATS
+from .data.sources.formats import Format as Format
+from .data.sources.load import LoadReport as LoadReport
+from .data.sources.load import load_records as load_records
+from .data.sources.mixture import mix as mix
+from .families.table import FAMILIES as FAMILIES
+from .families.table import Family as Family
+from .ops.linear_cross_entropy import weighted_linear_cross_entropy as weighted_linear_cross_entropy
+from .trainer.cal_config import CALConfig as CALConfig
+from .trainer.cal_trainer import CALTrainer as CALTrainer
+
+__version__: str

@@ -1,0 +1,27 @@
+"""``seecal bench NAME``: runs one of the scripts under benchmarks/ of the checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[3] / "benchmarks"
+_PARTS = {"common", "shapes", "targets", "variants"}  # what the scripts share
+
+
+def names() -> list[str]:
+    """The benchmarks there are; empty where seecal was installed without its checkout."""
+    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in _PARTS)
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Runs the benchmark in a process of its own and returns its exit code. ValueError for a name that is none."""
+    known = names()
+    if not known:
+        raise ValueError(
+            "the benchmarks are scripts of the source checkout, which this installation has not; clone the repository"
+        )
+    if name not in known:
+        raise ValueError(f"there is no benchmark {name!r}; there are {', '.join(known)}")
+    return subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), *arguments], check=False).returncode

@@ -1,0 +1,156 @@
+"""The command line. Nothing heavy is imported before a command really runs: ``seecal --help`` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import verbosity
+
+# typer does not export it, and has moved it between versions: unknown options, missing arguments, wrong types
+_UsageError: Any = typer.BadParameter.__base__
+
+app = typer.Typer(
+    name="seecal",
+    help="Train vision-language models on the tokens that see the image.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Train vision-language models on the tokens that see the image."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the images and the trained model.")] = Path("seecal-demo"),
+    align_steps: Annotated[int, typer.Option(min=0, help="Steps of stage 1: the projector alone.")] = 15,
+    tune_steps: Annotated[int, typer.Option(min=0, help="Steps of stage 2, with CAL.")] = 150,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions in a step.")] = 16,
+    held_out: Annotated[int, typer.Option(min=1, help="Drawings at most in each held-out measurement.")] = 150,
+    weighting: Annotated[
+        str, typer.Option(help="Token weights of stage 2: cal, or uniform for plain training.")
+    ] = "cal",
+    seed: Annotated[int, typer.Option(help="Same seed and machine: same results.")] = 0,
+) -> None:
+    """Train a real small vision-language model with CAL on real images (CPU, a few minutes)."""
+    # Before torch is loaded. Its threads otherwise spin while they wait for each other: on two cores that other programs
+    # were using too, that made a forward pass several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from rich.console import Console
+
+    from ..demo.run import DemoOptions, run
+
+    if weighting not in ("cal", "uniform"):
+        raise ValueError(f"--weighting {weighting}: expected cal or uniform")
+    options = DemoOptions(out, align_steps, tune_steps, batch_size, held_out, weighting, seed)
+    raise typer.Exit(run(options, Console()))
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def train(context: typer.Context) -> None:
+    """Train a model by a recipe: --config FILE, or the name of one of ours (see seecal train --help)."""
+    from ..recipes.run import run
+
+    raise typer.Exit(run(context.args))
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Folder of a vision-language model, or its hub id.")],
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+) -> None:
+    """Ask a vision-language model about an image. On the GPU if there is one."""
+    from ..data.images.decode import open_image
+
+    open_image(image)  # before the model is loaded: a wrong path should not take a minute to show
+    from ..models.generate import load, reply
+
+    verbosity.quiet()
+    network, processor = load(model)
+    reply(network, processor, image, question, max_new_tokens=max_new_tokens, on_text=_write)
+    _write("\n")
+
+
+@app.command()
+def families(
+    check: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Run the self-test on this model: a folder, or a hub id.")
+    ] = None,
+) -> None:
+    """The model families, and what is exact on each; with --check, whether CAL is exact on a checkpoint of yours."""
+    if check is None:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        from .families import brief, notes
+
+        columns, rows = brief()
+        shown = Table(*columns, box=box.SIMPLE_HEAD)
+        for row in rows:
+            shown.add_row(*row)
+        console = Console(highlight=False)
+        console.print(shown)
+        for note in notes():
+            console.print(f" {note}", markup=False)
+        console.print(" Exact: dropping the image gives what masking it gives.", markup=False)
+        console.print(" Others are tested on their first batch; --check MODEL tests a checkpoint.", markup=False)
+        return
+    from ..models.loading import load_vlm
+    from .families import check as run_check
+
+    verbosity.quiet()
+    model, _ = load_vlm(check, processor=False)
+    verdict, lines = run_check(model)
+    print(lines)
+    raise typer.Exit(1 if verdict.leaks else 0)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A script under benchmarks/: step, loss, …; gpu takes every GPU figure.")],
+) -> None:
+    """Run a benchmark; what follows its name goes to it (try seecal bench step --help)."""
+    from .bench import run
+
+    raise typer.Exit(run(name, context.args))
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Entry point: what a user can mend is one line on stderr and exit code 2, without a traceback."""
+    try:
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="seecal", standalone_mode=False) or 0)
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "seecal"
+        print(f"seecal: {error.format_message().rstrip('.')}. See {command} --help", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except OSError as error:  # a folder that may not be written, a full disk, a name that is too long
+        said = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print("seecal: " + " ".join(said.split()), file=sys.stderr)
+        sys.exit(2)
+    except (ValueError, ImportError) as error:
+        print("seecal: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,10 @@
+"""Facts that the whole package shares and that nobody should write twice."""
+
+# Label of a token that is not to be learnt, as torch's cross-entropy and transformers' models read it.
+IGNORE_INDEX = -100
+
+# Entries of a batch, beside what the model's own forward takes.
+CONTRAST_PREFIX = "contrast_"  # begins the names of inputs for the pass without the image
+TOKEN_WEIGHTS = "token_weights"  # [B, L], weights that somebody has measured before
+LENGTH_COUNTS = "long_records"  # [2], how many records the collator left out and cut because of their length
+RECORD_IDS = "record_ids"  # what errors call the records of the batch

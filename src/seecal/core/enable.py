@@ -1,0 +1,170 @@
+"""CAL on a model, and off again: enable_cal, disable_cal, visual_delta."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..families.table import check_vlm, head_of
+from .forward import (
+    _GIVEN,
+    _PREVIOUS,
+    OPTIONS_MARK,
+    _both_passes,
+    _own_inputs,
+    _test_undeclared,
+    cal_forward,
+    forget_steps,
+)
+from .options import CALOptions
+from .outputs import VisualDelta
+from .weighting import passes_read
+
+# One visual_delta at a time: it stands in for the model's forward while it measures.
+_measuring = threading.RLock()
+
+
+def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module:
+    """From now on ``model(**batch).loss`` is CAL's while the model trains.
+
+    While ``model.training``, labels are given and no cache is in use, forward returns the model's usual output class with
+    ``.loss`` CAL's, ``.logits`` None and ``.cal`` (:class:`seecal.CALOutput`). Otherwise the original forward runs.
+    The forward's signature stays. Call it before or after PEFT, and before the model is wrapped for several ranks.
+
+    Args:
+        model: a transformers vision-language model, or a PeftModel around one.
+        options: None: the paper's defaults.
+
+    A batch may bring ``token_weights`` [B, L], weights measured before: then they are used, and no image is taken away.
+
+    Returns:
+        ``model``, for chaining.
+
+    Raises:
+        ValueError: not a vision-language model; CAL already enabled; an adapter on the head.
+    """
+    options = options or CALOptions()
+    passes_read(options.weighting)  # a name that leads to no weighting is told now
+    target = _unwrap(model)
+    check_vlm(target)
+    head_of(target)
+    own = target.__dict__.get("forward")
+    if own is not None and getattr(own, "__func__", None) is type(target).forward:
+        del target.forward  # pickling turned the patched forward into the class's, and kept our marks
+        own = None
+    patched = hasattr(target, _PREVIOUS) and own is not None
+    if patched and getattr(target, OPTIONS_MARK, None) is not None:
+        raise ValueError("CAL is already enabled on this model; call seecal.disable_cal(model) first")
+    if not patched:  # else: a wrapper put on after the patch still holds it
+        setattr(target, _PREVIOUS, own)
+        target.forward = types.MethodType(_patched(type(target).forward), target)
+    setattr(target, OPTIONS_MARK, options)
+    forget_steps(target)
+    return model
+
+
+def disable_cal(model: nn.Module) -> nn.Module:
+    """The model as it was before :func:`enable_cal`; returns it. ValueError if CAL is not enabled."""
+    target = _unwrap(model)
+    if getattr(target, OPTIONS_MARK, None) is None:
+        raise ValueError("CAL is not enabled on this model")
+    delattr(target, OPTIONS_MARK)
+    forget_steps(target)
+    current = target.__dict__.get("forward")
+    if getattr(current, "_seecal_patch", False):
+        previous = getattr(target, _PREVIOUS)
+        del target.forward
+        if previous is not None:
+            target.forward = previous
+        delattr(target, _PREVIOUS)
+    # else: accelerate wrapped our forward in its own; without options ours just passes through
+    return model
+
+
+def visual_delta(
+    model: nn.Module, batch: dict[str, Any], *, contrast: str = "drop", options: CALOptions | None = None
+) -> VisualDelta:
+    """Δ at every label token of a batch, without gradients.
+
+    Args:
+        model: a transformers vision-language model, bare, in PEFT, DDP or FSDP2, with CAL enabled or not. Its train or
+            eval mode stays as it is (the pass without the image runs without dropout either way).
+        batch: what ``model(**batch)`` takes, with ``labels`` [B, L] and ``attention_mask`` [B, L].
+        contrast: how the image is taken away; overrides the options', its default too.
+        options: None: the defaults.
+
+    Returns:
+        :class:`seecal.VisualDelta`, all [N]: the label tokens row by row.
+
+    Raises:
+        ValueError: no labels, no attention mask, not a vision-language model, or no ``contrast_*`` inputs for a contrast
+            that changes pixels.
+    """
+    for name in ("labels", "attention_mask", "input_ids"):
+        if batch.get(name) is None:
+            raise ValueError(f"visual_delta needs {name} in the batch; it has {', '.join(sorted(batch))}")
+    chosen = _with_contrast(options or CALOptions(), contrast)
+    target = _unwrap(model)
+    check_vlm(target)
+    thread = threading.get_ident()
+
+    def measure(self: Any, *args: Any, **inputs: Any) -> Any:
+        if threading.get_ident() != thread:  # somebody else's call
+            return before(*args, **inputs) if before else type(self).forward(self, *args, **inputs)
+        inputs.pop(_GIVEN, None)  # what somebody measured before is not what is asked
+        _test_undeclared(self, inputs)
+        return _both_passes(self, inputs, chosen)[0]
+
+    # Through the outermost module's own call, so that sharded parameters are there.
+    with _measuring, torch.no_grad():
+        before = target.__dict__.get("forward")
+        target.forward = types.MethodType(measure, target)
+        try:
+            return model(**batch)
+        finally:
+            if before is None:
+                del target.forward
+            else:
+                target.forward = before
+
+
+def _with_contrast(options: CALOptions, contrast: str) -> CALOptions:
+    """The options under another contrast: what belongs to the one before goes with it."""
+    if contrast == options.contrast:
+        return options
+    return dataclasses.replace(options, contrast=contrast, contrast_strength=None, pool_scope="answer")
+
+
+def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward to put on an instance. It looks everything up on ``self``, so copies of the model work alone."""
+    parameters = list(inspect.signature(original).parameters)[1:]
+
+    @functools.wraps(original)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        options = getattr(self, OPTIONS_MARK, None)
+        inputs = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        cache = inputs.get("past_key_values") is not None or inputs.get("use_cache")
+        if options is None or not self.training or inputs.get("labels") is None or cache:
+            previous = getattr(self, _PREVIOUS, None) or functools.partial(type(self).forward, self)
+            return previous(*args, **_own_inputs(kwargs))
+        return cal_forward(self, inputs, options)
+
+    forward._seecal_patch = True  # type: ignore[attr-defined]
+    return forward
+
+
+def _unwrap(model: Any) -> Any:
+    """The transformers model inside DDP and PEFT wrappers."""
+    if isinstance(model, nn.parallel.DataParallel):
+        raise ValueError("nn.DataParallel copies the model in every step; launch one process a GPU (accelerate launch)")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model

@@ -1,0 +1,207 @@
+"""One way to open an image file: upright, RGB, refused in one line when it cannot be used.
+
+The conversion, defined once: EXIF orientation applied; the first frame of an animation; transparency on white; palettes
+through their colours (with transparency, on white); 16-bit grey scaled from its full range (65,535 is white); CMYK, YCbCr
+and LAB by Pillow's conversion, without colour profiles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from ..paths import refuse_url, resolve_inside, show
+
+MAX_PIXELS = 50_000_000
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+
+Size = tuple[int, int]
+# The (width, height) that is enough, of the upright image: always the same, or from its full size; None: all of it
+AtLeast = Size | Callable[[Size], Size | None] | None
+
+
+def open_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, at_least: AtLeast = None) -> Image.Image:
+    """The image at ``path``, upright and in RGB mode.
+
+    Args:
+        max_pixels: width × height above which a file is refused. Read from the header, before anything is decoded, so
+            that a small file that unpacks to gigabytes costs nothing.
+        at_least: (width, height) that is enough. A JPEG file is then decoded to 1/8, 1/4 or 1/2 of its size if that is no
+            smaller; other values than resizing the full image would give. Other formats are decoded in full.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a folder, no image, too large, or damaged; the message names the file and what to do.
+    """
+    return _opened(path, max_pixels, at_least)
+
+
+def _opened(
+    path: str | os.PathLike[str], max_pixels: int, at_least: AtLeast, jpeg: Callable[[bytes], Any] | None = None
+) -> Any:
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file. Check the path of the image.")
+    if path.is_dir():
+        raise ValueError(f"{path}: this is a folder. Name one image file in it.")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be opened ({error.strerror}). Check the file and its rights.") from None
+    with file:
+        return _decoded(file, str(path), max_pixels, at_least, jpeg)
+
+
+def decode_image(
+    value: Any,
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    at_least: AtLeast = None,
+    jpeg: Callable[[bytes], Any] | None = None,
+) -> Any:
+    """The image that a record holds as a path, encoded bytes, ``{"path", "bytes"}`` or a Pillow image: upright, in RGB.
+
+    Arrays and tensors are pixels already and returned as they are.
+
+    Args:
+        name: how errors call the record.
+        root: the folder that paths start from and may not leave; None: paths are taken as they are. URLs never are.
+        at_least: as in :func:`open_image`.
+        jpeg: decodes whole JPEG files that need no turning and no reducing (``fast_jpeg.jpeg_pixels``); what it gives is
+            returned, unless it is None.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: what :func:`open_image` refuses, a URL, a path out of ``root``, or nothing that holds an image.
+    """
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        if value is None:
+            raise ValueError(f"{name}: an image without bytes and path. Put one in, or leave the record out.")
+    if isinstance(value, (str, os.PathLike)):
+        path = os.fspath(value)
+        try:
+            if root is not None:
+                path = resolve_inside(path, os.fspath(root))
+            refuse_url(path)
+            return _opened(path, max_pixels, at_least, jpeg)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{name}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        except OSError as error:  # such as a name that is too long
+            raise ValueError(f"{name}: {show(path)} is no usable path ({error.strerror}). Correct it.") from None
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return _decoded(io.BytesIO(value), f"{name}: its image of {len(value):,} bytes", max_pixels, at_least, jpeg)
+    if isinstance(value, Image.Image):
+        return upright(value, f"{name}: its {value.format or value.mode} image")
+    return value
+
+
+def _decoded(
+    file: BinaryIO, path: str, max_pixels: int, at_least: AtLeast, jpeg: Callable[[bytes], Any] | None = None
+) -> Any:
+    """The image in ``file``; errors call it ``path``."""
+    try:
+        with warnings.catch_warnings():
+            # Our own limit below is the check; Pillow's would warn beside it.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file)
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"{path}: not an image that Pillow can read{_looks_like(file)}. Give a PNG or JPEG file."
+        ) from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path}: too large: over {max_pixels:,} pixels. Scale it down first.") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be opened ({error}). Save it again as a PNG or JPEG file.") from None
+    with image:
+        width, height = image.size
+        if width * height > max_pixels:
+            size = f"{width} × {height} pixels are over the limit of {max_pixels:,}"
+            raise ValueError(f"{path}: too large: {size}. Scale it down first.")
+        if ImageFile.LOAD_TRUNCATED_IMAGES:
+            raise ValueError(
+                "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: damaged images would pass unseen. Set it to False."
+            )
+        with _damage_named(path):
+            reduced = _reduce(image, at_least)
+            if jpeg is not None and not reduced and _is_plain_jpeg(image):
+                file.seek(0)
+                pixels = jpeg(file.read())
+                if pixels is not None:
+                    return pixels
+                file.seek(0)
+        return upright(image, path)
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and not _turned(image)
+
+
+def _turned(image: Image.Image) -> bool:
+    return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+
+
+def _reduce(image: Image.Image, at_least: AtLeast) -> bool:
+    """Has a JPEG image decoded at the smallest size that is enough; whether that is less than all of it."""
+    if at_least is None or image.format != "JPEG":
+        return False
+    sideways = image.getexif().get(_ORIENTATION, 1) in range(5, 9)
+    full = image.size
+    box = at_least(full[::-1] if sideways else full) if callable(at_least) else at_least
+    if box is not None:
+        image.draft(None, box[::-1] if sideways else box)  # type: ignore[arg-type]  # None: the mode stays
+    return image.size != full
+
+
+@contextlib.contextmanager
+def _damage_named(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        message = f"{path}: damaged or cut off ({error}). Copy or download it again, or leave it out."
+        raise ValueError(message) from None
+
+
+def upright(image: Image.Image, path: str) -> Image.Image:
+    """A Pillow image turned as its EXIF orientation says, in RGB; ValueError calling it ``path`` if it is damaged."""
+    with _damage_named(path):
+        image.load()  # a PNG file's orientation may stand behind its pixels
+        # exif_transpose copies what needs no turning, too
+        return to_rgb(ImageOps.exif_transpose(image) if _turned(image) else image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image in RGB mode, as this module's first lines define it."""
+    if image.mode in _SIXTEEN_BIT:
+        # Pillow's own conversion clips at 255 and so turns nearly every 16-bit image white.
+        return image.convert("I").point(lambda value: value / 257, "L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _looks_like(file: BinaryIO) -> str:
+    """What a file that is no image starts with, where that can be told."""
+    file.seek(0)
+    start = file.read(512)
+    if not start:
+        return " (the file is empty)"
+    if start.lstrip().startswith((b"<svg", b"<?xml")):
+        return " (it is an SVG drawing)"
+    if b"\0" not in start and start.isascii():
+        return " (it holds text)"
+    return ""

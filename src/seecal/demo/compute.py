@@ -1,0 +1,58 @@
+"""How the demo and the chat compute here: which precision is faster, quiet libraries, a progress bar for Trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import torch
+from rich.progress import Progress, TaskID
+from transformers import TrainerCallback
+
+# bfloat16 rounds to 3 digits: it has to be clearly faster to be worth it.
+_WORTH_IT = 1.3
+
+
+def bf16_pays() -> tuple[bool, str]:
+    """(is bfloat16 autocast worth it here, one line that says why). Timed on the CPU: only some of them have the units."""
+    if torch.cuda.is_available():
+        good = torch.cuda.is_bf16_supported()
+        return good, f"{torch.cuda.get_device_name()}, {'bfloat16 autocast' if good else 'float32'}"
+    a, b = torch.randn(512, 576), torch.randn(576, 1536)
+    slow, fast = _seconds(a, b), _seconds(a.bfloat16(), b.bfloat16())
+    cores = f"{torch.get_num_threads()} CPU threads"
+    if slow > _WORTH_IT * fast:
+        return True, f"{cores}, bfloat16 autocast ({slow / fast:.1f} times faster here than float32)"
+    return False, f"{cores}, float32 (bfloat16 is not faster here)"
+
+
+def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The best of several times for one product: the others had the machine's attention elsewhere."""
+    times = []
+    for _ in range(12):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager:
+    """Autocast to bfloat16, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+class BarCallback(TrainerCallback):
+    """Moves a rich progress bar with Trainer's steps; the note beside it is the latest log."""
+
+    def __init__(self, progress: Progress, task: TaskID):
+        self.progress, self.task = progress, task
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress.advance(self.task)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs and "cross_entropy" in logs:
+            note = f"loss {logs['cross_entropy']:.2f}"
+            note += f"  Δ {logs['delta_mean']:+.2f}" if "delta_mean" in logs else ""
+            self.progress.update(self.task, note=note)

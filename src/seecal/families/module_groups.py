@@ -1,0 +1,78 @@
+"""Which modules of a vision-language model are its projector, its tower, its language model, its head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .table import check_vlm, decoder_of
+
+GROUPS = ("projector", "language_model", "vision_tower", "lm_head", "lora")
+
+
+# Where transformers' models keep them: attributes of the base model, or of the whole one. A new name is one entry.
+_PROJECTORS = (
+    "multi_modal_projector",  # LLaVA and most others
+    "image_newline",  # LLaVA-NeXT, -OneVision: a single vector, learned with the projector
+    "connector",  # Idefics 3, SmolVLM
+    "visual.merger",  # Qwen-VL
+    "visual.deepstack_merger_list",
+    "aligner",  # Janus
+    "embed_vision",  # Gemma 4
+    "vision_projection",  # LightOnOCR
+    "visual_embeddings_table",  # Ovis 2
+    "layerwise_projectors",  # Granite 4 Vision
+    "spatial_projectors",
+)
+
+
+_TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "vision_embed_tokens")
+
+
+def module_groups(model: Any) -> dict[str, tuple[str, ...]]:
+    """Group → the modules and parameters that make it up, as names in ``model`` (without PEFT's wrapper).
+
+    ``language_model`` holds the lm_head too, as in the paper's code; ``lm_head`` is there to train it alone, or at a
+    learning rate of its own. Groups that the model does not have are left out.
+    """
+    check_vlm(model)
+    names = {id(module): name for name, module in model.named_modules()}
+    base = names[id(model.base_model)]
+    head = names[id(model.get_output_embeddings())]
+    groups = {
+        "projector": _existing(model, base, _PROJECTORS),
+        "language_model": (names[id(decoder_of(model))], head),
+        "vision_tower": _existing(model, base, _TOWERS),
+        "lm_head": (head,),
+    }
+    return {group: paths for group, paths in groups.items() if paths}
+
+
+def _existing(model: Any, base: str, attributes: Iterable[str]) -> tuple[str, ...]:
+    found = []
+    for path in (prefix + one for one in attributes for prefix in (f"{base}.", "")):
+        value = model
+        for part in path.split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, (nn.Module, nn.Parameter)):
+            found.append(path)
+    return tuple(found)
+
+
+def group_of(name: str, groups: Mapping[str, tuple[str, ...]], wanted: Iterable[str]) -> str | None:
+    """The group of ``wanted`` that owns a parameter: the one with the longest path above it (visual.merger, not visual).
+
+    A group that is not wanted still owns its own, so that training ``visual`` leaves ``visual.merger`` alone.
+    """
+    owners = [
+        (len(path), group in wanted, group)
+        for group, paths in groups.items()
+        for path in paths
+        if name == path or name.startswith(path + ".")
+    ]
+    # lm_head is in two groups under one path: the one that is wanted owns it, lm_head before language_model
+    longest = [owner for owner in owners if owner[0] == max(length for length, _, _ in owners)]
+    chosen = max(longest, key=lambda owner: (owner[1], owner[2] == "lm_head"), default=None)
+    return chosen[2] if chosen and chosen[1] else None

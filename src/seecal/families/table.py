@@ -1,0 +1,193 @@
+"""What makes each model family special. One row a family; everything a row does not say is read off the model.
+
+A family is looked up by ``config.model_type``. One that has no row goes by ``GENERIC``: the decoder's inputs are read by a
+forward pre-hook during the main pass, so no family's position code is written again here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from . import dummy_images
+
+# Where configurations keep the ids whose embeddings are replaced by vision features.
+_IMAGE_ID_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index", "image_patch_id")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        name: ``config.model_type``; empty for the generic row.
+        head: config → (scale, softcap) that the VLM class applies to its logits. Read the class, not the config: Gemma 3
+            has a soft-cap in its config that its VLM class does not apply.
+        dummy_image: model → the vision arguments of one dummy image, so that a rank without images runs the same modules as
+            the others. None: not known.
+        omit: decoder inputs that belong to images, so the pass without them leaves them out.
+        cross_attention: the image enters by cross-attention only: nothing is dropped from the text, the decoder is just
+            not given the image.
+        exact: whether dropping the image gives what masking it gives; where it does not, ``note`` says what it gives.
+        packs: whether several samples may stand in one row. Not where a state is carried from slot to slot: a mask keeps
+            attention apart, not a recurrence or a convolution.
+        needs: what its processor or its batches need, for the table.
+    """
+
+    name: str = ""
+    head: Callable[[Any], tuple[float, float | None]] = lambda config: (1.0, None)
+    dummy_image: Callable[[Any], dict[str, Tensor]] | None = None
+    omit: tuple[str, ...] = ("visual_pos_masks", "deepstack_visual_embeds", "vision_mask", "deepstack_features")
+    cross_attention: bool = False
+    exact: bool = True
+    packs: bool = True
+    note: str = ""
+    needs: str = ""
+
+    @property
+    def packs_main(self) -> bool:
+        """Whether the pass with the image too may run on one row: with cross-attention, images belong to rows."""
+        return self.packs and not self.cross_attention
+
+
+def _softcap(config: Any) -> tuple[float, float | None]:
+    return 1.0, getattr(config.get_text_config(), "final_logit_softcapping", None)
+
+
+def _paligemma(config: Any) -> tuple[float, float | None]:
+    """PaliGemma 2's soft-cap, where this transformers' class applies it (5.17 does not, 5.23 does)."""
+    from transformers import PaliGemmaForConditionalGeneration
+
+    applied = inspect.unwrap(PaliGemmaForConditionalGeneration.forward).__code__.co_consts
+    return _softcap(config) if "final_logit_softcapping" in applied else (1.0, None)
+
+
+def _divided(config: Any) -> tuple[float, float | None]:
+    return 1.0 / config.get_text_config().logits_scaling, None
+
+
+GENERIC = Family(packs=False)  # nobody has said that its decoder carries no state
+_CROSS = ("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask")
+_STATE = "dropping removes the image from the recurrent state too, masking leaves its trace there"
+_VISION = "torchvision"
+_TYPES = "torchvision; mm_token_type_ids"
+_PREFIX = "token_type_ids; a chat template for several turns"
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family("llava", dummy_image=dummy_images.picture),
+        Family("vipllava", dummy_image=dummy_images.picture),
+        Family("mistral3", dummy_image=dummy_images.sized_picture, needs=_VISION),
+        Family("llava_next", dummy_image=dummy_images.tiles),
+        Family("llava_next_video", dummy_image=dummy_images.tiles),
+        Family("llava_onevision", dummy_image=dummy_images.tiles),
+        Family("qwen2_vl", dummy_image=dummy_images.patches, needs=_TYPES),
+        Family("qwen2_5_vl", dummy_image=dummy_images.patches, needs=_TYPES),
+        Family("qwen3_vl", dummy_image=dummy_images.patches, needs=_TYPES),
+        Family("qwen3_vl_moe", dummy_image=dummy_images.patches, needs=_TYPES),
+        Family(
+            "qwen3_5",
+            dummy_image=dummy_images.patches,
+            exact=False,
+            packs=False,
+            note=f"linear attention: {_STATE}",
+            needs=_TYPES,
+        ),
+        Family("glm4v", dummy_image=dummy_images.patches, needs=_TYPES),
+        Family("internvl", dummy_image=dummy_images.picture, needs=_VISION),
+        Family("got_ocr2", dummy_image=dummy_images.picture, needs=_VISION),
+        Family("lighton_ocr", dummy_image=dummy_images.sized_picture, needs=_VISION),
+        Family("idefics2", dummy_image=dummy_images.grouped_picture, needs=_VISION),
+        Family("idefics3", dummy_image=dummy_images.grouped_picture, needs=_VISION),
+        Family("smolvlm", dummy_image=dummy_images.grouped_picture, needs=f"{_VISION}, num2words"),
+        Family("paligemma", head=_paligemma, dummy_image=dummy_images.picture, needs=_PREFIX),
+        Family("gemma3", dummy_image=dummy_images.picture, needs="token_type_ids"),
+        Family("gemma4", head=_softcap, dummy_image=dummy_images.positioned_patches, needs=_TYPES),
+        Family("aya_vision", dummy_image=dummy_images.picture, needs=_VISION),
+        Family("cohere2_vision", dummy_image=dummy_images.picture, needs=_VISION),
+        Family("granite4_vision", head=_divided, dummy_image=dummy_images.tiles, needs=_VISION),
+        Family("molmo2", dummy_image=dummy_images.pooled_patches, needs=f"{_TYPES}; transformers after 5.17"),
+        Family("ovis2", dummy_image=dummy_images.picture, needs=_VISION),
+        Family("llama4", dummy_image=dummy_images.picture, needs=_VISION),
+        Family(
+            "lfm2_vl",
+            dummy_image=dummy_images.shaped_patches,
+            exact=False,
+            packs=False,
+            note=f"short convolutions: {_STATE}",
+            needs=_VISION,
+        ),
+        Family(
+            "mllama",
+            dummy_image=dummy_images.crossed_picture,
+            omit=_CROSS,
+            cross_attention=True,
+            exact=False,
+            note="cross-attention: the decoder runs without the image; a fully masked one would still be seen",
+            needs="cross_attention_mask",
+        ),
+    )
+}
+
+
+def family_of(model: Any) -> Family:
+    """The row of the model's family, or the generic one."""
+    return FAMILIES.get(model.config.model_type, GENERIC)
+
+
+def decoder_of(model: Any) -> Any:
+    """The text decoder without its head (``get_decoder()`` of Llama 4 returns one that carries an lm_head)."""
+    decoder = model.get_decoder()
+    return decoder.model if hasattr(decoder, "lm_head") else decoder
+
+
+def image_ids(config: Any) -> set[int]:
+    """Ids of the placeholder tokens, images and videos alike."""
+    found = (getattr(config, name, None) for name in _IMAGE_ID_FIELDS)
+    return {value for value in found if isinstance(value, int)}
+
+
+def check_vlm(model: Any) -> None:
+    """ValueError unless ``model`` is a transformers vision-language model with a language-model head."""
+    name = type(model).__name__
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "get_decoder"):
+        raise ValueError(f"{name} is not a transformers model; pass a vision-language model such as LLaVA")
+    if not image_ids(config):
+        raise ValueError(
+            f"{name} (model_type {config.model_type!r}) is not a vision-language model: its config names no image token. "
+            "CAL compares the same text with and without its image, so it needs one."
+        )
+    if model.get_output_embeddings() is None:
+        raise ValueError(f"{name} has no language-model head; load it with AutoModelForImageTextToText")
+
+
+def head_of(model: Any) -> Any:
+    """The module that holds the head's weight, or ValueError where that weight is not all there is to it."""
+    head = model.get_output_embeddings()
+    if hasattr(head, "modules_to_save") and hasattr(head, "original_module"):  # PEFT trains a whole copy: take that
+        active = (
+            []
+            if getattr(head, "disable_adapters", False)
+            else [name for name in head.active_adapters if name in head.modules_to_save]
+        )
+        head = head.modules_to_save[active[0]] if active else head.original_module
+    if hasattr(head, "base_layer"):
+        raise ValueError(
+            f"the head ({type(head).__name__}) carries an adapter. CAL reads the head's weight directly, so the adapter "
+            "would be left out. Take lm_head out of target_modules; to train it whole, set modules_to_save=['lm_head']."
+        )
+    weight = getattr(head, "weight", None)
+    if weight is None or not weight.is_floating_point():
+        raise ValueError(f"the head ({type(head).__name__}) has no floating-point weight; do not quantise lm_head")
+    if weight.numel() == 0:
+        raise ValueError(
+            "the head's weight is empty outside its own forward (DeepSpeed ZeRO-3 does that), which this version of "
+            "seecal cannot gather. Use FSDP2 or ZeRO-2."
+        )
+    return head

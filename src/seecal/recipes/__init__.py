@@ -1,0 +1,13 @@
+"""``seecal train``: a YAML file resolved into stages (``recipe``), and the stages trained one after another (``run``).
+
+The YAML files beside these modules are the recipes that come with seecal.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "trainable": ["LoraSettings", "prepare", "trainable_tree"],
+    },
+)

@@ -1,0 +1,106 @@
+"""What watches a training: the epoch for the collator, a stop that can be resumed, the check of the first gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from ..data.collators.vision import VisionCollator
+from ..ops.distributed import sum_over_ranks, world_size
+
+logger = logging.getLogger(__name__)
+
+
+class EpochCallback(TrainerCallback):
+    """What the collator draws at random differs from epoch to epoch."""
+
+    def __init__(self, collator: VisionCollator) -> None:
+        self._collator = collator
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._collator.epoch = int(state.epoch or 0)
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM or Ctrl-C: a checkpoint at the next end of a step, then training ends. A second signal ends it at once.
+
+    ``signal`` is the number of the signal that any rank got, 0 before: all ranks stop at the same step.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._got = 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        before = {one: signal.signal(one, self._note) for one in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._got = number
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, signal.SIG_DFL if one == signal.SIGTERM else signal.default_int_handler)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._got or world_size() > 1:
+            terminated = self._got == signal.SIGTERM
+            got = torch.tensor([terminated, bool(self._got) and not terminated], dtype=torch.int64, device=args.device)
+            by_term, by_key = sum_over_ranks(got).tolist()
+            self.signal = int(signal.SIGTERM if by_term else signal.SIGINT if by_key else 0)
+        if self.signal:
+            control.should_save = control.should_training_stop = True
+
+
+class GradientCheck(TrainerCallback):
+    """After the first step with an image: every trainable tensor has a gradient and no frozen one has.
+
+    What is silently left out of training (a projector behind a wrong LoRA setting, say) is found before the second step.
+
+    Raises:
+        ValueError: from ``train()``, naming tensors on the wrong side.
+    """
+
+    def __init__(self) -> None:
+        self._images = self._done = self._stepped = False
+        self._hook: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        def note(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+            given = any(name.startswith("pixel_values") and value is not None for name, value in inputs.items())
+            self._images = self._images or given
+
+        # DeepSpeed keeps gradients in buffers of its own, .grad is empty
+        self._done = args.deepspeed_plugin is not None
+        self._hook = model.register_forward_pre_hook(note, with_kwargs=True)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self._stepped = True
+        if self._done or not self._images:
+            return
+        self._done = True
+        named = list(model.named_parameters())
+        without = [name for name, one in named if one.requires_grad and one.grad is None]
+        frozen = [name for name, one in named if not one.requires_grad and one.grad is not None]
+        for names, what in ((without, "trainable tensors got no gradient"), (frozen, "frozen tensors got a gradient")):
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                raise ValueError(
+                    f"step {state.global_step + 1}: {len(names)} {what}: {', '.join(names[:3])}{more}. The loss does not "
+                    "reach them as `train` says it should. Change train, or set check_gradients: false to go on."
+                )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        if self._stepped and not self._done:
+            logger.warning("no step had an image: the projector has not been trained, and gradients were not checked")

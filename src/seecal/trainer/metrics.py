@@ -1,0 +1,128 @@
+"""What CALTrainer logs about tokens: sums that stay on the device while it trains, and the figures made of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.options import CALOptions
+from ..core.outputs import CALOutput
+
+logger = logging.getLogger(__name__)
+
+# A share of the time that more workers would win back, in as many logs one after the other: one alone is a slow disk.
+_HIGH_SHARE, _LOGS = 0.3, 3
+
+
+class RunningSums:
+    """Named sums that stay on the device until they are read. False while empty."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums: dict[str, Tensor] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._sums)
+
+    def add(self, **values: Tensor | float) -> None:
+        for name, value in values.items():
+            value = value.detach().to(self._device, self._dtype) if isinstance(value, Tensor) else value
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=self._device, dtype=self._dtype)) + value
+
+    def clear(self) -> None:
+        self._sums = {}
+
+    def take(self, name: str) -> Tensor:
+        """One sum of this rank; clears all."""
+        value = self._sums[name]
+        self.clear()
+        return value
+
+    def over_ranks(self, accelerator: Any) -> dict[str, Tensor]:
+        """All sums, over all ranks (``accelerator`` None: this one's), still on the device; clears them."""
+        names, values = list(self._sums), torch.stack(list(self._sums.values()))
+        self.clear()
+        values = values if accelerator is None else accelerator.reduce(values, "sum")
+        return dict(zip(names, values.unbind(), strict=True))
+
+    def read(self, accelerator: Any) -> dict[str, float]:
+        """All sums, over all ranks, as numbers; clears them. Waits for the device once."""
+        sums = self.over_ranks(accelerator)
+        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+
+@torch.no_grad()
+def count_tokens(sums: RunningSums, record: CALOutput, attention_mask: Tensor | None, options: CALOptions) -> None:
+    """Adds one training forward to ``sums``, without waiting for the device."""
+    seen, delta = record.visual_delta.has_contrast, record.visual_delta.delta
+    labels = len(record.visual_delta)
+    sums.add(
+        cross_entropy=record.cross_entropy * labels,
+        label_tokens=labels,
+        seen=seen.sum(),
+        delta=(delta * seen).sum(),
+        at_alpha=((delta <= options.alpha) & seen).sum(),
+        at_beta=((delta >= options.beta) & (delta > options.alpha) & seen).sum(),
+        tokens=record.main_tokens if attention_mask is None else attention_mask.sum(),
+        main=record.main_tokens,
+        contrast=record.contrast_tokens,
+    )
+
+
+def token_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """The figures to log. Those about Δ are left out where no label token had a contrast."""
+    metrics = {
+        "cross_entropy": sums["cross_entropy"] / max(sums["label_tokens"], 1),
+        "label_tokens": sums["label_tokens"],
+        "contrast_token_share": sums["contrast"] / max(sums["main"] + sums["contrast"], 1),
+    }
+    if "dropped" in sums:
+        metrics |= {"records_dropped": sums["dropped"], "records_truncated": sums["truncated"]}
+    if seen := sums["seen"]:
+        at_alpha, at_beta = sums["at_alpha"] / seen, sums["at_beta"] / seen
+        metrics |= {"delta_mean": sums["delta"] / seen, "share_at_alpha": at_alpha, "share_at_beta": at_beta}
+        metrics["share_inside"] = 1 - at_alpha - at_beta
+    return metrics
+
+
+class Waiting:
+    """An iterator that adds up the ``seconds`` that its caller waits for the next item."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+        self.seconds = 0.0
+
+    def __iter__(self) -> Waiting:
+        return self
+
+    def __next__(self) -> Any:
+        start = time.perf_counter()
+        try:
+            return next(self._iterator)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+class WaitHint:
+    """Says once what to set when the training keeps waiting for its batches."""
+
+    def __init__(self) -> None:
+        self._high, self._said = 0, False
+
+    def see(self, share: float, workers: int, decoding: str) -> None:
+        """One more log: the share of its time spent waiting (0 to 1), and the two settings that it depends on."""
+        self._high = self._high + 1 if share > _HIGH_SHARE else 0
+        if self._high < _LOGS or self._said:
+            return
+        self._said = True
+        remedy = "Set dataloader_num_workers to the CPU cores that are free" if workers == 0 else (
+            f"Raise dataloader_num_workers (now {workers}) if CPU cores are free"
+        )  # fmt: skip
+        also = ", or set image_decoding='reduced'" if decoding == "exact" else ""
+        logger.warning("%.0f %% of the training time is spent waiting for batches. %s%s.", 100 * share, remedy, also)

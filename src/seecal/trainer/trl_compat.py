@@ -1,0 +1,46 @@
+"""What TRL's trainer has to be told, or must not see, so that CALTrainer can be one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from trl.trainer.utils import add_fused_lm_head
+
+from ..families.table import family_of
+from .cal_config import CALConfig
+
+
+def patch_eval_head(model: Any) -> None:
+    """TRL's fused head, which evaluates, reads soft-cap and scale off the text config. Some vision-language classes do not
+    apply what is there (Gemma 3, Aya, Cohere 2): for those it is put on again, reading what the class does."""
+    scale, softcap = family_of(model).head(model.config)
+    text = model.config.get_text_config()
+    names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    kept = {name: getattr(text, name) for name in names if hasattr(text, name)}
+    says = kept.get("logit_scale") or 1 / (kept.get("logits_scaling") or 1.0), kept.get("final_logit_softcapping")
+    if says == (scale, softcap):
+        return
+    text.final_logit_softcapping, text.logit_scale = softcap, scale
+    try:
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    finally:
+        for name in names:
+            if name in kept:
+                setattr(text, name, kept[name])
+            elif hasattr(text, name):
+                delattr(text, name)
+
+
+@contextlib.contextmanager
+def hide_cal_fields_from_trl(args: CALConfig, our_collator: bool) -> Iterator[None]:
+    """SFTTrainer reads ``padding_free`` as its own option, and refuses or acts on ``assistant_only_loss``, which our
+    collator does anyway: both look off while it sets itself up."""
+    kept = args.padding_free, args.assistant_only_loss
+    args.padding_free = False  # type: ignore[assignment]
+    args.assistant_only_loss = args.assistant_only_loss and not our_collator
+    try:
+        yield
+    finally:
+        args.padding_free, args.assistant_only_loss = kept

@@ -1,0 +1,129 @@
+"""The command line without a model: help that costs nothing, errors in one line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COMMANDS = ("demo", "train", "chat", "families", "bench")
+HEAVY = ("torch", "transformers", "trl", "datasets", "PIL")
+
+
+def seecal(*args, cwd=None):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "seecal", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+
+
+def refused(*args, cwd=None):
+    """Runs a command that must end with exit code 2, nothing on stdout, and one line on stderr, which is returned."""
+    done = seecal(*args, cwd=cwd)
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("seecal: ")
+    return line
+
+
+@pytest.mark.parametrize("args", [["--help"], [], *([command, "--help"] for command in COMMANDS)])
+def test_help_imports_nothing_heavy(args):
+    code = (
+        "import sys\nfrom seecal.cli.main import main\n"
+        f"sys.argv = ['seecal', *{args!r}]\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: seecal" in done.stdout
+
+
+def test_help_lists_the_commands():
+    text = seecal("--help").stdout
+    for command in COMMANDS:
+        assert f"\n  {command} " in text
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["chat", "m", "i.png", "q", "--nope"], "No such option: --nope"),
+        (["nope"], "No such command 'nope'"),
+        (["chat", "m"], "Missing argument"),
+        (["demo", "--align-steps", "many"], "--align-steps"),
+        (["demo", "--weighting", "best"], "weighting"),
+    ],
+)
+def test_wrong_usage(args, says, tmp_path):
+    assert says in refused(*args, cwd=tmp_path)
+    assert not list(tmp_path.iterdir()), "a refused command wrote something"
+
+
+def test_image_errors(tmp_path, picture):
+    assert "no such file" in refused("chat", "model", tmp_path / "none.png", "q")
+    assert "this is a folder" in refused("chat", "model", tmp_path, "q")
+    text = tmp_path / "text[bold].png"  # brackets: nothing may be read as markup
+    text.write_text("not an image")
+    line = refused("chat", "model", text, "q")
+    assert "it holds text" in line
+    assert "text[bold].png" in line
+
+
+def test_model_errors(tmp_path, picture):
+    assert "no such folder" in refused("chat", tmp_path / "none", picture, "q")
+    assert "no such folder" in refused("chat", "./none", picture, "q")
+    assert "this is a file" in refused("chat", picture, picture, "q")
+    assert "no config.json" in refused("chat", tmp_path, picture, "q")
+    (tmp_path / "config.json").write_text("{")
+    assert "not valid JSON" in refused("chat", tmp_path, picture, "q")
+
+
+def test_a_text_model_is_refused_by_name(tmp_path, picture):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    assert "a llama model takes no images" in refused("chat", tmp_path / "llama", picture, "q")
+
+
+def test_demo_refuses_to_replace_what_is_not_its_own(tmp_path, picture):
+    assert "this is a file" in refused("demo", "--out", picture)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "precious.py").touch()
+    assert "not made by the demo" in refused("demo", "--out", tmp_path)
+    assert (tmp_path / "model" / "precious.py").exists()
+
+
+@pytest.fixture
+def picture(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8), "red").save(path)
+    return path
+
+
+@pytest.mark.parametrize("damage", ["tokenizer", "head", "weights"])
+def test_a_damaged_model_folder_is_one_line(damage, tmp_path, picture):
+    from safetensors.torch import load_file, save_file
+
+    from tests.support.tiny import tiny_llava, tiny_llava_processor
+
+    folder = tmp_path / "model"
+    tiny_llava().save_pretrained(folder)
+    tiny_llava_processor().save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    if damage == "tokenizer":
+        (folder / "tokenizer.json").write_text("{}")
+    elif damage == "head":
+        tensors = load_file(weights)
+        name = next(name for name in tensors if "lm_head" in name)
+        save_file({**tensors, name: tensors[name][:7].clone()}, weights, metadata={"format": "pt"})
+    else:
+        weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert str(folder) in refused("chat", folder, picture, "q")

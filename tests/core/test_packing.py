@@ -1,0 +1,161 @@
+"""Where a packed row must not be, or must be taken care of: labels after padding, outputs of every layer, low precision."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+import seecal
+from seecal import CALOptions
+from seecal.core import main_pass
+from seecal.ops import segment_attention as segments
+from seecal.ops.float8 import fp8_linears
+from tests.ops.test_segment_attention import fake_kernel
+from tests.support.builders import MIXED, Row, batch_of, build
+
+
+def losses(model, batch, choices=(False, "auto", True)):
+    found = []
+    for padding_free in choices:
+        seecal.enable_cal(model.train(), CALOptions(padding_free=padding_free))
+        found.append(model(**batch))
+        seecal.disable_cal(model)
+    return found
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_every_token_a_label(padding):
+    """As ``labels = ids.clone(); labels[padding] = -100`` makes them: on the left the first label comes after padding."""
+    model, image_tokens, pixels = build("llava")
+    batch = batch_of(MIXED, image_tokens, pixels, padding)
+    batch["labels"] = batch["input_ids"].masked_fill((batch["attention_mask"] == 0) | (batch["input_ids"] == 3), -100)
+    plain = model(**batch).loss
+    padded, auto = losses(model, batch, (False, "auto"))
+    torch.testing.assert_close(auto.loss, padded.loss, atol=1e-5, rtol=1e-5)
+    seecal.enable_cal(model.train(), CALOptions(weighting="uniform"))
+    torch.testing.assert_close(model(**batch).loss, plain, atol=1e-5, rtol=1e-5)
+    seecal.disable_cal(model)
+    if padding == "right":
+        torch.testing.assert_close(losses(model, batch, (True,))[0].loss, padded.loss, atol=1e-5, rtol=1e-5)
+        return
+    assert auto.cal.main_tokens == batch["input_ids"].numel()
+    with pytest.raises(ValueError, match=r"row 0, column \d+ comes right after padding"):
+        losses(model, batch, (True,))
+
+
+def test_labels_on_padding_that_is_masked():
+    """Padding with the id of the end of turn, left in the labels: counted as the model itself counts them."""
+    model, image_tokens, pixels = build("llava")
+    batch = batch_of(MIXED, image_tokens, pixels)
+    batch["labels"][1, -3:] = 7
+    padded, auto = losses(model, batch, (False, "auto"))
+    assert len(auto.cal.weights) == int((batch["labels"][:, 1:] != -100).sum())
+    torch.testing.assert_close(auto.loss, padded.loss, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("by_config", [False, True])
+def test_the_outputs_of_every_layer_stay_as_the_batch_came(by_config):
+    model, image_tokens, pixels = build("llava")
+    batch = batch_of(MIXED, image_tokens, pixels)
+    asked = {} if by_config else {"output_hidden_states": True}
+    model.config.output_hidden_states = by_config
+    model.model.language_model.config.output_hidden_states = by_config
+    seecal.enable_cal(model.train())
+    output = model(**batch, **asked)
+    assert [one.shape[:2] for one in output.hidden_states] == [batch["input_ids"].shape] * len(output.hidden_states)
+
+
+def test_autocast_reaches_the_kernel_in_its_own_precision(monkeypatch):
+    """Rotary embeddings leave float32 queries under autocast, which scaled_dot_product_attention would cast by itself."""
+    calls, kinds = [], set()
+    kernel = fake_kernel(calls)
+
+    def noting(query, key, value, *rest):
+        kinds.update((query.dtype, key.dtype, value.dtype))
+        return kernel(query, key, value, *rest)
+
+    monkeypatch.setattr(segments, "suits_the_kernel", lambda *_: True)
+    monkeypatch.setattr(segments, "variable_length_kernel", lambda: noting)
+    model, image_tokens, pixels = build("llava")
+    batch = batch_of(MIXED, image_tokens, pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        padded, packed = losses(model, batch, (False, True))
+    assert kinds == {torch.bfloat16}
+    assert len(calls) == 6
+    assert abs(packed.loss.item() - padded.loss.item()) < 0.02 * padded.loss.item()
+
+
+def test_prefixes_have_a_limit(monkeypatch):
+    """What would take too much memory is computed again, with the same result."""
+    model, image_tokens, pixels = build("llava")
+    batch = batch_of(MIXED, image_tokens, pixels)
+    (kept,) = losses(model, batch, ("auto",))
+    layers, width = 3, 64
+    before = 6 + 2 + 3 + 6  # text before the first image of the rows that have one
+    monkeypatch.setattr(main_pass, "MOST_PREFIX_BYTES", before * layers * 2 * width * 4)
+    (at_the_limit,) = losses(model, batch, ("auto",))
+    monkeypatch.setattr(main_pass, "MOST_PREFIX_BYTES", before * layers * 2 * width * 4 - 1)
+    (again,) = losses(model, batch, ("auto",))
+    assert at_the_limit.cal.contrast_tokens == kept.cal.contrast_tokens == again.cal.contrast_tokens - before
+    torch.testing.assert_close(again.loss, kept.loss, atol=1e-5, rtol=1e-5)
+
+
+def test_one_head_of_a_group_is_kept():
+    mask = segments.SegmentMask(
+        (2, 3), torch.device("cpu"), recorded=(prefixes := segments.Prefixes(torch.tensor([0, 2]), 2))
+    )
+    query = torch.randn(1, 4, 5, 8)
+    key, value = (torch.randn(1, 2, 5, 8).repeat_interleave(2, 1) for _ in range(2))
+    torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    assert prefixes._kept[0][0].shape == (1, 2, 2, 8)
+    back_key, back_value = prefixes.recall(query, key)
+    assert torch.equal(back_key, key[:, :, [0, 2]])
+    assert torch.equal(back_value, value[:, :, [0, 2]])
+
+
+# ---------------------------------------------------------------- what is left behind
+
+
+def test_steps_are_counted_anew_after_disable():
+    model, image_tokens, pixels = build("llava")
+    batch = batch_of(MIXED, image_tokens, pixels)
+    options = CALOptions(contrast_every=2)
+    seecal.enable_cal(model.train(), options)
+    model(**batch)
+    setattr(model, seecal.core.forward.STEP, 1)  # as a trainer that is over
+    assert model(**batch).cal.contrast_tokens == 0
+    seecal.disable_cal(model)
+    seecal.enable_cal(model, options)
+    assert [model(**batch).cal.contrast_tokens > 0 for _ in range(3)] == [True, False, True]
+
+
+def test_batches_that_bring_their_weights_are_counted_too():
+    """Else ranks with and without such batches would take the image away in different forwards."""
+    model, image_tokens, pixels = build("llava")
+    batch = batch_of(MIXED, image_tokens, pixels)
+    seecal.enable_cal(model.train(), CALOptions(contrast_every=2))
+    given = {**batch, "token_weights": torch.ones(batch["labels"].shape)}
+    found = [model(**one).cal.contrast_tokens > 0 for one in (given, batch, batch)]
+    assert found == [False, False, True]
+
+
+@pytest.mark.parametrize("rank", [8, 16])
+def test_adapters_keep_their_precision_whatever_their_rank(rank):
+    model, *_ = build("llava")
+    adapted = get_peft_model(model, LoraConfig(r=rank, target_modules=["q_proj"]))
+    decoder = model.model.language_model
+    with fp8_linears(decoder):
+        changed = {name for name, module in decoder.named_modules() if "forward" in module.__dict__}
+    assert changed
+    assert any(name.endswith("q_proj.base_layer") for name in changed)
+    assert not any("lora" in name for name in changed)
+    assert adapted.peft_config
+
+
+def test_a_compiled_model_still_trains():
+    model, image_tokens, pixels = build("llava")
+    batch = batch_of([MIXED[0], Row([4, "image", 2, -3])], image_tokens, pixels)
+    seecal.enable_cal(model.train())
+    expected = model(**batch).loss
+    torch._dynamo.reset()
+    got = torch.compile(model, backend="eager")(**batch).loss
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)

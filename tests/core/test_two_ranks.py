@@ -1,0 +1,59 @@
+"""Two gloo ranks give the loss and the gradients of one process on the same global batch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import ROOT
+
+SECONDS = 60  # a hang is what this is here to catch
+
+HALVES = ("mixed", "one rank is text-only", "one rank has no label", "both ranks are text-only")
+EVERY_HALF = [(halves, "llava", "drop", "global") for halves in HALVES]
+CASES = {
+    "ddp": [
+        *EVERY_HALF,
+        ("one rank is text-only", "llava_onevision", "drop", "global"),
+        ("one rank has no label", "llava", "drop", "sample"),
+        ("one rank is text-only", "llava", "drop", "global", "dft"),
+    ],
+    "fsdp2": [
+        *EVERY_HALF,
+        ("one rank is text-only", "llava_next", "drop", "global"),
+        ("one rank is text-only", "llava", "mask", "global"),
+        *(("one rank is text-only", "llava", "drop", "global", weighting) for weighting in ("dft", "vig", "prior")),
+    ],
+    "fsdp2 with its head apart": EVERY_HALF,
+}
+
+
+def run_ranks(module, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, "-m", module, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("wrapper", CASES)
+def test_two_ranks_are_one_process(wrapper, tmp_path):
+    out = tmp_path / "results.json"
+    run_ranks("tests.support.ranks_worker", str(out), json.dumps([(wrapper, *case) for case in CASES[wrapper]]))
+    results = json.loads(out.read_text())
+    assert len(results) == len(CASES[wrapper])
+    for case, result in zip(CASES[wrapper], results, strict=True):
+        expected = result["expected_loss"]
+        assert abs(result["loss"] - expected) <= 1e-5 * max(1.0, abs(expected)), case
+        assert result["gradient"] <= 1e-5 * max(1.0, result["scale"]), case
+        assert result["scale"] > 1e-3, case
+        assert result["heads"] == ["DTensor" if "apart" in wrapper else "Parameter"], case

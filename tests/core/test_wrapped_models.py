@@ -1,0 +1,97 @@
+"""PEFT before and after, checkpointing, and low precision: the passes are the same."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+import seecal
+from seecal import CALOptions
+from tests.support.reference import assert_same_gradients, gradients
+
+
+def lora(model, **options):
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", init_lora_weights=False, **options)
+    return get_peft_model(model, config)
+
+
+def test_peft_before_and_after(case):
+    model, batch = case
+    after = seecal.enable_cal(lora(copy.deepcopy(model))).train()
+    before = lora(seecal.enable_cal(copy.deepcopy(model))).train()
+    outputs = [one(**batch) for one in (after, before)]
+    for one, output in zip((after, before), outputs, strict=True):
+        output.loss.backward()
+        assert set(gradients(one)) == {name for name, _ in one.named_parameters() if "lora" in name}
+    assert torch.equal(outputs[0].loss, outputs[1].loss)
+    assert_same_gradients(gradients(after), gradients(before), 1e-6)
+    plain = seecal.enable_cal(copy.deepcopy(model))(**batch)
+    assert abs(float((outputs[0].loss - plain.loss).detach())) > 1e-3, "the adapter is not used"
+    contrast = seecal.visual_delta(after, batch, contrast="mask")
+    torch.testing.assert_close(contrast.delta, outputs[0].cal.visual_delta.delta, atol=1e-3, rtol=1e-4)
+
+
+def test_an_adapter_on_the_head_is_refused(case):
+    model, batch = case
+    config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"])
+    with pytest.raises(ValueError, match="modules_to_save"):
+        seecal.enable_cal(get_peft_model(copy.deepcopy(model), config))
+    later = get_peft_model(seecal.enable_cal(model), config).train()
+    with pytest.raises(ValueError, match="adapter"):
+        later(**batch)
+
+
+def test_a_head_in_modules_to_save_is_the_one_that_trains(case):
+    model, batch = case
+    trained = seecal.enable_cal(lora(model, modules_to_save=["lm_head"])).train()
+    trained(**batch).loss.backward()
+    assert any("lm_head.modules_to_save" in name for name in gradients(trained))
+
+
+@pytest.mark.parametrize("contrast", ["drop", "mask"])
+def test_checkpointing_gives_the_same_gradients(case, contrast):
+    model, batch = case
+    seecal.enable_cal(model, CALOptions(contrast=contrast))
+    twin = copy.deepcopy(model)
+    twin.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    calls = []
+    twin.model.language_model.layers[0].mlp.gate_proj.register_forward_pre_hook(lambda *_: calls.append(1))
+    for one in (model, twin):
+        one(**batch).loss.backward()
+    assert len(calls) == 3, "main, contrast, and the main pass again in the backward"
+    assert_same_gradients(gradients(twin), gradients(model), 1e-6)
+
+
+def test_bf16_autocast_and_pure_bf16(case):
+    model, batch = case
+    seecal.enable_cal(model)
+    truth = model(**batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = model(**batch)
+    autocast.loss.backward()
+    assert all(gradient.dtype == torch.float32 for gradient in gradients(model).values())
+    pure = copy.deepcopy(model).to(torch.bfloat16)
+    pure.zero_grad()
+    low = pure(**{**batch, "pixel_values": batch["pixel_values"].bfloat16()})
+    low.loss.backward()
+    for output in (autocast, low):
+        assert output.loss.dtype == torch.float32
+        assert output.cal.visual_delta.delta.dtype == torch.float32
+        torch.testing.assert_close(output.loss, truth.loss, atol=0, rtol=0.05)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(pure).values())
+
+
+def test_with_the_adapter_off_the_head_is_the_original_one(case):
+    model, batch = case
+    trained = seecal.enable_cal(lora(model, modules_to_save=["lm_head"])).train()
+    with torch.no_grad():
+        trained.get_base_model().lm_head.modules_to_save["default"].weight.normal_()
+    with trained.disable_adapter():
+        ours = trained(**batch).cal.cross_entropy
+        plain = {name: value for name, value in batch.items() if name != "labels"}
+        logits = trained.eval()(**plain).logits
+    delta = seecal.visual_delta(trained, batch)
+    expected = torch.nn.functional.cross_entropy(logits[delta.sample, delta.position - 1], delta.labels)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,108 @@
+"""docs/families.md: its table says what the code says, its two examples run and are as short as promised."""
+
+import re
+
+import pytest
+import torch
+from scripts.families_table import DIFFERENCE, PAGE, rows, with_table, written
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+import seecal
+from seecal.families.table import FAMILIES, GENERIC, family_of
+from tests.families.test_sweep import step
+from tests.support import zoo, zoo_parts
+from tests.support.zoo_models import ZOO
+
+TEXT = PAGE.read_text("utf8")
+NEW_FAMILY, NEW_WEIGHTING = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+class MyConfig(LlavaConfig):
+    model_type = "my_vlm"
+    logit_scale: float = 0.5
+
+
+class MyModel(LlavaForConditionalGeneration):
+    config_class = MyConfig
+
+    def forward(self, input_ids=None, **inputs):
+        output = super().forward(input_ids=input_ids, **inputs)
+        output.logits = output.logits * self.config.logit_scale
+        return output
+
+
+def my_model():
+    return MyModel(
+        MyConfig(vision_config=zoo_parts.clip(), text_config=zoo_parts.llama(), image_token_index=zoo_parts.IMAGE)
+    )
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    """The tables as they were, once the test is over; and the made-up family among the kinds of model."""
+    before = [(table, dict(table)) for table in (FAMILIES, seecal.WEIGHTINGS)]
+    monkeypatch.setitem(ZOO, "my_vlm", zoo_parts.Kind(my_model, [zoo_parts.IMAGE] * 16, zoo_parts.picture))
+    yield
+    for table, entries in before:
+        table.clear()
+        table.update(entries)
+
+
+def test_the_table_says_what_the_code_says():
+    page = written(TEXT)
+    assert [row[:DIFFERENCE] + row[DIFFERENCE + 1 :] for row in page] == rows(list(ZOO)), (
+        "docs/families.md is out of date: python -m scripts.families_table"
+    )
+    exact = {row[0]: float(row[DIFFERENCE]) for row in page if row[2] == "yes"}
+    assert {name.split(",")[0] for name in exact} == {name for name, family in FAMILIES.items() if family.exact}
+    assert max(exact.values()) <= 2e-5
+
+
+def test_writing_the_table_again_changes_nothing():
+    assert with_table(TEXT, written(TEXT)) == TEXT
+
+
+def test_the_examples_are_short():
+    assert len(NEW_FAMILY.splitlines()) < 15
+    assert len(NEW_WEIGHTING.splitlines()) < 10
+
+
+def test_a_new_family_is_one_row(tables, monkeypatch):
+    model = zoo.model_of("my_vlm", "sdpa")
+    assert family_of(model) is GENERIC
+    routes, own = zoo.measure("my_vlm", "sdpa", "right")
+    assert "drop, packed" not in routes
+    assert float((routes["mask"].delta - own.delta).abs().max()) > 0.1, "the head's factor is not in the generic row"
+
+    exec(NEW_FAMILY, {})
+    routes, own = zoo.measure("my_vlm", "sdpa", "right")
+    assert list(routes) == list(zoo.ROUTES)
+    for got in routes.values():
+        torch.testing.assert_close(got.logit_with, own.with_image, atol=own.tolerance, rtol=0)
+        torch.testing.assert_close(got.delta, own.delta, atol=own.tolerance, rtol=0)
+
+    monkeypatch.setattr("seecal.core.forward.world_size", lambda: 2)
+    _, gradients = step(model, zoo.batch_of("my_vlm", zoo.TEXT_ONLY))
+    assert any("vision_tower" in name for name in gradients)
+
+
+def test_a_new_weighting_is_one_entry(tables):
+    model, batch = zoo.model_of("llava", "sdpa"), zoo.batch_of("llava", zoo.MIXED)
+    exec(NEW_WEIGHTING, {"model": model})
+    try:
+        record = model.train()(**batch).cal
+    finally:
+        seecal.disable_cal(model.eval())
+    assert torch.equal(record.weights, (record.visual_delta.delta > 0).float())
+    assert 0 < int(record.weight_sum) < len(record.weights)
+
+
+def test_the_table_of_weightings_says_what_the_code_says():
+    lines = TEXT[TEXT.index("| weighting | weight of a label token |") :].split("\n\n")[0].splitlines()[2:]
+    found = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    expected = [
+        [f"`{name}`", one.source, ", ".join(one.passes) or "none", "yes" if one.needs_logprob else "no"]
+        for name, one in seecal.WEIGHTINGS.items()
+    ]
+    assert [[name, *rest] for name, _, *rest in found] == expected
+    assert all(formula for _, formula, *_ in found)

@@ -1,0 +1,264 @@
+"""Recipes: what wins over what, types, unknown keys, the shipped files, and a help that knows every field."""
+
+import dataclasses
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from seecal import CALConfig
+from seecal.core.options import CALOptions
+from seecal.recipes.help import config_fields, text
+from seecal.recipes.recipe import KEYS, NOT_HERE, SHIPPED, arguments, read
+from seecal.recipes.schema import Text, checked
+from seecal.recipes.trainable import LoraSettings
+from seecal.trainer.cal_config import CALConfig as Config
+from tests.support.paths import ROOT
+
+BASE = {"model": "m", "data": "d.json", "output_dir": "out"}
+STAGES = [{"learning_rate": 1e-3, "train": "projector"}, {"beta": 4, "data": ["a.json", "b.json"]}]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """(settings, command line) → the recipe read from a file."""
+
+    def make(settings, *argv):
+        file = tmp_path / "recipe.yaml"
+        file.write_text(settings if isinstance(settings, str) else yaml.safe_dump({**BASE, **settings}))
+        return read(str(file), arguments(argv))
+
+    return make
+
+
+def test_what_wins_over_what(recipe):
+    settings = {"learning_rate": 5e-5, "alpha": 0.5, "stages": STAGES}
+    first, second = recipe(settings).stages
+    assert [one.settings["learning_rate"] for one in (first, second)] == [1e-3, 5e-5]
+    assert (first.train, second.train) == (("projector",), ("projector", "language_model"))
+    assert [one.settings.get("beta") for one in (first, second)] == [None, 4.0]
+    assert [[source.path for source in one.data] for one in (first, second)] == [["d.json"], ["a.json", "b.json"]]
+    first, second = recipe(settings, "--learning_rate", "1e-5", "--stages.2.learning_rate=2e-5", "--alpha", "0").stages
+    assert [one.settings["learning_rate"] for one in (first, second)] == [1e-5, 2e-5]
+    assert [one.settings["alpha"] for one in (first, second)] == [0.0, 0.0]
+
+
+def test_the_command_line_alone():
+    line = "--model m --data a.json b.json --output-dir out --use_cpu --train projector lora"
+    only = read(None, arguments(shlex.split(line)))
+    assert only.model == "m"
+    (stage,) = only.stages
+    assert [one.path for one in stage.data] == ["a.json", "b.json"]
+    assert stage.settings["use_cpu"] is True
+    assert stage.train == ("projector", "lora")
+    assert stage.lora == LoraSettings()
+
+
+def test_inside_mappings(recipe):
+    settings = {"lora": {"r": 8}, "learning_rates": {"projector": 1e-3}}
+    argv = ["--lora.r", "64", "--lora.target", "[language_model, vision_tower]", "--learning_rates.lora", "2e-4"]
+    (stage,) = recipe(settings, *argv).stages
+    assert stage.lora == LoraSettings(r=64, target=["language_model", "vision_tower"])
+    assert stage.train == ("projector", "lora")
+    assert stage.learning_rates == {"projector": 1e-3, "lora": 2e-4}
+    settings = {"data": [{"path": "a.json", "image_root": "img", "weight": 3}, {"path": "b", "weight": 1}]}
+    (stage,) = recipe(settings).stages
+    assert [(one.path, one.image_root, one.weight) for one in stage.data] == [("a.json", "img", 3.0), ("b", None, 1.0)]
+
+
+def test_the_config_of_a_stage_goes_through_trls_parser(recipe, tmp_path):
+    settings = {"use_cpu": True, "bf16": False, "save_strategy": False, "padding_free": True, "report_to": "none"}
+    config = recipe(
+        "\n".join(f"{name}: {value}" for name, value in {**BASE, **settings, "learning_rate": "1e-5"}.items())
+    )
+    config = config.stages[0].config(tmp_path / "stage-1")
+    assert isinstance(config, CALConfig)
+    assert config.learning_rate == 1e-5, "YAML reads 1e-5 as text"
+    assert config.save_strategy.value == "no", "YAML reads no as false"
+    assert config.padding_free is True
+    assert config.output_dir == str(tmp_path / "stage-1")
+
+
+def test_the_resolved_recipe_is_a_recipe_with_nothing_left_to_merge(recipe, tmp_path):
+    one = recipe({"bf16": False, "alpha": 0.5, "stages": STAGES}, "--stages.1.beta", "3")
+    (tmp_path / "resolved.yaml").write_text(one.to_yaml())
+    again = read(str(tmp_path / "resolved.yaml"))
+    assert again == one
+    assert again.resolved == one.resolved
+    assert again.resolved["stages"][1]["train"] == ["projector", "language_model"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "argv", "message"),
+    [
+        ({"learning_rat": 1}, [], "learning_rat: no such key. Did you mean learning_rate?"),
+        ({"qqqq": 1}, [], "qqqq: no such key. seecal train --help-all"),
+        ({"stages": [{"bta": 1}]}, [], "stages.1.bta: no such key. Did you mean beta?"),
+        ({"lora": {"rank": 1}}, [], "lora.rank: no such key"),
+        ({"data": {"pth": "x"}}, [], "data.pth: no such key. Did you mean path?"),
+        ({"data": {"format": "llava"}}, [], "an entry without path"),
+        ({"data": [{"path": "a", "weight": 1}, "b"]}, [], "give every entry a weight, or none"),
+        ({"train": "projectr"}, [], "train: projectr: no such group. Did you mean projector?"),
+        ({"learning_rates": {"tower": 1e-5}}, [], "learning_rates: tower: no such group"),
+        ({"max_steps": 1.5}, [], "max_steps: expected a whole number, got 1.5"),
+        ({"learning_rate": "fast"}, [], "learning_rate: expected a number, got 'fast'"),
+        ({"learning_rate": float("nan")}, [], "learning_rate: expected a number, got nan"),
+        ({"use_cpu": 3}, [], "use_cpu: expected true or false, got 3"),
+        ({"model": 7}, [], "model: expected text, got 7 (put it in quotes)"),
+        ({"lr_scheduler_type": "cosinus"}, [], "lr_scheduler_type: expected one of linear, cosine, "),
+        ({"stages": {"a": 1}}, [], "stages: expected a list of mappings"),
+        ({"stages": [{"model": "x"}]}, [], "stages.1.model: model holds for all stages"),
+        ({"stages": STAGES}, ["--stages.2.bf16", "true"], "stages.2.bf16: bf16 holds for all stages"),
+        ({"name": "x"}, [], "name belongs into an entry of stages"),
+        ({"stages": STAGES}, ["--stages.0.beta", "3"], "with N from 1 to 2"),
+        ({"stages": STAGES}, ["--stages.3.beta", "3"], "with N from 1 to 2"),
+        ({}, ["--stages.1.beta", "3"], "this recipe has no stages"),
+        ({}, ["beta", "3"], "unexpected argument 'beta'"),
+        ({"model": ""}, [], "model is not set"),
+        ({"data": []}, [], "data is not set"),
+        ({"streaming": True}, [], "streaming has no known end: set max_steps"),
+        (
+            {"streaming": True, "max_steps": 2, "train_sampling_strategy": "group_by_length"},
+            [],
+            "train_sampling_strategy: a stream is read in its order",
+        ),
+        ({"max_steps": 0}, [], "max_steps=0: expected 1 or more, or -1"),
+        ({}, ["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps=0: expected 1 or more"),
+        ({}, ["--per_device_train_batch_size", "-1"], "per_device_train_batch_size=-1: expected 1 or more"),
+        ({"lora": {"r": 4}, "train": "projector"}, [], "lora is set, but train is projector"),
+        ({"trust_remote_code": True}, [], "trust_remote_code cannot be set here"),
+        ({"resume_from_checkpoint": "x"}, [], "continue a run with --resume"),
+        ({"chat_template": "none.jinja"}, [], "none.jinja: no such file"),
+        ("model: [", [], "not valid YAML"),
+        ("- a\n- b", [], "expected keys and values"),
+        ("model: m\nmodel: n", [], "model is set twice"),
+    ],
+)
+def test_mistakes_are_named(recipe, settings, argv, message):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        recipe(settings, *argv)
+    assert message in " ".join(str(error.value).split())
+
+
+def test_a_config_that_is_not_there_lists_ours(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such file.*llava-1\.5-7b, llava-next-7b, tiny"):
+        read("none.yaml")
+    with pytest.raises(FileNotFoundError, match="this is a folder"):
+        read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        (Text("8"), int | str | None, 8),
+        (Text("max_length"), int | str | None, "max_length"),
+        (Text("null"), int | None, None),
+        (Text("Yes"), bool | None, True),
+        (Text("{a: 1}"), dict | str | None, {"a": 1}),
+        (Text("ds.json"), dict | str | None, "ds.json"),
+        (Text("[a, b]"), str | list[str], ["a", "b"]),
+        (Text("a"), list[str], ["a"]),
+        (1, float, 1.0),
+        ("1e3", float, 1000.0),
+        ({"x": "1e-4"}, dict[str, float], {"x": 1e-4}),
+    ],
+)
+def test_types(value, hint, expected):
+    found = checked("key", value, hint)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+# ---- the shipped recipes: METHOD.md's figures ----
+
+
+@pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-next-7b"])
+def test_the_papers_recipes(name, tmp_path):
+    recipe = read(name, arguments(["--bf16", "false", "--use_cpu", "true"]))
+    align, tune = recipe.stages
+    configs = [stage.config(tmp_path) for stage in recipe.stages]
+    assert align.train == ("projector",)
+    tower = ("vision_tower",) if name == "llava-next-7b" else ()
+    assert tune.train == ("projector", "language_model", *tower)
+    assert tune.learning_rates == dict.fromkeys(tower, 2e-06)
+    assert [one.learning_rate for one in configs] == [1e-3, 2e-5]
+    batches = [16 * one.per_device_train_batch_size * one.gradient_accumulation_steps for one in configs]
+    assert batches == [256, 128]
+    for one in configs:
+        assert (one.lr_scheduler_type.value, one.warmup_steps, one.weight_decay) == ("cosine", 0.03, 0)
+        assert one.num_train_epochs == 1
+        assert one.max_length == (4096 if tower else 2048)
+        assert one.cal_options() == CALOptions(), "the paper's CAL, in both stages"
+    assert configs[1].train_sampling_strategy == "group_by_length"
+    assert "blip_laion_cc_sbu_558k.json" in align.data[0].path
+    assert align.chat_template
+
+
+def test_every_shipped_recipe_is_read():
+    assert {one.stem for one in SHIPPED.glob("*.yaml")} == {"tiny", "llava-1.5-7b", "llava-next-7b"}
+    assert read("tiny").stages[0].name == "align"
+
+
+@pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "zero2"])
+def test_launch_configurations_are_accelerates(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    found = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
+    kinds = {"single": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}
+    assert found.distributed_type == kinds[name]
+    assert found.mixed_precision == "bf16"
+
+
+# ---- help ----
+
+
+def test_the_help_knows_every_field_with_its_default():
+    """It reads the source of config.py and options.py, so that it need not import them."""
+    bases = [base for base in Config.__mro__[1:] if dataclasses.is_dataclass(base)]
+    inherited = {one.name for base in bases for one in dataclasses.fields(base)}
+    own = {one.name: one for one in dataclasses.fields(Config)}
+    new = {name for name in own if name not in inherited} | {"padding_free", "logging_nan_inf_filter"}
+    found = {name: (default, help) for name, default, help in config_fields()}
+    assert set(found) == new
+    for name, (default, help) in found.items():
+        assert (default, help) == (own[name].default, own[name].metadata["help"]), name
+    assert set(NOT_HERE) <= set(own)
+    shown = text()
+    assert all(f"--{name}" in shown for name in [*found, *KEYS])
+    everything = text(everything=True)
+    assert all(f"--{name}" in everything for name in {*own} - set(NOT_HERE))
+
+
+def test_the_help_imports_nothing_heavy():
+    code = (
+        "import sys; from seecal.recipes.run import run; assert run(['--help']) == 0; "
+        "print([name for name in ('torch', 'transformers', 'trl', 'datasets', 'accelerate') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("[]\n"), done
+
+
+CPU = {"use_cpu": True, "bf16": False, "report_to": "none"}
+
+
+def test_a_weighting_of_the_folder_in_which_the_command_runs(recipe, tmp_path, monkeypatch):
+    (tmp_path / "mine_here.py").write_text("def twice(visual_delta, options):\n    return visual_delta.delta * 0 + 2\n")
+    (stage,) = recipe({**CPU, "weighting": "mine_here:twice"}).stages
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    before = list(sys.path)
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(ValueError, match=r"no module 'mine_here'.*PYTHONPATH"):
+        stage.config(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    assert stage.config(tmp_path / "out").weighting == "mine_here:twice"
+    assert sys.modules["mine_here"].__file__ == str(tmp_path / "mine_here.py")
+    assert sys.path == before
+
+
+def test_a_weighting_that_nobody_knows_is_told_before_anything_is_loaded(recipe, tmp_path):
+    (stage,) = recipe({**CPU, "weighting": "magic"}).stages
+    with pytest.raises(ValueError, match=r"'magic' is not in seecal.WEIGHTINGS; it has cal, uniform, vig"):
+        stage.config(tmp_path / "out")

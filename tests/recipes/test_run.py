@@ -1,0 +1,400 @@
+"""seecal train on a tiny model: what trains, what is saved, stopping and resuming, errors in one line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from seecal.cli import main as cli
+from seecal.data.collators.vision import VisionCollator
+from seecal.recipes import run as train
+from tests.support.run_example import run_example
+from tests.support.tiny import tiny_records
+
+QUICK = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "per_device_train_batch_size": 4,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    run_example("tiny_folder.py", folder)
+    return folder
+
+
+def recipe_file(path, tiny, output_dir, **changes):
+    settings = {"model": tiny / "model", "data": tiny / "data.json", "output_dir": output_dir}
+    settings = {name: str(value) for name, value in settings.items()}
+    path.write_text(yaml.safe_dump({**settings, **QUICK, **changes}, sort_keys=False))
+    return str(path)
+
+
+def batch_of(folder):
+    batch = VisionCollator(AutoProcessor.from_pretrained(folder))(tiny_records(6, seed=3))
+    return {name: one for name, one in batch.items() if name != "labels"}
+
+
+def logits_of(model, folder):
+    with torch.no_grad():
+        return model.eval()(**batch_of(folder)).logits
+
+
+# ---- what trains and what is saved ----
+
+KINDS = {
+    "projector": {"train": "projector", "learning_rate": 5e-3},
+    "full": {"train": ["projector", "language_model", "vision_tower"], "learning_rates": {"vision_tower": 1e-4}},
+    "lora": {"lora": {"r": 4, "dropout": 0.1}},
+}
+TRAINED = {
+    "projector": ("model.multi_modal_projector.",),
+    "full": ("model.multi_modal_projector.", "model.language_model.", "lm_head.", "model.vision_tower."),
+    "lora": ("model.multi_modal_projector.", "model.language_model.layers."),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """kind → (the run's folder, the logits of the model in memory at its end)."""
+    found = {}
+    finish = train.Run._finish
+
+    def noting(self, stage, trainer, source):
+        found[self.folder.name] = (self.folder, logits_of(trainer.model, tiny / "model"))
+        finish(self, stage, trainer, source)
+
+    train.Run._finish = noting
+    try:
+        for kind, changes in KINDS.items():
+            base = tmp_path_factory.mktemp("run")
+            settings = {"learning_rate": 2e-3, "max_steps": 6, "save_steps": 3, **changes}
+            file = recipe_file(base / "recipe.yaml", tiny, base / kind, eval_data=str(tiny / "eval.json"), **settings)
+            assert train.run(["--config", file]) == 0
+    finally:
+        train.Run._finish = finish
+    return found
+
+
+def untouched_in_tower(name):
+    """LLaVA reads the layer before the tower's last: that one, and the norm after it, have no gradient."""
+    return name.startswith(("model.vision_tower.encoder.layers.1.", "model.vision_tower.post_layernorm."))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_trains_changes_and_nothing_else(kind, trained, tiny):
+    folder, _ = trained[kind]
+    before = AutoModelForImageTextToText.from_pretrained(tiny / "model").state_dict()
+    after = AutoModelForImageTextToText.from_pretrained(folder / "final").state_dict()
+    assert before.keys() == after.keys()
+    for name, one in before.items():
+        expected = name.startswith(TRAINED[kind]) and not untouched_in_tower(name)
+        if kind == "lora" and name.startswith("model.language_model"):
+            expected = name.endswith("proj.weight")  # adapters go on linear layers
+        if name == "model.language_model.embed_tokens.weight":
+            continue  # rows of tokens that do not occur have gradient 0, but weight decay 0 too: equal or not
+        assert torch.equal(one, after[name]) != expected, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_final_folder_has_everything(kind, trained):
+    folder, _ = trained[kind]
+    final = folder / "final"
+    metrics = json.loads((final / "metrics.json").read_text())["stages"][0]
+    assert metrics["steps"] == 6
+    assert metrics["eval"]["eval_loss"] > 0
+    resolved = yaml.safe_load((final / "recipe.yaml").read_text())
+    assert resolved["stages"][0]["train"] == KINDS[kind].get("train", ["projector", "lora"]) or kind == "projector"
+    assert AutoProcessor.from_pretrained(final).chat_template
+    assert not list(folder.glob("final/**/*.bin")), "nothing pickled"
+
+
+def test_reloaded_in_a_fresh_offline_process_with_equal_logits(trained, tiny, tmp_path):
+    torch.save(batch_of(tiny / "model"), tmp_path / "batch.pt")
+    code = (
+        "import sys, torch\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n"
+        "batch = torch.load('batch.pt')\nfound = {}\n"
+        "for folder in sys.argv[1:]:\n"
+        "    AutoProcessor.from_pretrained(folder)\n"
+        "    model = AutoModelForImageTextToText.from_pretrained(folder)\n"
+        "    with torch.no_grad():\n        found[folder] = model(**batch).logits\n"
+        "assert 'seecal' not in sys.modules\ntorch.save(found, 'logits.pt')\n"
+    )
+    folders = [str(folder / "final") for folder, _ in trained.values()]
+    command = [sys.executable, "-c", code, *folders]
+    subprocess.run(command, check=True, cwd=tmp_path, env={**ENVIRONMENT, "TRANSFORMERS_OFFLINE": "1"}, timeout=120)
+    found = torch.load(tmp_path / "logits.pt")
+    for kind, (folder, logits) in trained.items():
+        tolerance = 2e-4 if kind == "lora" else 0  # W + BA, rounded once more
+        torch.testing.assert_close(found[str(folder / "final")], logits, rtol=0, atol=tolerance)
+
+
+def test_merged_is_the_adapter(trained, tiny):
+    folder, logits = trained["lora"]
+    adapter = folder / "final" / "adapter"
+    assert {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"} <= set(os.listdir(adapter))
+    targets = json.loads((adapter / "adapter_config.json").read_text())
+    assert targets["modules_to_save"] == ["model.multi_modal_projector"]
+    assert not any("vision" in one or "lm_head" in one for one in targets["target_modules"])
+    adapted = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(tiny / "model"), adapter)
+    assert torch.equal(logits_of(adapted, tiny / "model"), logits)
+    merged = AutoModelForImageTextToText.from_pretrained(folder / "final")
+    torch.testing.assert_close(logits_of(merged, tiny / "model"), logits, rtol=0, atol=2e-4)
+
+
+def test_an_adapter_without_a_tensor_is_refused(trained, tiny, tmp_path):
+    adapter = trained["lora"][0] / "final" / "adapter"
+    for file in adapter.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    del tensors[next(name for name in tensors if "projector" in name)]
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"does not hold all that was trained: .*projector"):
+        train.merge(str(tiny / "model"), tmp_path)
+
+
+# ---- stopping and resuming ----
+
+
+def stopped(file, stage, logs, *more):
+    """Run, send SIGTERM after ``logs`` log lines of the stage, return what it wrote."""
+    command = [sys.executable, "-m", "seecal", "train", "--config", file, *more]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    lines, seen = [], -1
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(f"stage {stage} of 2"):
+            seen = 0
+        elif seen >= 0 and line.startswith("{'loss'"):
+            seen += 1
+            if seen == logs:
+                process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143, process.stderr.read()
+    return "".join(lines)
+
+
+def test_killed_twice_and_resumed_is_the_uninterrupted_run(tiny, tmp_path, capsys):
+    stages = [
+        {"name": "first", "train": ["projector", "language_model"], "max_steps": 120, "learning_rate": 1e-3},
+        {
+            "name": "second",
+            "lora": {"r": 4, "dropout": 0.1},
+            "max_steps": 100,
+            "gradient_accumulation_steps": 2,
+            "train_sampling_strategy": "group_by_length",
+        },
+    ]
+    both = {"stages": stages, "logging_steps": 5, "save_steps": 1000, "learning_rate": 2e-3}
+    whole = recipe_file(tmp_path / "whole.yaml", tiny, tmp_path / "whole", **both)
+    assert train.run(["--config", whole]) == 0
+
+    file = recipe_file(tmp_path / "killed.yaml", tiny, tmp_path / "killed", **both)
+    said = stopped(file, 1, 3)
+    assert "Stopped at stage 1 of 2 (first), step" in said
+    assert "the same command with --resume" in said
+    with pytest.raises(ValueError, match=r"holds an unfinished run\. Continue it with --resume"):
+        train.run(["--config", file])
+    with pytest.raises(ValueError, match=r"another recipe: stages.1.learning_rate was 0.001, is 0.5"):
+        train.run(["--config", file, "--resume", "--stages.1.learning_rate", "0.5"])
+    said = stopped(file, 2, 2, "--resume")
+    assert "stage 1 of 2 (first): continues at checkpoint-" in said
+    assert not (tmp_path / "killed" / "final").exists()
+    capsys.readouterr()
+    assert train.run(["--config", file, "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert "stage 1 of 2" not in said, "a finished stage is not repeated"
+    assert "stage 2 of 2 (second): continues at checkpoint-" in said
+    assert train.run(["--config", file, "--resume"]) == 0
+
+    # Killed between the last step and the saving: the last checkpoint is all that is there.
+    shutil.rmtree(tmp_path / "killed" / "final")
+    assert train.run(["--config", file, "--resume"]) == 0
+
+    for part in ("stage-1/model", "final", "final/adapter"):
+        name = "adapter_model.safetensors" if part == "final/adapter" else "model.safetensors"
+        one, other = (load_file(tmp_path / run / part / name) for run in ("whole", "killed"))
+        assert one.keys() == other.keys()
+        worst = max((one[key] - other[key]).abs().max().item() for key in one)
+        assert worst <= 1e-6, part
+    steps = [json.loads((tmp_path / run / "final" / "metrics.json").read_text()) for run in ("whole", "killed")]
+    assert [[stage["steps"] for stage in one["stages"]] for one in steps] == [[120, 100]] * 2
+
+
+def whole_checkpoint(folder):
+    folder.mkdir()
+    save_file({"one": torch.ones(64)}, folder / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"one": torch.ones(64)}, folder / name)
+    (folder / "trainer_state.json").write_text('{"global_step": 9}')
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    """kill -9 while saving: trainer_state.json, which comes last, is not there."""
+    assert train.newest_checkpoint(tmp_path) is None
+    for name in ("9", "20", "100", "best"):
+        whole_checkpoint(tmp_path / f"checkpoint-{name}")
+    (tmp_path / "checkpoint-100" / "trainer_state.json").unlink()
+    said = []
+    assert train.newest_checkpoint(tmp_path, said.append).name == "checkpoint-20"
+    assert len(said) == 1
+    assert "checkpoint-100 is passed over: trainer_state.json" in said[0]
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "empty"])
+@pytest.mark.parametrize(
+    "name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+)
+def test_a_checkpoint_with_a_damaged_file_is_passed_over(name, how, tmp_path):
+    """Trainer goes on without a word where optimizer.pt, scheduler.pt or rng_state.pth are gone, on another path."""
+    for step in (10, 20):
+        whole_checkpoint(tmp_path / f"checkpoint-{step}")
+    file = tmp_path / "checkpoint-20" / name
+    data = file.read_bytes()
+    file.unlink() if how == "gone" else file.write_bytes(data[: len(data) // 2] if how == "cut" else b"")
+    said = []
+    assert train.newest_checkpoint(tmp_path, said.append).name == "checkpoint-10"
+    assert "checkpoint-20 is passed over" in said[0]
+
+
+@pytest.mark.parametrize("text", ["", "stages: [", "model: m"])
+def test_a_damaged_recipe_of_a_run_is_one_line(text, tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / "run" / "stage-1" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").write_text(text)
+    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "run")
+    assert "recipe.yaml is damaged" in refused(monkeypatch, capsys, "--config", file, "--resume")
+
+
+# ---- errors ----
+
+
+def refused(monkeypatch, capsys, *args):
+    """The one line on stderr of a command that must end with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["seecal", "train", *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    (line,) = [line for line in said.err.splitlines() if line]
+    return line
+
+
+def damaged(tiny, folder, change):
+    rows = json.loads((tiny / "data.json").read_text())
+    change(rows[2])
+    (folder / "bad.json").write_text(json.dumps(rows))
+    return folder / "bad.json"
+
+
+RECORDS = {
+    "image count": (lambda row: row["conversations"][0].update(value="<image><image> What?"), "r2"),
+    "no such image": (lambda row: row.update(image="images/none.png"), "r2"),
+    "empty answer": (lambda row: row["conversations"][1].update(value=""), "r2"),
+    "no labels": (lambda row: row.update(conversations=row["conversations"][:1]), "r2"),
+}
+
+
+def test_an_image_too_large_is_one_line(tiny, tmp_path, monkeypatch, capsys):
+    Image.new("1", (10_000, 6_000)).save(tmp_path / "large.png")
+    rows = json.loads((tiny / "data.json").read_text())[2:3]
+    rows[0]["image"] = "large.png"
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "out", data=str(tmp_path / "data.json"))
+    line = refused(monkeypatch, capsys, "--config", file, "--dataloader_num_workers", "1")
+    assert "large.png" in line
+    assert "10000 × 6000 pixels" in line
+    assert "Error" not in line
+
+
+@pytest.mark.parametrize("image", ["none.png", "../none.png"])
+def test_a_bad_record_in_a_worker_is_one_line(image, tiny, tmp_path, monkeypatch, capsys):
+    row = {"id": "lost", "image": image}
+    row["conversations"] = [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "It."}]
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "out", data=str(tmp_path / "data.jsonl"), max_steps=1)
+    line = refused(monkeypatch, capsys, "--config", file, "--streaming", "--dataloader_num_workers", "1")
+    assert "seecal: data.jsonl: record 'lost' (line 1)" in line
+    assert "Traceback" not in line
+
+
+@pytest.mark.parametrize("name", ["file/run", "x" * 300])
+def test_an_output_folder_that_cannot_be_made_is_one_line(name, tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("mine")
+    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / name)
+    assert name in refused(monkeypatch, capsys, "--config", file)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_says_what_to_set(tiny, tmp_path):
+    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "out", use_cpu=False, bf16=True)
+    with pytest.raises(ValueError, match="no GPU was found here: set use_cpu: true and bf16: false"):
+        train.run(["--config", file])
+
+
+@pytest.mark.parametrize("what", RECORDS)
+def test_a_bad_record_is_one_line_that_names_it(what, tiny, tmp_path, monkeypatch, capsys):
+    change, names = RECORDS[what]
+    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "out", max_steps=1)
+    data = {"path": str(damaged(tiny, tmp_path, change)), "image_root": str(tiny)}
+    line = refused(monkeypatch, capsys, "--config", file, "--data", json.dumps(data))
+    assert names in line
+
+
+MISTAKES = {
+    "unknown key": (["--learning_rat", "1e-5"], "learning_rat: no such key. Did you mean learning_rate?"),
+    "wrong type": (["--max_steps", "many"], "max_steps: expected a whole number, got 'many'"),
+    "wrong config": (["--config", "none.yaml"], "--config none.yaml: no such file"),
+    "wrong data": (["--data", "none.json"], "none.json: no such file"),
+    "wrong model": (["--model", "./none"], "./none: no such folder"),
+    "contradiction": (["--alpha", "9"], "alpha=9.0, beta=5.0"),
+    "lora beside whole": (["--train", "lora", "language_model"], "train: lora and language_model"),
+    "group that does not train": (["--learning_rates.vision_tower", "1e-6"], "learning_rates: vision_tower"),
+    "too long": (["--max_length", "20"], "record 'r"),
+    "all too long": (["--max_length=20", "--on_long=drop", "--logging_steps=1"], "no logged step had a label token"),
+    "two recipes": (["--config", "a.yaml", "--config", "b.yaml"], "--config takes one file"),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_mistake_is_one_line_with_exit_code_2(what, tiny, tmp_path, monkeypatch, capsys):
+    arguments, says = MISTAKES[what]
+    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "out", max_steps=1)
+    before = [] if "--config" in arguments else ["--config", file]
+    assert says in refused(monkeypatch, capsys, *before, *arguments)
+    # What was refused before it began does not stand in the way of the next try.
+    if what in ("wrong model", "too long"):
+        assert train.run(["--config", file]) == 0
+
+
+def test_the_whole_command_line_once(tmp_path):
+    command = [sys.executable, "-m", "seecal", "train", "--config", "tiny", "--beta", "0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "seecal: alpha=1.0, beta=0.5: Δ is clamped to [alpha, beta], so 0 <= alpha <= beta is needed\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["file", "others"])
+def test_an_output_folder_that_is_not_ours(name, tiny, tmp_path):
+    (tmp_path / "others").mkdir()
+    for path in (tmp_path / "file", tmp_path / "others" / "notes.txt"):
+        path.write_text("mine")
+    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / name)
+    with pytest.raises(ValueError, match="this is a file" if name == "file" else "holds other files"):
+        train.run(["--config", file])

@@ -1,0 +1,135 @@
+"""What imports what goes downward only, folder by folder and file by file, and the light modules stay light."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import ROOT
+
+SOURCE = ROOT / "src" / "seecal"
+
+# Folders and their files, the lowest first. A file may import from the folders above its own in this list, and in its own
+# folder from the floors (sets) before its own. A new file gets a place here.
+FLOORS = {
+    "": [{"constants", "verbosity"}],
+    "ops": [{"linear_cross_entropy", "segment_attention", "float8", "distributed"}],
+    "families": [{"dummy_images"}, {"table"}, {"module_groups", "synthetic_batch"}],
+    "core": [
+        {"options", "token_positions"},
+        {"outputs", "packing"},
+        {"weighting", "self_test", "main_pass"},
+        {"contrast_pass"},
+        {"delta"},
+        {"forward"},
+        {"enable"},
+    ],
+    "data": [{"paths", "options"}],
+    "data.images": [{"fast_jpeg", "reduced_jpeg", "perturbations"}, {"decode"}],
+    "data.sources": [{"records"}, {"formats", "mixture", "readers"}, {"load"}],
+    "data.collators": [
+        {"assistant_spans", "processors", "fast_tokenize", "max_length"},
+        {"image_tokens"},
+        {"vision"},
+        {"checked"},
+    ],
+    "models": [{"loading", "efficientnet_lite"}, {"generate", "micro"}],
+    "trainer": [{"cal_config", "metrics", "checkpoints"}, {"callbacks", "trl_compat"}, {"cal_trainer"}],
+    "recipes": [{"schema", "trainable"}, {"recipe", "stage_trainer"}, {"help"}, {"run"}],
+    "demo": [{"compute", "emoji"}, {"measure", "report"}, {"run"}],
+    "cli": [{"bench", "families"}, {"main"}],
+    "__main__": [{"__main__"}],
+}
+# Third-party packages that a place may not touch.
+TORCH_ONLY = {
+    "ops",
+    "core.options",
+    "core.outputs",
+    "core.weighting",
+    "core.token_positions",
+    "core.self_test",
+    "trainer.metrics",
+}
+NO_TRL = {"constants", "verbosity", "ops", "families", "core", "data", "models"}
+
+
+def modules():
+    """(dotted name below seecal, path) of every file; packages' own files aside."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        if path.name != "__init__.py":
+            yield ".".join(path.relative_to(SOURCE).with_suffix("").parts), path
+
+
+def place_of(name):
+    """(folder's number, floor in it) of a file."""
+    folder, _, leaf = name.rpartition(".")
+    folder = "__main__" if name == "__main__" else folder
+    for floor, files in enumerate(FLOORS[folder]):
+        if leaf in files:
+            return list(FLOORS).index(folder), floor
+    raise AssertionError(f"put {name} into FLOORS")
+
+
+def imports_of(name, path):
+    """(seecal modules, third-party packages) that the file imports anywhere in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = ["seecal", *name.split(".")[:-1]]
+    inner, outer = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found = [f"{module}.{alias.name}" for alias in node.names] if module.startswith("seecal") else [module]
+        else:
+            continue
+        for one in found:
+            (inner if one.split(".")[0] == "seecal" else outer).add(one)
+    known = {known for known, _ in modules()}
+    inside = {part for one in inner for part in known if f"{one}.".startswith(f"seecal.{part}.")}
+    return inside - {name}, {one.split(".")[0] for one in outer}
+
+
+def is_in(name, places):
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def test_every_file_has_a_floor():
+    listed = {f"{folder}.{leaf}".lstrip(".") for folder, floors in FLOORS.items() for leaf in set().union(*floors)}
+    listed = {name if name != "__main__.__main__" else "__main__" for name in listed}
+    assert {name for name, _ in modules()} == listed, "put a new file into FLOORS"
+
+
+@pytest.mark.parametrize(("name", "path"), [*modules()], ids=lambda value: value if isinstance(value, str) else "")
+def test_imports_go_downward_only(name, path):
+    inner, outer = imports_of(name, path)
+    for other in inner:
+        assert place_of(other) < place_of(name), f"{name} imports {other}, which is not below it"
+    if is_in(name, TORCH_ONLY):
+        assert not outer & {"transformers", "trl", "peft", "accelerate", "datasets"}
+    if is_in(name, NO_TRL):
+        assert "trl" not in outer
+
+
+def test_the_graph_is_read_at_all():
+    inner, _ = imports_of("core.forward", SOURCE / "core" / "forward.py")
+    assert {"core.contrast_pass", "core.weighting", "ops.linear_cross_entropy", "families.table"} <= inner
+
+
+def test_the_top_folder_stays_a_table_of_contents():
+    files = [path.name for path in SOURCE.iterdir() if path.is_file()]
+    assert len(files) <= 6, f"a new module belongs into a folder: {files}"
+
+
+def test_import_seecal_is_light():
+    code = "import sys, seecal; dir(seecal); print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_loads_and_others_do_not():
+    code = "import seecal; [getattr(seecal, name) for name in seecal.__all__]; seecal.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "AttributeError: No seecal attribute nothing" in done.stderr
