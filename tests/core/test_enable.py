@@ -258,7 +258,7 @@ def test_the_contrast_pass_runs_without_dropout_and_every_mode_comes_back(case, 
     for layer in model.model.language_model.layers:
         layer.self_attn.attention_dropout = 0.5
     model.model.language_model.layers[1].eval()  # somebody froze this one
-    seecal.core.forward._dropout_mentioned = False
+    seecal.core.forward._say_dropout.cache_clear()
     seecal.enable_cal(model)
     with caplog.at_level("WARNING", logger="seecal"):
         first, second = (model(**batch).cal.visual_delta for _ in range(2))

@@ -7,6 +7,7 @@ from peft import LoraConfig, get_peft_model
 import seecal
 from seecal import CALOptions
 from seecal.core import main_pass
+from seecal.core.state import state_of
 from seecal.ops import segment_attention as segments
 from seecal.ops.float8 import fp8_linears
 from tests.ops.test_segment_attention import fake_kernel
@@ -121,7 +122,7 @@ def test_steps_are_counted_anew_after_disable():
     options = CALOptions(contrast_every=2)
     seecal.enable_cal(model.train(), options)
     model(**batch)
-    setattr(model, seecal.core.forward.STEP, 1)  # as a trainer that is over
+    state_of(model).step = 1  # as a trainer that is over
     assert model(**batch).cal.contrast_tokens == 0
     seecal.disable_cal(model)
     seecal.enable_cal(model, options)
