@@ -95,3 +95,31 @@ def test_with_the_adapter_off_the_head_is_the_original_one(case):
     delta = seecal.visual_delta(trained, batch)
     expected = torch.nn.functional.cross_entropy(logits[delta.sample, delta.position - 1], delta.labels)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+PIXELS = "contrast_pixel_values"
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["decoder", "lora"])
+@pytest.mark.parametrize("contrast", ["drop", "mask", "blur"])
+def test_dropout_stays_out_of_every_contrast_pass(case, contrast, adapters):
+    """Of the decoder and of adapters on it. Prefixes kept from a pass with dropout would carry it into the other."""
+    model, batch = case
+    if adapters:
+        model = lora(model, lora_dropout=0.5)
+    else:
+        for layer in model.model.language_model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        model.model.language_model.config.attention_dropout = 0.5
+    batch[PIXELS] = batch["pixel_values"] * 0.3
+    expected = seecal.visual_delta(model.eval(), batch, contrast=contrast)
+    seecal.enable_cal(model.train(), CALOptions(contrast=contrast))
+    first, second = (model(**batch).cal.visual_delta for _ in range(2))
+    contrasted = first.has_contrast
+    for got in (first, second):
+        torch.testing.assert_close(
+            got.logit_without[contrasted], expected.logit_without[contrasted], atol=1e-4, rtol=1e-4
+        )
+    assert not torch.equal(first.logit_with, second.logit_with), "the training pass has its dropout"
+    assert model.training
+    assert all(module.training for module in model.modules())
