@@ -20,7 +20,7 @@ FLOORS = {
         {"token_positions", "decoder"},
         {"packing"},
         {"main_pass"},
-        {"contrast_pass"},
+        {"contrast_pass", "aux_loss"},
         {"contrasts"},
         {"options"},
         {"outputs", "state"},

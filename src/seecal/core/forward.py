@@ -27,6 +27,7 @@ from ..ops.distributed import sum_over_ranks, world_size
 from ..ops.float8 import fp8_linears
 from ..ops.linear_cross_entropy import reciprocal_or_zero, weighted_sum_of_ce
 from . import main_pass
+from .aux_loss import aux_loss_of, wants_router_logits
 from .contrast_pass import ContrastOutput, pixel_pass, prefix_positions, tokens_with_contrast
 from .contrasts import contrast_named
 from .decoder import TextDecoder
@@ -82,6 +83,8 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     loss, ce_N = weighted_sum_of_ce(
         both.hidden, head.weight, delta.labels, rows * factor, chunk_size=options.chunk_size, **head.options()
     )
+    aux = aux_loss_of(model, both.main)
+    weighted_aux = None if aux is None else aux[0] * aux[1]
     cal = CALOutput(
         weights=weights,
         visual_delta=delta,
@@ -90,11 +93,14 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
         cross_entropy=ce_N.sum() / max(len(delta), 1),
         main_tokens=both.main.tokens,
         contrast_tokens=both.contrast.tokens,
+        aux_loss=weighted_aux,
     )
     output_class = _output_class(type(model))  # type: ignore[arg-type]
     names = {field.name for field in dataclasses.fields(output_class)} - {"loss", "logits", "past_key_values"}
     outputs = both.main.outputs
     passed_on = {name: getattr(outputs, name) for name in names if hasattr(outputs, name)}
+    if aux is not None and weighted_aux is not None:
+        loss, passed_on["aux_loss"] = loss + weighted_aux.to(loss.device), aux[0]
     output = output_class(loss=loss, cal=cal, **passed_on)
     return output.to_tuple() if inputs.get("return_dict") is False else output
 
@@ -107,11 +113,14 @@ def run_passes(model: Any, inputs: dict[str, Any], options: CALOptions, passes: 
         _mention_dropout(decoder)
     batch = read_batch(inputs, image_ids(model.config))
     released, all_ranks = options.pool_scope == "released", world_size() > 1
+    own = main_pass.own_inputs(inputs)
+    if wants_router_logits(model, inputs):
+        own["output_router_logits"] = True
     main = main_pass.run(
         model,
         decoder,
         batch,
-        main_pass.own_inputs(inputs),
+        own,
         # The released pooling reads Δ at every position of the padded grid
         padding_free=False if released else options.padding_free,
         all_ranks=all_ranks,

@@ -65,6 +65,8 @@ class CALOutput:
             ``normalize="sample"``.
         weight_sum: Σ w, scalar, detached.
         cross_entropy: plain Σ CE / N in nats, scalar, detached; 0 without label tokens.
+        aux_loss: the load-balancing loss of a mixture-of-experts decoder times its coefficient, scalar, carries gradients;
+            None where there is none. It is in ``output.loss`` and not in ``loss_sum``.
         main_tokens, contrast_tokens: token positions that went through the decoder in either pass, padding included.
     """
 
@@ -75,3 +77,4 @@ class CALOutput:
     cross_entropy: Tensor
     main_tokens: int
     contrast_tokens: int
+    aux_loss: Tensor | None = None
