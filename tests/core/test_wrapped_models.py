@@ -1,9 +1,12 @@
 """PEFT before and after, checkpointing, and low precision: the passes are the same."""
 
 import copy
+import inspect
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 
 import seecal
@@ -123,3 +126,45 @@ def test_dropout_stays_out_of_every_contrast_pass(case, contrast, adapters):
     assert not torch.equal(first.logit_with, second.logit_with), "the training pass has its dropout"
     assert model.training
     assert all(module.training for module in model.modules())
+
+
+@pytest.fixture
+def accelerator():
+    yield Accelerator(mixed_precision="bf16", cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("keep_fp32_wrapper", [True, False])
+def test_accelerates_unwrapping_leaves_cal_on(case, accelerator, keep_fp32_wrapper):
+    model, batch = case
+    prepared = accelerator.prepare_model(seecal.enable_cal(model))
+    assert hasattr(prepared(**batch), "cal")
+    unwrapped = accelerator.unwrap_model(prepared, keep_fp32_wrapper=keep_fp32_wrapper)
+    assert hasattr(unwrapped(**batch), "cal")
+    assert hasattr(unwrapped(**batch), "cal"), "and stays"
+    seecal.disable_cal(unwrapped)
+    assert not hasattr(unwrapped(**batch), "cal")
+
+
+def test_enabling_after_accelerates_mixed_precision_is_refused(case, accelerator):
+    """Ours would stand outside of its autocast, so training would run in float32 without a word."""
+    model, batch = case
+    prepared = accelerator.prepare_model(model)
+    with pytest.raises(ValueError, match=r"enable_cal\(model\) before accelerator.prepare"):
+        seecal.enable_cal(prepared)
+    assert not hasattr(prepared(**batch), "cal")
+
+
+def test_enabling_after_prepare_without_mixed_precision_works(case):
+    model, batch = case
+    try:
+        prepared = seecal.enable_cal(Accelerator(cpu=True).prepare_model(model))
+        assert hasattr(prepared(**batch), "cal")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_signature_is_the_models(case):
+    model, _ = case
+    expected = inspect.signature(model.forward)
+    assert inspect.signature(seecal.enable_cal(model).forward) == expected

@@ -43,7 +43,8 @@ def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module
         ``model``, for chaining.
 
     Raises:
-        ValueError: not a vision-language model; CAL already enabled; an adapter on the head.
+        ValueError: not a vision-language model; CAL already enabled; an adapter on the head; a model that accelerate has
+            prepared for mixed precision already.
     """
     options = options or CALOptions()
     passes_read(options.weighting)  # a name that leads to no weighting is told now
@@ -58,6 +59,11 @@ def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module
     if patched and state.options is not None:
         raise ValueError("CAL is already enabled on this model; call seecal.disable_cal(model) first")
     if not patched:  # else: a wrapper put on after the patch still holds it
+        if "_original_forward" in target.__dict__:
+            raise ValueError(
+                "accelerator.prepare has wrapped this model's forward for mixed precision, and CAL enabled now would run "
+                "outside of it, in float32. Call seecal.enable_cal(model) before accelerator.prepare(model)."
+            )
         target.forward = types.MethodType(_patched(type(target).forward), target)
     previous = state.previous_forward if patched else own
     # A new object: a shallow copy of a model shares the one of its original
@@ -138,7 +144,8 @@ def _with_contrast(options: CALOptions, contrast: str) -> CALOptions:
 
 def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
     """The forward to put on an instance. It looks everything up on ``self``, so copies of the model work alone."""
-    parameters = list(inspect.signature(original).parameters)[1:]
+    signature = inspect.signature(original)
+    parameters = list(signature.parameters)[1:]
 
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -150,5 +157,9 @@ def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
             return previous(*args, **own_inputs(kwargs))
         return cal_forward(self, inputs, state.options)
 
+    # generate() and Trainer read the signature. Without the trail to the original, which accelerate follows to take its
+    # wrappers off a forward, and ours with them
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    del forward.__wrapped__  # type: ignore[attr-defined]
     forward._seecal_patch = True  # type: ignore[attr-defined]
     return forward
