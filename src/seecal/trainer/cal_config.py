@@ -8,8 +8,7 @@ from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from ..core.options import CALOptions
-from ..data.images.reduced_jpeg import check_decoding
-from ..data.options import ON_LONG
+from ..data.options import DataOptions, check_decoding
 
 _OPTION_NAMES = tuple(one.name for one in dataclasses.fields(CALOptions))
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "auto": "auto"}
@@ -26,8 +25,8 @@ class CALConfig(SFTConfig):
     """Arguments of :class:`seecal.CALTrainer`: everything of :class:`trl.SFTConfig`, and the options of CAL.
 
     The fields of :class:`seecal.CALOptions` have the same names, meanings and defaults here.
-    ``on_long`` says what happens to records longer than ``max_length``, ``image_decoding`` how
-    JPEG files are decoded. Two inherited fields differ:
+    ``on_long`` says what happens to records longer than ``max_length``, ``on_bad`` what happens to those without a label,
+    ``image_decoding`` how JPEG files are decoded. Two inherited fields differ:
 
     - ``padding_free`` is CAL's (how both passes go through the decoder: "auto", True or False), not TRL's, which vision
       data does not support.
@@ -90,10 +89,19 @@ class CALConfig(SFTConfig):
         "threshold", "For weighting='vig' only: the least gain by the image, in nats, of a token and of its sample."
     )
     on_long: str = field(
+        default="truncate",
+        metadata={
+            "help": "What happens to records of more than max_length tokens, image tokens included: 'truncate' cuts their "
+            "text after the last image and stops where an image would have to be cut; 'drop' leaves them out; 'error' "
+            "stops. They are counted, and the first is named."
+        },
+    )
+    on_bad: str = field(
         default="error",
         metadata={
-            "help": "What happens to records of more than max_length tokens: 'error'; 'drop' leaves them out; 'truncate' "
-            "cuts their text after the last image. Each is counted and named."
+            "help": "What happens to records without a label, because they have no answer or because on_long='truncate' "
+            "cut all of it: 'error' stops and names the record; 'skip' leaves it out. They are counted, and the first is "
+            "named."
         },
     )
     image_decoding: str = field(
@@ -112,8 +120,7 @@ class CALConfig(SFTConfig):
         if isinstance(self.padding_free, str):  # the command line gives text
             self.padding_free = _TRUTH.get(self.padding_free.lower(), self.padding_free)  # type: ignore[assignment]
         self.cal_options()
-        if self.on_long not in ON_LONG:
-            raise ValueError(f"on_long={self.on_long!r}: expected one of {', '.join(ON_LONG)}")
+        DataOptions(self.on_long, self.on_bad, self.image_decoding)
         check_decoding(self.image_decoding, self.contrast)
         super().__post_init__()
         self.refuse_unsupported()

@@ -91,6 +91,19 @@ def token_metrics(sums: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
+def evaluation_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """The figures of an evaluation, in nats and shares a label token: means over all of its tokens, not over batches."""
+    tokens = sums["tokens"]
+    means = {"loss": "nll", "entropy": "entropy", "mean_token_accuracy": "correct"}
+    return {**{name: sums[summed] / tokens for name, summed in means.items()}, "label_tokens": tokens}
+
+
+def listed_records(names: list[str]) -> str:
+    """`` (record 'a', record 'b')``, the first eight of them, for an error; nothing for none."""
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f" ({', '.join(names[:8])}{more})" if names else ""
+
+
 class Waiting:
     """An iterator that adds up the ``seconds`` that its caller waits for the next item."""
 

@@ -20,7 +20,7 @@ from .processors import processed
 logger = logging.getLogger(__name__)
 
 
-def written_tokens(processor: ProcessorMixin) -> list[str]:
+def placeholder_tokens(processor: ProcessorMixin) -> list[str]:
     """What chat templates write for an image: the image token or, in some families, what begins an image."""
     names = (getattr(processor, name, None) for name in ("image_token", "boi_token"))
     found = list(dict.fromkeys(str(one) for one in names if one))
@@ -43,18 +43,22 @@ def image_token_ids(processor: ProcessorMixin) -> tuple[frozenset[int], frozense
         ValueError: the processor fails on an image and its placeholder.
     """
     tokenizer: Any = processor.tokenizer
-    written = written_tokens(processor)
+    placeholders = placeholder_tokens(processor)
     try:
         grey = Image.new("RGB", (64, 64), (128, 128, 128))
-        batch = processed(processor, written[:1], [[grey]], prefixes=[len(written[0])], add_special_tokens=False)
+        batch = processed(
+            processor, placeholders[:1], [[grey]], prefixes=[len(placeholders[0])], add_special_tokens=False
+        )
     except Exception as error:
         raise ValueError(
-            f"{type(processor).__name__} cannot make an input of one image and its placeholder {written[0]!r}: {error}"
+            f"{type(processor).__name__} cannot make an input of one image and its placeholder {placeholders[0]!r}: {error}"
         ) from error
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     ids = [one for one in batch["input_ids"][0].tolist() if one not in ends]
     added = [one for one in ids if one in tokenizer.added_tokens_decoder]
-    features = {index for token, index in tokenizer.get_added_vocab().items() if token in written and index in added}
+    features = {
+        index for token, index in tokenizer.get_added_vocab().items() if token in placeholders and index in added
+    }
     features |= {index for index, _ in Counter(added).most_common(1)}
     return frozenset(features | {index for index, _ in Counter(ids).most_common(1)}), frozenset(features)
 
@@ -122,30 +126,30 @@ class TextIds:
     movable: list[bool]
 
 
-def expanded_positions(one: TextIds, expanded: list[int], image_ids: frozenset[int]) -> list[int | None] | None:
+def expanded_positions(text: TextIds, expanded: list[int], image_ids: frozenset[int]) -> list[int | None] | None:
     """For each id of the text its position among the processor's ``expanded`` ones, or None; None as a whole if the text
     cannot be found in them.
 
     Images are the only insertions, so the ids between two placeholders appear unchanged and in order, and before each of
     them but the first there is an image.
     """
-    found = _followed(one, expanded, image_ids, trim=False)
-    return found if found is not None else _followed(one, expanded, image_ids, trim=True)
+    found = _followed(text, expanded, image_ids, trim=False)
+    return found if found is not None else _followed(text, expanded, image_ids, trim=True)
 
 
-def _followed(one: TextIds, expanded: list[int], image_ids: frozenset[int], trim: bool) -> list[int | None] | None:
-    positions: list[int | None] = [None] * len(one.ids)
+def _followed(text: TextIds, expanded: list[int], image_ids: frozenset[int], trim: bool) -> list[int | None] | None:
+    positions: list[int | None] = [None] * len(text.ids)
     cursor = 0
-    for before, after in itertools.pairwise([-1, *one.placeholders, len(one.ids)]):
+    for before, after in itertools.pairwise([-1, *text.placeholders, len(text.ids)]):
         first, last = before + 1, after  # [first, last): the ids between two images
-        while trim and before >= 0 and first < last and one.movable[first]:
+        while trim and before >= 0 and first < last and text.movable[first]:
             first += 1
-        while trim and after < len(one.ids) and first < last and one.movable[last - 1]:
+        while trim and after < len(text.ids) and first < last and text.movable[last - 1]:
             last -= 1
-        segment = one.ids[first:last]
+        segment = text.ids[first:last]
         if before < 0:
             start = 0
-        elif after == len(one.ids):
+        elif after == len(text.ids):
             start = len(expanded) - len(segment)
         else:
             start = _next_occurrence(segment, expanded, cursor, image_ids)

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from ..options import check_on_bad
 from ..paths import MissingImage, RecordError, show
 from .formats import FORMATS, detect, known_formats
 from .readers import READERS, Rows, files_of, read_dataset, saved_dataset
@@ -26,7 +27,6 @@ from .records import FEATURES, make_record
 
 logger = logging.getLogger(__name__)
 
-ON_BAD = ("error", "skip")
 # Rows looked at to tell the format, before giving up.
 _PEEK = 1000
 # Records, and bytes of images in them, that are written at once.
@@ -94,8 +94,7 @@ def load_records(
             (``on_bad="error"``) a bad record: one line with file, record, key and what to do; no room in the temporary
             folder.
     """
-    if on_bad not in ON_BAD:
-        raise ValueError(f"on_bad={on_bad!r}: expected one of {', '.join(ON_BAD)}")
+    check_on_bad(on_bad)
     source = _open(data, image_root)
     report = LoadReport() if report is None else report
     report.format = _format_of(source, format)
