@@ -124,8 +124,14 @@ class ConversationEncoder:
         return Conversation(name, rendered.text, prefix, images, TextIds(ids, places, movable), labelled)
 
     def empty(self, name: str, adds_special_tokens: bool) -> Conversation:
-        """A row of one word without a label and without an image, so that a batch keeps its number of rows."""
+        """A row of one word without a label and without an image, so that a batch keeps its number of rows.
+
+        Args:
+            adds_special_tokens: of the batch. If not, the row begins as its template begins the others.
+        """
         text = str(self.tokenizer.eos_token or self.tokenizer.pad_token)
+        if not adds_special_tokens and not has_prefix(self.processor):
+            text = f"{self.tokenizer.bos_token or ''}{text}"
         ids = list(self.tokenizer(text, add_special_tokens=adds_special_tokens)["input_ids"])
         nothing = [False] * len(ids)
         return Conversation(name, text, len(text), [], TextIds(ids, [], nothing), nothing)

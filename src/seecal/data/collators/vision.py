@@ -229,7 +229,7 @@ class _Rows:
         self.names = names
         # Of the records as they are: a row of one word does not begin with what a template writes
         first = next((row for row in conversations if row is not None), None)
-        self.adds_special_tokens = encoder.adds_special_tokens(first.text if first else "")
+        self.adds_special_tokens = first is not None and encoder.adds_special_tokens(first.text)
         self.left_out = {row for row, conversation in enumerate(conversations) if conversation is None}
         self.conversations = [
             conversation or encoder.empty(name, self.adds_special_tokens)
