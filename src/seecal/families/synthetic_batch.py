@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..constants import IGNORE_INDEX
 from . import dummy_images
 from .table import family_of, image_ids
 
@@ -34,7 +35,7 @@ def synthetic_batch(model: Any, seed: int = 0) -> dict[str, Tensor]:
     image[:, 3 : 3 + features] = True
     ids[image] = _placeholder(model)
     labels = ids.clone()
-    labels[:, : 6 + features] = -100
+    labels[:, : 6 + features] = IGNORE_INDEX
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, **vision}
     return {**batch, **_per_token(model, image, labels, vision)}
 
@@ -75,7 +76,9 @@ def _per_token(model: Any, image: Tensor, labels: Tensor, vision: dict[str, Tens
     if "mm_token_type_ids" in accepted:
         made["mm_token_type_ids"] = image.long()
     if "token_type_ids" in accepted:  # PaliGemma marks what is predicted, Gemma 3 what is an image
-        made["token_type_ids"] = (labels != -100).long() if model.config.model_type == "paligemma" else image.long()
+        made["token_type_ids"] = (
+            (labels != IGNORE_INDEX).long() if model.config.model_type == "paligemma" else image.long()
+        )
     if "cross_attention_mask" in accepted:
         tiles = vision["aspect_ratio_mask"].shape[-1]
         made["cross_attention_mask"] = (image.cumsum(1) > 0).long()[:, :, None, None] * vision["aspect_ratio_mask"][
