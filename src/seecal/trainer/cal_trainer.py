@@ -36,7 +36,8 @@ class CALTrainer(SFTTrainer):
     Training logs the CAL ``loss`` (Σ w·CE / Σ w, nats), the plain ``cross_entropy`` (nats a label token), ``delta_mean``
     (logits), ``share_at_alpha``, ``share_inside`` and ``share_at_beta`` (of the label tokens with a contrast),
     ``label_tokens``, ``tokens_per_second`` (without padding, evaluation not counted), ``contrast_token_share`` (of all
-    slots that went through the decoder) and TRL's ``num_tokens``; all over the steps since the last log and over all ranks.
+    token positions that went through the decoder), ``records_dropped`` and ``records_truncated`` (``on_long``, ``on_bad``),
+    and TRL's ``num_tokens``; all over the steps since the last log and over all ranks.
     ``data_wait_share`` is the share of that time spent waiting for the next batch, its copy to the device included; a share
     that stays high is said once. The first log includes the start of the dataloader's workers.
 
@@ -226,22 +227,22 @@ class CALTrainer(SFTTrainer):
             self._stop_unless_finite(loss.detach(), loss.detach())
         return (loss, outputs) if return_outputs else loss
 
-    def _share_of_step(self, record: CALOutput, label_count: Any) -> Tensor:
+    def _share_of_step(self, cal: CALOutput, label_count: Any) -> Tensor:
         """Σ w·CE of one micro-batch over the divisor of its step.
 
         Σ w of the step is known only after its last forward. Until then any divisor that is the same in all micro-batches
         and ranks will do; the label count keeps fp16 gradients in range. :meth:`_finish_step` puts Σ w in its place.
         """
-        self._step.add(loss=record.loss_sum, weight=record.weight_sum)
+        self._step.add(loss=cal.loss_sum, weight=cal.weight_sum)
         if self._divisor is None:
             self._provisional = not self.accelerator.sync_gradients  # else the first micro-batch is also the last
             if self._provisional:
                 divisor = torch.as_tensor(label_count)
             else:
-                divisor = self.accelerator.reduce(record.weight_sum.clone(), "sum")
+                divisor = self.accelerator.reduce(cal.weight_sum.clone(), "sum")
             self._divisor = torch.where(divisor > 0, divisor, 1).to(self.args.device)
         # Wrappers for several ranks average gradients: a sum over ranks needs their number.
-        return record.loss_sum * (self.accelerator.num_processes / self._divisor)
+        return cal.loss_sum * (self.accelerator.num_processes / self._divisor)
 
     def _finish_step(self, model: nn.Module) -> Tensor:
         """Gradients and loss of the step over Σ w of all its micro-batches and ranks, before they are clipped.
@@ -354,7 +355,7 @@ class CALTrainer(SFTTrainer):
         with torch.no_grad():
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)  # TRL's route: logits in tiles, never kept
         of_rows = [-outputs.log_probs, outputs.entropy, outputs.is_top1, outputs.label_mask]
-        rows = torch.stack([one.float().sum(1) for one in of_rows], dim=1)
+        rows = torch.stack([of_row.float().sum(1) for of_row in of_rows], dim=1)
         # Without the rows that accelerate repeats to fill the last batch
         nll, entropy, correct, tokens = self.accelerator.gather_for_metrics(rows.contiguous()).sum(0).unbind()
         self._eval.add(nll=nll, entropy=entropy, correct=correct, tokens=tokens)

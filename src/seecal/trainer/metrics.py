@@ -58,20 +58,20 @@ class RunningSums:
 
 
 @torch.no_grad()
-def count_tokens(sums: RunningSums, record: CALOutput, attention_mask: Tensor | None, options: CALOptions) -> None:
+def count_tokens(sums: RunningSums, cal: CALOutput, attention_mask: Tensor | None, options: CALOptions) -> None:
     """Adds one training forward to ``sums``, without waiting for the device."""
-    seen, delta = record.visual_delta.has_contrast, record.visual_delta.delta
-    labels = len(record.visual_delta)
+    seen, delta = cal.visual_delta.has_contrast, cal.visual_delta.delta
+    labels = len(cal.visual_delta)
     sums.add(
-        cross_entropy=record.cross_entropy * labels,
+        cross_entropy=cal.cross_entropy * labels,
         label_tokens=labels,
         seen=seen.sum(),
         delta=(delta * seen).sum(),
         at_alpha=((delta <= options.alpha) & seen).sum(),
         at_beta=((delta >= options.beta) & (delta > options.alpha) & seen).sum(),
-        tokens=record.main_tokens if attention_mask is None else attention_mask.sum(),
-        main=record.main_tokens,
-        contrast=record.contrast_tokens,
+        tokens=cal.main_tokens if attention_mask is None else attention_mask.sum(),
+        main=cal.main_tokens,
+        contrast=cal.contrast_tokens,
     )
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def placeholder_tokens(processor: ProcessorMixin) -> list[str]:
     """What chat templates write for an image: the image token or, in some families, what begins an image."""
     names = (getattr(processor, name, None) for name in ("image_token", "boi_token"))
-    found = list(dict.fromkeys(str(one) for one in names if one))
+    found = list(dict.fromkeys(str(token) for token in names if token))
     if not found:
         raise ValueError(
             f"{type(processor).__name__} names no image token: images cannot be placed in the text. Pass the processor of "
@@ -54,8 +54,8 @@ def image_token_ids(processor: ProcessorMixin) -> tuple[frozenset[int], frozense
             f"{type(processor).__name__} cannot make an input of one image and its placeholder {placeholders[0]!r}: {error}"
         ) from error
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    ids = [one for one in batch["input_ids"][0].tolist() if one not in ends]
-    added = [one for one in ids if one in tokenizer.added_tokens_decoder]
+    ids = [index for index in batch["input_ids"][0].tolist() if index not in ends]
+    added = [index for index in ids if index in tokenizer.added_tokens_decoder]
     features = {
         index for token, index in tokenizer.get_added_vocab().items() if token in placeholders and index in added
     }
@@ -81,22 +81,26 @@ def check_processor(collator: Any, model: Any, image_ids: set[int]) -> str:
     if not isinstance(processor, ProcessorMixin):
         return ""
     candidates, features = image_token_ids(processor)
-    mine, own = type(processor).__name__, PROCESSOR_MAPPING_NAMES.get(model.config.model_type)
-    wants = f"; transformers' processor for {model.config.model_type!r} is {own}" if own and own != mine else ""
+    passed, expected = type(processor).__name__, PROCESSOR_MAPPING_NAMES.get(model.config.model_type) or None
+    wants = (
+        f"; transformers' processor for {model.config.model_type!r} is {expected}"
+        if expected and expected != passed
+        else ""
+    )
     if image_ids.isdisjoint(candidates):
         tokens: Any = processor.tokenizer.convert_ids_to_tokens(sorted(features))
         found = ", ".join(f"{token!r} (id {index})" for token, index in zip(tokens, sorted(features), strict=True))
         raise ValueError(
-            f"{mine} makes {found or 'no token of its own'} of an image, but {type(model).__name__} puts image features at "
-            f"id {' or '.join(str(one) for one in sorted(image_ids))} (image_token_id of its config){wants}. Pass the "
-            "processor saved with this model as processing_class, such as AutoProcessor.from_pretrained(its folder). If "
+            f"{passed} makes {found or 'no token of its own'} of an image, but {type(model).__name__} puts image features "
+            f"at id {' or '.join(str(index) for index in sorted(image_ids))} (image_token_id of its config){wants}. Pass "
+            "the processor saved with this model as processing_class, such as AutoProcessor.from_pretrained(its folder). If "
             "you added an image token to the tokenizer, set the config's image_token_id to its id."
         )
     if wants:
         logger.warning(
-            "the processor is %s%s: unless you know that they agree, load it from the model's folder", mine, wants
+            "the processor is %s%s: unless you know that they agree, load it from the model's folder", passed, wants
         )
-    return f"The processor is {mine}{wants}: load the processor from the model's folder" if wants else ""
+    return f"The processor is {passed}{wants}: load the processor from the model's folder" if wants else ""
 
 
 @contextlib.contextmanager

@@ -80,8 +80,8 @@ def _target_of(image_processor: Any) -> Callable[[int, int], Target] | None:
     if not isinstance(image_processor, TorchvisionBackend) or not getattr(image_processor, "do_resize", False):
         return None
     row = _TARGETS.get(kind.__name__)
-    own = TorchvisionBackend
-    if row is None and kind._preprocess is own._preprocess and kind.resize is own.resize:
+    base = TorchvisionBackend
+    if row is None and kind._preprocess is base._preprocess and kind.resize is base.resize:
         row = _plain
     return None if row is None else functools.partial(row, image_processor)
 

@@ -131,12 +131,12 @@ FORMATS: dict[str, Format] = {
 
 
 def known_formats() -> str:
-    return "; ".join(f"{name}: {one.keys}" for name, one in FORMATS.items())
+    return "; ".join(f"{name}: {row_format.keys}" for name, row_format in FORMATS.items())
 
 
 def detect(row: Mapping[str, Any]) -> str | None:
     """The name of the first format that the row's keys match."""
-    return next((name for name, one in FORMATS.items() if one.matches(set(row))), None)
+    return next((name for name, row_format in FORMATS.items() if row_format.matches(set(row))), None)
 
 
 def want(row: Mapping[str, Any], key: str, kind: type) -> Any:

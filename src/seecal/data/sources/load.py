@@ -102,7 +102,7 @@ def load_records(
     if streaming or isinstance(data, IterableDataset):
         # Parts go by in a list: `datasets` gives each worker its share of it.
         return IterableDataset.from_generator(records, features=FEATURES, gen_kwargs={"parts": source.parts})
-    return _written(records(parts=source.parts))
+    return _to_arrow(records(parts=source.parts))
 
 
 @dataclass(frozen=True)
@@ -176,17 +176,17 @@ def _records(
     for part in parts:
         name = part.name if isinstance(part, Path) else "dataset"
         for index, (place, row) in enumerate(_rows(part)):
-            own = f"{name}:{index}"
-            called = f"{name}: record {show(own)} ({place})"
+            record_id = f"{name}:{index}"
+            called = f"{name}: record {show(record_id)} ({place})"
             try:
                 if isinstance(row, RecordError):
                     raise row
-                own = _id_of(row, own)
-                called = f"{name}: record {show(own)} ({place})"
+                record_id = _id_of(row, record_id)
+                called = f"{name}: record {show(record_id)} ({place})"
                 if uses is not None and not row.keys() <= uses:
                     unused.update(map(str, row.keys() - uses - {"id"}))
                 messages, images = convert(row)
-                record = make_record(own, messages, images, source.root)
+                record = make_record(record_id, messages, images, source.root)
             except RecordError as error:
                 if not skip:
                     raise type(error)(f"{called}: {error}") from None
@@ -218,7 +218,7 @@ def _id_of(row: dict[str, Any], default: str) -> str:
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 
-def _written(records: Iterable[dict[str, Any]]) -> Dataset:
+def _to_arrow(records: Iterable[dict[str, Any]]) -> Dataset:
     """The records in an Arrow file of their own."""
     folder = tempfile.TemporaryDirectory(prefix="seecal-records-")
     path = str(Path(folder.name) / "records.arrow")
