@@ -93,8 +93,8 @@ def check_processor(collator: Any, model: Any, image_ids: set[int]) -> str:
         raise ValueError(
             f"{passed} makes {found or 'no token of its own'} of an image, but {type(model).__name__} puts image features "
             f"at id {' or '.join(str(index) for index in sorted(image_ids))} (image_token_id of its config){wants}. Pass "
-            "the processor saved with this model as processing_class, such as AutoProcessor.from_pretrained(its folder). If "
-            "you added an image token to the tokenizer, set the config's image_token_id to its id."
+            "the processor saved with this model as processing_class, such as AutoProcessor.from_pretrained(its folder). "
+            "If you added an image token to the tokenizer, set the config's image_token_id to its id."
         )
     if wants:
         logger.warning(
