@@ -250,13 +250,42 @@ def test_a_template_with_generation_markers_gives_the_same(family):
 def test_no_image_is_cut(family):
     """The longest row is cut after its last image, never inside: whatever ids an image is made of."""
     row = records(family)[0]
-    whole = VisionCollator(processor_of(family))([row])["input_ids"][0]
+    batch = VisionCollator(processor_of(family))([row])
+    whole, labels = batch["input_ids"][0], batch["labels"][0]
     image_id = getattr(model_of(family).config, "image_token_id", None) or model_of(family).config.image_token_index
     last = int((whole == image_id).nonzero().max())
     with pytest.raises(ValueError, match="an image cannot be cut"):
         VisionCollator(processor_of(family), max_length=last, on_long="truncate")([row])
-    cut = VisionCollator(processor_of(family), max_length=last + 1, on_long="truncate")([row])["input_ids"][0]
-    assert cut.tolist() == whole[: last + 1].tolist()
+    shortest = max(last + 1, int((labels != -100).nonzero()[0]) + 1)  # one without a label would be an error
+    cut = VisionCollator(processor_of(family), max_length=shortest, on_long="truncate")([row])["input_ids"][0]
+    assert cut.tolist() == whole[:shortest].tolist()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [0], [0, 0]], ids=str)
+@pytest.mark.parametrize("family", EVERY)
+def test_a_record_left_out_leaves_the_others_as_they_are(family, order):
+    """Wherever it stands in the batch, and whether the template or the tokenizer writes what begins a text."""
+    rows = [records(family)[index] for index in order]
+    plain = VisionCollator(processor_of(family))
+    lengths = [int(plain([row])["attention_mask"].sum()) for row in rows]
+    limit = max(lengths) - 1
+    batch = VisionCollator(processor_of(family), max_length=limit, on_long="drop")(rows)
+    unanswered = [{**row, "messages": row["messages"][:1]} for row in rows]
+    for each, row in zip(unanswered, rows, strict=True):
+        each["images"] = row["images"][: sum(part["type"] == "image" for part in row["messages"][0]["content"])]
+    mixed = [new if length > limit else row for new, row, length in zip(unanswered, rows, lengths, strict=True)]
+    skipped = VisionCollator(processor_of(family), on_bad="skip")(mixed)
+    for made in (batch, skipped):
+        assert made["long_records"].tolist() == [sum(length > limit for length in lengths), 0]
+        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            used = made["attention_mask"][index].bool()
+            if length > limit:
+                assert int(used.sum()) <= 2
+                assert not (made["labels"][index] != -100).any()
+            else:
+                alone = plain([row])
+                assert made["input_ids"][index][used].tolist() == alone["input_ids"][0].tolist()
+                assert made["labels"][index][used].tolist() == alone["labels"][0].tolist()
 
 
 # ---------------------------------------------------------------- the matrix

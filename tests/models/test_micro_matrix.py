@@ -10,8 +10,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 
 import seecal
-from seecal import CALConfig, CALTrainer
-from seecal.core.options import CONTRASTS, PIXEL_CONTRASTS
+from seecal import CONTRASTS, CALConfig, CALTrainer
 from seecal.data.collators.vision import VisionCollator
 from seecal.models import micro
 
@@ -150,7 +149,7 @@ def test_trains_and_costs_what_its_passes_require(run, built, weighting, contras
         expected = batch["input_ids"].numel() if contrast == "mask" else real
     assert [(one.main_tokens, one.contrast_tokens) for one in this.records] == [(real, expected)] * STEPS
     assert this.slots == [real, *([expected] if expected else [])] * STEPS
-    assert this.towers == (2 if contrast in PIXEL_CONTRASTS else 1) * STEPS
+    assert this.towers == (2 if CONTRASTS[contrast].on_pixels else 1) * STEPS
     assert [one["contrast_token_share"] for one in this.logs] == pytest.approx([expected / (real + expected)] * STEPS)
     for log, cal in zip(this.logs, this.records, strict=True):
         assert math.isfinite(log["loss"])

@@ -81,6 +81,13 @@ def test_the_config_of_a_stage_goes_through_trls_parser(recipe, tmp_path):
     assert config.output_dir == str(tmp_path / "stage-1")
 
 
+def test_bad_records_are_treated_alike_when_they_are_loaded_and_when_their_batch_is_made(recipe, tmp_path):
+    cpu = {"use_cpu": True, "bf16": False}
+    for settings, expected in (({}, "error"), ({"on_bad": "skip"}, "skip")):
+        (stage,) = recipe({**cpu, **settings}).stages
+        assert stage.on_bad == stage.config(tmp_path).on_bad == expected
+
+
 def test_the_resolved_recipe_is_a_recipe_with_nothing_left_to_merge(recipe, tmp_path):
     one = recipe({"bf16": False, "alpha": 0.5, "stages": STAGES}, "--stages.1.beta", "3")
     (tmp_path / "resolved.yaml").write_text(one.to_yaml())

@@ -1,20 +1,29 @@
 """CALTrainer: what stops it, what it refuses, and what of SFTTrainer's keeps working."""
 
+import inspect
 import math
+import re
 import time
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForImageTextToText, TrainerCallback
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
 import seecal
 from seecal import CALConfig, CALTrainer
 from seecal.data.collators.checked import CheckedCollator
 from seecal.data.collators.vision import VisionCollator
 from seecal.trainer.metrics import WaitHint, Waiting
-from tests.support.tiny import IMAGE_TOKENS, tiny_dataset, tiny_llava, tiny_llava_processor, tiny_tokenizer
+from tests.support.tiny import (
+    IMAGE_TOKENS,
+    tiny_dataset,
+    tiny_llava,
+    tiny_llava_processor,
+    tiny_records,
+    tiny_tokenizer,
+)
 
 
 def config(folder, **changes):
@@ -115,7 +124,66 @@ def test_collators_are_chosen_by_the_data(tmp_path):
 def test_too_long_is_an_error_for_either_kind_of_data(tmp_path):
     for data in (tiny_dataset(8), prompt_completion(8)):
         with pytest.raises(ValueError, match=r"record 'r\d': .*max_length=16"):
+            trainer(tmp_path, changes={"max_length": IMAGE_TOKENS, "on_long": "error"}, data=data).train()
+
+
+def test_the_default_cuts_text_and_stops_only_at_an_image(tmp_path, caplog):
+    """SFTTrainer's own max_length of 1024 tokens must not stop what it would train on."""
+    for data in (tiny_dataset(8), prompt_completion(8)):
+        caplog.clear()
+        this = trainer(tmp_path, changes={"max_length": 43, "max_steps": 4}, data=data)
+        assert this.args.on_long == "truncate"
+        this.train()
+        logs = [entry for entry in this.state.log_history if "loss" in entry]
+        assert sum(entry["records_truncated"] for entry in logs) > 3
+        assert all(entry["records_dropped"] == 0 for entry in logs)
+        said = [entry.getMessage() for entry in caplog.records if "is cut from" in entry.getMessage()]
+        assert len(said) == 1
+        assert re.match(r"record 'r\d' is cut from \d+ tokens to max_length=43", said[0])
+        with pytest.raises(ValueError, match=r"record 'r\d': .*an image cannot be cut"):
             trainer(tmp_path, changes={"max_length": IMAGE_TOKENS}, data=data).train()
+
+
+def unanswered(n):
+    """Every third record has no answer."""
+    rows = tiny_dataset(n)
+    return rows.map(lambda row, index: {"messages": row["messages"][: 2 if index % 3 else 1]}, with_indices=True)
+
+
+def test_records_without_an_answer(tmp_path, caplog):
+    changes = {"max_steps": 2, "train_sampling_strategy": "sequential"}
+    with pytest.raises(ValueError, match="record 'r0': no label: it has no assistant message with text"):
+        trainer(tmp_path, changes=changes, data=unanswered(8)).train()
+    this = trainer(tmp_path, changes={**changes, "on_bad": "skip"}, data=unanswered(8))
+    this.train()
+    logs = [entry for entry in this.state.log_history if "loss" in entry]
+    assert [entry["records_dropped"] for entry in logs] == [2, 1]
+    assert caplog.text.count("left out, record 'r0': no label") == 1
+    expected = VisionCollator(tiny_llava_processor())([row for row in tiny_records(8) if row["id"] in ("r1", "r2")])
+    assert logs[0]["label_tokens"] == int((expected["labels"] != -100).sum())
+
+
+def test_weights_of_prompts_and_completions_are_honoured(tmp_path):
+    data = prompt_completion(4)
+    this = trainer(tmp_path, data=data, changes={"max_steps": 1})
+    batch = this.data_collator([data[index] for index in range(4)])
+    counts = (batch["labels"] != -100).sum(1).tolist()
+    weights = [[0.5] * (count - 1) + [3.0] for count in counts]
+    with_weights = data.add_column("weights", weights)
+    this = trainer(tmp_path, data=with_weights, changes={"max_steps": 1})
+    this.train()
+    log = this.state.log_history[0]
+    assert log["contrast_token_share"] == 0, "no image is taken away"
+    assert log["label_tokens"] == sum(counts)
+    wrong = data.add_column("weights", [[1.0], *weights[1:]])
+    with pytest.raises(ValueError, match=r"record 'r0': 1 weights for \d+ label tokens"):
+        trainer(tmp_path, data=wrong, changes={"max_steps": 1}).train()
+
+
+def test_the_arguments_are_those_of_the_sft_trainer():
+    ours, theirs = (inspect.signature(one.__init__).parameters for one in (CALTrainer, SFTTrainer))
+    assert list(ours) == list(theirs)
+    assert {name: one.default for name, one in ours.items()} == {name: one.default for name, one in theirs.items()}
 
 
 def test_assistant_only_loss_is_what_we_do_anyway(tmp_path):

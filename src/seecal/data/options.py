@@ -1,26 +1,65 @@
-"""What the collators can be told about records that are long, and how images are decoded. No torch here."""
+"""What the collators can be told about records that are long, that have no label, and about how images are decoded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.options import documented, option
+from ..core.contrasts import contrast_named
+from ..core.options import check_choice, documented, option
 
 ON_LONG = ("error", "drop", "truncate")
+ON_BAD = ("error", "skip")
+DECODINGS = ("exact", "reduced")
 
 
 @documented
 @dataclass(frozen=True)
 class DataOptions:
-    """How records become batches."""
+    """How CALTrainer makes batches. A collator made by hand is stricter: its ``on_long`` is "error".
+
+    Raises:
+        ValueError: a value that is none of the choices, naming both.
+    """
 
     on_long: str = option(
+        "truncate",
+        "What happens to records of more than max_length tokens, image tokens included: 'truncate' cuts their "
+        "text after the last image and stops where an image would have to be cut; 'drop' leaves them out; 'error' "
+        "stops. They are counted, and the first is named.",
+    )
+    on_bad: str = option(
         "error",
-        "What happens to records of more than max_length tokens: 'error'; 'drop' leaves them out; 'truncate' cuts their "
-        "text after the last image. Each is counted and named.",
+        "What happens to records without a label, because they have no answer or because on_long='truncate' "
+        "cut all of it: 'error' stops and names the record; 'skip' leaves it out. They are counted, and the first is "
+        "named.",
     )
     image_decoding: str = option(
         "exact",
-        "'exact' decodes images in full; 'reduced' decodes JPEG files at 1/2, 1/4 or 1/8 of their size where that is no "
-        "smaller than what the processor resizes them to: faster, with slightly other pixels.",
+        "'exact' decodes images in full; 'reduced' decodes JPEG files at 1/2, 1/4 or 1/8 of their size where "
+        "that is no smaller than what the processor resizes them to: faster, with slightly other pixels.",
     )
+
+    def __post_init__(self) -> None:
+        check_on_long(self.on_long)
+        check_on_bad(self.on_bad)
+        check_decoding(self.image_decoding)
+
+
+def check_on_long(on_long: str) -> None:
+    """ValueError unless it is one of :data:`ON_LONG`."""
+    check_choice("on_long", on_long, ON_LONG)
+
+
+def check_on_bad(on_bad: str) -> None:
+    """ValueError unless it is one of :data:`ON_BAD`."""
+    check_choice("on_bad", on_bad, ON_BAD)
+
+
+def check_decoding(decoding: str, contrast: str | None = None) -> None:
+    """ValueError for a way of decoding that is none, or under which the contrast would mean something else."""
+    check_choice("image_decoding", decoding, DECODINGS)
+    if decoding == "reduced" and contrast is not None and contrast_named(contrast).in_pixels:
+        raise ValueError(
+            f"image_decoding='reduced' with contrast={contrast!r}: its strength is measured on the pixels of the full "
+            "image, and would take away more of a smaller one. Set image_decoding='exact', or another contrast."
+        )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..constants import IGNORE_INDEX
 from ..data.collators.vision import VisionCollator
 from ..data.images.decode import open_image
 from .emoji import Answer, record
@@ -67,7 +68,7 @@ def _answers(
     batch = {name: tensor.to(model.device) for name, tensor in collate(records).items()}
     labels = batch.pop("labels")[:, 1:]
     hidden = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
-    keep = labels != -100
+    keep = labels != IGNORE_INDEX
     logits = model.lm_head(hidden[keep]).float()
     loss = torch.nn.functional.cross_entropy(logits, labels[keep], reduction="none")
     hit = torch.ones_like(keep)

@@ -110,7 +110,12 @@ class Stage:
 
         parser = TrlParser(CALConfig)  # type: ignore[arg-type]  # its annotation is the union's name, not a type
         # Every trained tensor has a gradient in every step (GradientCheck), so DDP need not look for others
-        fixed = {"ddp_find_unused_parameters": False, **self.settings, "output_dir": str(output_dir)}
+        fixed = {
+            "ddp_find_unused_parameters": False,
+            **self.settings,
+            "on_bad": self.on_bad,
+            "output_dir": str(output_dir),
+        }
         parser.set_defaults_with_config(**fixed)
         try:
             config = parser.parse_args_into_dataclasses(args=[])[0]

@@ -8,8 +8,7 @@ from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from ..core.options import CALOptions
-from ..data.images.reduced_jpeg import check_decoding
-from ..data.options import ON_LONG, DataOptions
+from ..data.options import DataOptions, check_decoding
 
 _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(CALOptions))
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "auto": "auto"}
@@ -25,8 +24,9 @@ def _same(options: type, name: str) -> Any:
 class CALConfig(SFTConfig):
     """Arguments of :class:`seecal.CALTrainer`: everything of :class:`trl.SFTConfig`, and the options of CAL.
 
-    The fields of :class:`seecal.CALOptions` have the same names, meanings and defaults here. ``on_long`` says what happens
-    to records longer than ``max_length``, ``image_decoding`` how JPEG files are decoded. Two inherited fields differ:
+    The fields of :class:`seecal.CALOptions` have the same names, meanings and defaults here.
+    ``on_long`` says what happens to records longer than ``max_length``, ``on_bad`` what happens to those without a label,
+    ``image_decoding`` how JPEG files are decoded. Two inherited fields differ:
 
     - ``padding_free`` is CAL's (how both passes go through the decoder: "auto", True or False), not TRL's, which vision
       data does not support.
@@ -52,6 +52,7 @@ class CALConfig(SFTConfig):
     contrast_every: int = _same(CALOptions, "contrast_every")
     fp8_contrast: bool = _same(CALOptions, "fp8_contrast")
     on_long: str = _same(DataOptions, "on_long")
+    on_bad: str = _same(DataOptions, "on_bad")
     image_decoding: str = _same(DataOptions, "image_decoding")
     logging_nan_inf_filter: bool = dataclasses.field(
         default=False,
@@ -62,8 +63,7 @@ class CALConfig(SFTConfig):
         if isinstance(self.padding_free, str):  # the command line gives text
             self.padding_free = _TRUTH.get(self.padding_free.lower(), self.padding_free)  # type: ignore[assignment]
         self.cal_options()
-        if self.on_long not in ON_LONG:
-            raise ValueError(f"on_long={self.on_long!r}: expected one of {', '.join(ON_LONG)}")
+        DataOptions(self.on_long, self.on_bad, self.image_decoding)
         check_decoding(self.image_decoding, self.contrast)
         super().__post_init__()
         self.refuse_unsupported()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -11,43 +10,39 @@ from typing import Any, cast
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
-from transformers import ProcessorMixin
+from transformers import TrainerCallback
 from trl import SFTTrainer
-from trl.data_utils import get_dataset_column_names
-from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ..constants import LENGTH_COUNTS, RECORD_IDS
-from ..core.contrasts import contrast_named
 from ..core.enable import disable_cal, enable_cal
 from ..core.outputs import CALOutput
 from ..core.state import state_of
-from ..core.weighting import passes_read
-from ..data.collators.checked import CheckedCollator
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
 from ..data.collators.vision import VisionCollator
-from ..families.table import image_ids
+from ..families.table import image_ids, unwrap
 from .cal_config import CALConfig
 from .callbacks import EpochCallback
-from .metrics import RunningSums, WaitHint, Waiting, count_tokens, token_metrics
-from .trl_compat import hide_cal_fields_from_trl, patch_eval_head
+from .collators import collator_for, has_conversations, without_contrast
+from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, listed_records, token_metrics
+from .trl_compat import hide_cal_fields_from_trl, load_as_saved, patch_eval_head
 
 
 class CALTrainer(SFTTrainer):
     """:class:`trl.SFTTrainer` that trains with CAL. Takes the same arguments, with a :class:`seecal.CALConfig`.
 
-    Training logs the CAL ``loss`` (Σ w·CE / Σ w, nats), the plain ``cross_entropy`` (nats a label token),
-    ``delta_mean`` (logits), ``share_at_alpha``, ``share_inside`` and ``share_at_beta`` (of the label tokens with a
-    contrast), ``label_tokens``, ``tokens_per_second`` (without padding, evaluation not counted),
-    ``contrast_token_share`` (of all token positions that went through the decoder) and TRL's ``num_tokens``; all over
-    the steps since the last log and over all ranks. ``data_wait_share`` is the share of that time spent waiting for
-    the next batch, its copy to the device included; a share that stays high is said once. The first log includes the
-    start of the dataloader's workers.
+    Training logs the CAL ``loss`` (Σ w·CE / Σ w, nats), the plain ``cross_entropy`` (nats a label token), ``delta_mean``
+    (logits), ``share_at_alpha``, ``share_inside`` and ``share_at_beta`` (of the label tokens with a contrast),
+    ``label_tokens``, ``tokens_per_second`` (without padding, evaluation not counted), ``contrast_token_share`` (of all
+    token positions that went through the decoder), ``records_dropped`` and ``records_truncated`` (``on_long``, ``on_bad``),
+    and TRL's ``num_tokens``; all over the steps since the last log and over all ranks.
+    ``data_wait_share`` is the share of that time spent waiting for the next batch, its copy to the device included; a share
+    that stays high is said once. The first log includes the start of the dataloader's workers.
 
     ``eval_loss`` is the plain cross-entropy Σ CE / Σ tokens of the whole evaluation set; TRL's ``eval_entropy`` and
     ``eval_mean_token_accuracy`` are means over the same tokens.
 
-    Vision records with ``messages`` go through :class:`seecal.VisionCollator` unless ``data_collator`` is
-    given: only assistant turns are labels. Images are decoded when a batch is made, never up front.
+    Records with ``messages`` go through :class:`seecal.VisionCollator` unless ``data_collator`` is given: only assistant
+    turns are labels. Images are decoded when a batch is made, never up front.
 
     Raises:
         ValueError: ``args`` is no CALConfig; the model is not a vision-language model; an argument that CAL cannot honour.
@@ -73,8 +68,17 @@ class CALTrainer(SFTTrainer):
         args: CALConfig | None = None,
         data_collator: Any = None,
         train_dataset: Any = None,
-        *rest: Any,
-        **kwargs: Any,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_loss_func: Any = None,
+        compute_metrics: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: Any = None,
+        preprocess_logits_for_metrics: Any = None,
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        formatting_func: Any = None,
     ) -> None:
         if args is None:
             args = CALConfig("CAL")
@@ -83,40 +87,44 @@ class CALTrainer(SFTTrainer):
                 f"args is a {type(args).__name__}: CALTrainer needs a seecal.CALConfig, which has the same fields"
             )
         args.refuse_unsupported()  # it may have been changed since it was made
-        columns = set(get_dataset_column_names(train_dataset)) if train_dataset is not None else set()
-        ours = "messages" in columns and not columns.isdisjoint({"image", "images"}) and data_collator is None
-        if isinstance(model, nn.Module) and _left_on(_bare(model)):
+        self._conversations = has_conversations(train_dataset, data_collator, processing_class, formatting_func)
+        if isinstance(model, nn.Module) and _left_on(unwrap(model)):
             disable_cal(model)  # else enable_cal would refuse a second stage
-        with hide_cal_fields_from_trl(args, ours):
-            super().__init__(model, args, data_collator, train_dataset, *rest, **kwargs)
-        self._refuse_unsupported()
-        patch_eval_head(_bare(self.model))
-        if ours:
-            multiple = cast("int | None", args.pad_to_multiple_of)
-            contrasts = contrast_named(args.contrast).on_pixels and "without" in passes_read(args.weighting)
-            by_pixels = args.contrast if contrasts else None
-            self.data_collator = VisionCollator(
-                cast(ProcessorMixin, self.processing_class),
-                args.max_length,
-                multiple,
-                args.on_long,
-                contrast=by_pixels,
-                strength=args.cal_options().strength,
-                with_ids=True,
-                decoding=args.image_decoding,
+        with hide_cal_fields_from_trl(args, self._conversations):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_loss_func=compute_loss_func,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                formatting_func=formatting_func,
             )
+        self._refuse_unsupported()
+        patch_eval_head(unwrap(self.model))
+        ids = image_ids(unwrap(self.model).config)
+        if data_collator is None:
+            self.data_collator = collator_for(args, self.processing_class, self.data_collator, ids, self._conversations)
+        if isinstance(self.data_collator, VisionCollator):
             self.add_callback(EpochCallback(self.data_collator))
-        elif data_collator is None and isinstance(self.data_collator, DataCollatorForVisionLanguageModeling):
-            self.data_collator.max_length = None  # TRL would cut, perhaps inside an image
-            ids = frozenset(image_ids(_bare(self.model).config))
-            self.data_collator = CheckedCollator(self.data_collator, args.max_length, ids, args.on_long, True)
-        self._oddity = check_processor(self.data_collator, _bare(self.model), image_ids(_bare(self.model).config))
+        self._oddity = check_processor(self.data_collator, unwrap(self.model), ids)
         self.cal_options = args.cal_options()
         enable_cal(cast(nn.Module, self.model), self.cal_options)
-        state_of(_bare(self.model)).by_trainer = True  # the next stage's trainer may change the options
+        state_of(unwrap(self.model)).by_trainer = True  # the next stage's trainer may change the options
         # Have Trainer count each step's labels whatever the model's signature, and leave accumulation to compute_loss.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
+        self._start_counting()
+
+    def _start_counting(self) -> None:
         self._window = RunningSums(self.args.device)  # since the last log
         self._step = RunningSums(self.args.device)  # since the last optimizer step
         self._eval = RunningSums(self.args.device)
@@ -126,6 +134,16 @@ class CALTrainer(SFTTrainer):
         self._step_records: list[str] = []  # what this step is made of on this rank, for an error
         self._paused = 0.0
         self._wait_hint = WaitHint()
+
+    @property
+    def _is_vision_dataset(self) -> bool:
+        """What SFTTrainer tells by an image column; conversations are it wherever their images are, so that it leaves them
+        to the collator instead of tokenising them with all their tokens as labels."""
+        return self._has_image_column or self._conversations
+
+    @_is_vision_dataset.setter
+    def _is_vision_dataset(self, has_image_column: bool) -> None:
+        self._has_image_column = has_image_column
 
     def _refuse_unsupported(self) -> None:
         if self.compute_loss_func is not None:
@@ -158,7 +176,7 @@ class CALTrainer(SFTTrainer):
         try:
             return super()._inner_training_loop(*args, **kwargs)
         finally:
-            state_of(_bare(self.model)).forget_steps()
+            state_of(unwrap(self.model)).forget_steps()
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one step. The time they take is counted, without that of counting their labels."""
@@ -191,7 +209,7 @@ class CALTrainer(SFTTrainer):
                 f"the data collator made no labels, only {', '.join(sorted(inputs))}: there is nothing to learn"
             )
         self._step_records += names
-        state_of(_bare(self.model)).step = self.state.global_step  # for contrast_every: all of a step or nothing of it
+        state_of(unwrap(self.model)).step = self.state.global_step  # for contrast_every: all of a step or nothing of it
         with explain_processor_mismatch(self._oddity):
             outputs = model(**inputs)
         count_tokens(self._window, outputs.cal, inputs.get("attention_mask"), self.cal_options)
@@ -206,22 +224,22 @@ class CALTrainer(SFTTrainer):
             self._stop_unless_finite(loss.detach(), loss.detach())
         return (loss, outputs) if return_outputs else loss
 
-    def _share_of_step(self, record: CALOutput, label_count: Any) -> Tensor:
+    def _share_of_step(self, cal: CALOutput, label_count: Any) -> Tensor:
         """Σ w·CE of one micro-batch over the divisor of its step.
 
         Σ w of the step is known only after its last forward. Until then any divisor that is the same in all micro-batches
         and ranks will do; the label count keeps fp16 gradients in range. :meth:`_finish_step` puts Σ w in its place.
         """
-        self._step.add(loss=record.loss_sum, weight=record.weight_sum)
+        self._step.add(loss=cal.loss_sum, weight=cal.weight_sum)
         if self._divisor is None:
             self._provisional = not self.accelerator.sync_gradients  # else the first micro-batch is also the last
             if self._provisional:
                 divisor = torch.as_tensor(label_count)
             else:
-                divisor = self.accelerator.reduce(record.weight_sum.clone(), "sum")
+                divisor = self.accelerator.reduce(cal.weight_sum.clone(), "sum")
             self._divisor = torch.where(divisor > 0, divisor, 1).to(self.args.device)
         # Wrappers for several ranks average gradients: a sum over ranks needs their number.
-        return record.loss_sum * (self.accelerator.num_processes / self._divisor)
+        return cal.loss_sum * (self.accelerator.num_processes / self._divisor)
 
     def _finish_step(self, model: nn.Module) -> Tensor:
         """Gradients and loss of the step over Σ w of all its micro-batches and ranks, before they are clipped.
@@ -262,13 +280,8 @@ class CALTrainer(SFTTrainer):
             raise FloatingPointError(
                 f"step {self.state.global_step + 1}: the loss is {values[0]:g} and the gradient norm {values[1]:g}. "
                 "Stopped before the optimizer step; the weights are those of the step before. Look at the records of this "
-                f"step{self._records_of_step()}, lower learning_rate, or use bf16 instead of fp16."
+                f"step{listed_records(self._step_records)}, lower learning_rate, or use bf16 instead of fp16."
             )
-
-    def _records_of_step(self) -> str:
-        shown = ", ".join(self._step_records[:8])
-        more = len(self._step_records) - 8
-        return f" ({shown}{f' and {more} more' if more > 0 else ''})" if shown else ""
 
     # ---- Checkpoints ----
 
@@ -281,20 +294,10 @@ class CALTrainer(SFTTrainer):
             super()._load_best_model()
 
     def _load_as_saved(self, folder: str) -> bool:
-        """Loads the whole model from what save_pretrained wrote; False where adapters or shards are loaded instead.
-
-        save_pretrained gives the weights of LLaVA and others the names of their first release, and only from_pretrained
-        knows both. Trainer's own load_state_dict(strict=False) then finds no key and goes on with a warning, from scratch
-        (huggingface/transformers#43701).
-        """
+        """Loads the whole model from what save_pretrained wrote; False where adapters or shards are loaded instead."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or is_peft_model(self.model):
             return False
-        model = cast(Any, self.model)
-        loaded, report = type(model).from_pretrained(folder, config=model.config, output_loading_info=True)
-        wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if name.endswith("_keys") and keys}
-        if wrong:
-            raise ValueError(f"{folder} does not hold this model's weights: {wrong}")
-        model.load_state_dict(loaded.state_dict())
+        load_as_saved(self.model, folder)
         return True
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -339,8 +342,7 @@ class CALTrainer(SFTTrainer):
     def _plain_collator(self) -> Iterator[None]:
         """Evaluation has no second pass, so nobody needs the images without their content there."""
         training = self.data_collator
-        if isinstance(training, VisionCollator) and training.contrast is not None:
-            self.data_collator = dataclasses.replace(training, contrast=None)
+        self.data_collator = without_contrast(training)
         try:
             yield
         finally:
@@ -350,7 +352,7 @@ class CALTrainer(SFTTrainer):
         with torch.no_grad():
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)  # TRL's route: logits in tiles, never kept
         of_rows = [-outputs.log_probs, outputs.entropy, outputs.is_top1, outputs.label_mask]
-        rows = torch.stack([one.float().sum(1) for one in of_rows], dim=1)
+        rows = torch.stack([of_row.float().sum(1) for of_row in of_rows], dim=1)
         # Without the rows that accelerate repeats to fill the last batch
         nll, entropy, correct, tokens = self.accelerator.gather_for_metrics(rows.contiguous()).sum(0).unbind()
         self._eval.add(nll=nll, entropy=entropy, correct=correct, tokens=tokens)
@@ -374,13 +376,7 @@ class CALTrainer(SFTTrainer):
                 raise ValueError(
                     f"{metric_key_prefix}: not one label token in the {output.num_samples} records evaluated"
                 )
-            metrics = {
-                "loss": sums["nll"] / sums["tokens"],
-                "entropy": sums["entropy"] / sums["tokens"],
-                "mean_token_accuracy": sums["correct"] / sums["tokens"],
-                "label_tokens": sums["tokens"],
-                "num_tokens": self._total_train_tokens,
-            }
+            metrics = {**evaluation_metrics(sums), "num_tokens": self._total_train_tokens}
             cast(dict, output.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
@@ -389,7 +385,3 @@ def _left_on(model: Any) -> bool:
     """Whether CAL is on because an earlier trainer, not the caller, enabled it."""
     state = state_of(model)
     return state.options is not None and state.by_trainer
-
-
-def _bare(model: Any) -> Any:
-    return model.get_base_model() if is_peft_model(model) else model

@@ -58,20 +58,20 @@ class RunningSums:
 
 
 @torch.no_grad()
-def count_tokens(sums: RunningSums, record: CALOutput, attention_mask: Tensor | None, options: CALOptions) -> None:
+def count_tokens(sums: RunningSums, cal: CALOutput, attention_mask: Tensor | None, options: CALOptions) -> None:
     """Adds one training forward to ``sums``, without waiting for the device."""
-    seen, delta = record.visual_delta.has_contrast, record.visual_delta.delta
-    labels = len(record.visual_delta)
+    seen, delta = cal.visual_delta.has_contrast, cal.visual_delta.delta
+    labels = len(cal.visual_delta)
     sums.add(
-        cross_entropy=record.cross_entropy * labels,
+        cross_entropy=cal.cross_entropy * labels,
         label_tokens=labels,
         seen=seen.sum(),
         delta=(delta * seen).sum(),
         at_alpha=((delta <= options.alpha) & seen).sum(),
         at_beta=((delta >= options.beta) & (delta > options.alpha) & seen).sum(),
-        tokens=record.main_tokens if attention_mask is None else attention_mask.sum(),
-        main=record.main_tokens,
-        contrast=record.contrast_tokens,
+        tokens=cal.main_tokens if attention_mask is None else attention_mask.sum(),
+        main=cal.main_tokens,
+        contrast=cal.contrast_tokens,
     )
 
 
@@ -89,6 +89,19 @@ def token_metrics(sums: dict[str, float]) -> dict[str, float]:
         metrics |= {"delta_mean": sums["delta"] / seen, "share_at_alpha": at_alpha, "share_at_beta": at_beta}
         metrics["share_inside"] = 1 - at_alpha - at_beta
     return metrics
+
+
+def evaluation_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """The figures of an evaluation, in nats and shares a label token: means over all of its tokens, not over batches."""
+    tokens = sums["tokens"]
+    means = {"loss": "nll", "entropy": "entropy", "mean_token_accuracy": "correct"}
+    return {**{name: sums[summed] / tokens for name, summed in means.items()}, "label_tokens": tokens}
+
+
+def listed_records(names: list[str]) -> str:
+    """`` (record 'a', record 'b')``, the first eight of them, for an error; nothing for none."""
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f" ({', '.join(names[:8])}{more})" if names else ""
 
 
 class Waiting:

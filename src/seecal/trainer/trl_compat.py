@@ -1,4 +1,4 @@
-"""What TRL's trainer has to be told, or must not see, so that CALTrainer can be one."""
+"""What TRL's and transformers' trainers have to be told, or must not see or do, so that CALTrainer can be one."""
 
 from __future__ import annotations
 
@@ -44,3 +44,20 @@ def hide_cal_fields_from_trl(args: CALConfig, our_collator: bool) -> Iterator[No
         yield
     finally:
         args.padding_free, args.assistant_only_loss = kept
+
+
+def load_as_saved(model: Any, folder: str) -> None:
+    """Loads a whole model's weights from what save_pretrained wrote to ``folder``.
+
+    save_pretrained gives the weights of LLaVA and others the names of their first release, and only from_pretrained knows
+    both. Trainer's own load_state_dict(strict=False) then finds no key and goes on with a warning, from scratch
+    (huggingface/transformers#43701).
+
+    Raises:
+        ValueError: the folder holds the weights of another model.
+    """
+    loaded, report = type(model).from_pretrained(folder, config=model.config, output_loading_info=True)
+    wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if name.endswith("_keys") and keys}
+    if wrong:
+        raise ValueError(f"{folder} does not hold this model's weights: {wrong}")
+    model.load_state_dict(loaded.state_dict())

@@ -8,6 +8,7 @@ import torch
 import seecal
 from seecal import CALConfig, CALTrainer
 from seecal.constants import LENGTH_COUNTS as COUNTS
+from seecal.data.collators.checked import CheckedCollator
 from seecal.data.collators.max_length import LengthLimit
 from seecal.data.collators.vision import VisionCollator
 from tests.support.tiny import tiny_dataset, tiny_image, tiny_llava, tiny_llava_processor
@@ -46,7 +47,7 @@ def test_drop_leaves_the_record_out_and_the_others_as_they_are(processor, length
     with caplog.at_level(logging.WARNING, logger="seecal"):
         batch = collate(processor, [SHORT, LONG, TEXT], lengths[0], "drop")
     assert batch.pop(COUNTS).tolist() == [1, 0]
-    assert "'long' left out (1 so far)" in caplog.text
+    assert "record 'long' is left out: " in caplog.text
     alone = VisionCollator(processor)([SHORT, TEXT])
     assert torch.equal(batch["input_ids"][[0, 2]], alone["input_ids"])
     assert torch.equal(batch["labels"][[0, 2]], alone["labels"])
@@ -92,12 +93,64 @@ def test_truncate_never_cuts_an_image(processor, lengths):
             collate(processor, [late], limit, "truncate")
 
 
-def test_truncate_counts_a_record_without_a_label_left_as_dropped(processor):
-    ids = VisionCollator(processor)([SHORT])
-    first = int((ids["labels"][0] != -100).nonzero()[0])
-    batch = collate(processor, [SHORT], first, "truncate")
-    assert batch[COUNTS].tolist() == [1, 0]
-    assert (batch["labels"] == -100).all()
+def test_a_record_that_loses_all_its_labels_is_one_without_an_answer(processor, caplog):
+    whole = VisionCollator(processor)([SHORT])
+    first = int((whole["labels"][0] != -100).nonzero()[0])
+    with pytest.raises(ValueError, match=rf"record 'short': no label: .*max_length={first}.*set on_bad to skip"):
+        collate(processor, [SHORT], first, "truncate")
+    caplog.clear()
+    collator = VisionCollator(processor, first + 1, on_long="truncate", on_bad="skip")
+    late = record("late", "It is red.", question="What colour is it? " * 3)
+    batch = collator([late, record("cut", "It is red.")])
+    assert batch.pop(COUNTS).tolist() == [1, 1]
+    assert int(batch["attention_mask"][0].sum()) <= 2, "in its place stands a row of one word"
+    assert batch["pixel_values"].shape[0] == 1
+    assert (batch["labels"][0] == -100).all()
+    assert (batch["labels"][1] != -100).nonzero().flatten().tolist() == [first]
+    assert torch.equal(batch["labels"][1], whole["labels"][0, : first + 1])
+    assert batch["input_ids"].shape[1] == first + 1
+    collator([late, late])
+    assert [entry.getMessage().split(":")[0] for entry in caplog.records] == [
+        "left out, record 'late'",
+        f"record 'cut' is cut from {int(whole['attention_mask'].sum())} tokens to max_length={first + 1} "
+        "(on_long='truncate'). This is said once; the log's records_truncated counts them all",
+    ]
+
+
+def test_what_is_left_out_or_cut_is_said_once_with_the_first_name(processor, lengths, caplog):
+    for policy, said in (("drop", "is left out: "), ("truncate", "is cut from ")):
+        caplog.clear()
+        collator = VisionCollator(processor, lengths[0], on_long=policy)
+        counted = [collator([{**LONG, "id": f"l{n}"}, {**LONG, "id": f"m{n}"}])[COUNTS].sum() for n in range(12)]
+        assert sum(counted) == 24
+        (entry,) = caplog.records
+        assert f"record 'l0' {said}{lengths[1]} tokens" in entry.getMessage()
+
+
+@pytest.mark.parametrize("policy", ["drop", "truncate", "error"])
+@pytest.mark.parametrize("multiple", [8, 7])
+def test_rows_stay_a_multiple_after_a_cut(processor, lengths, multiple, policy):
+    limit = lengths[1] - 3
+    if policy == "error":
+        limit = None
+    collator = VisionCollator(processor, limit, multiple, policy)
+    batch = collator([SHORT, LONG])
+    width = batch["input_ids"].shape[1]
+    assert width % multiple == 0
+    longest = int(batch["attention_mask"].sum(1).max())
+    assert longest <= width < longest + multiple
+    assert batch["attention_mask"].shape == batch["labels"].shape == (2, width)
+    assert batch["attention_mask"].diff(dim=1).max() == 0, "padding only on the right"
+    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
+
+
+def test_another_collators_rows_stay_a_multiple_too(processor, lengths):
+    inner = VisionCollator(processor, pad_to_multiple_of=16)
+    image = processor.tokenizer.convert_tokens_to_ids("<image>")
+    checked = CheckedCollator(inner, lengths[0] + 2, frozenset({image}), "truncate", pad_to_multiple_of=16)
+    batch = checked([SHORT, LONG])
+    assert batch["input_ids"].shape[1] % 16 == 0
+    assert batch["input_ids"].shape[1] < inner([SHORT, LONG])["input_ids"].shape[1]
 
 
 @pytest.mark.parametrize("bad", [{"on_long": "cut"}, {"max_length": 0}])

@@ -63,7 +63,7 @@ def test_a_row_without_an_image_has_the_same_form():
     [
         (SEVERAL, "user, assistant, user, assistant"),
         ([{"role": "system", "content": "b"}, *SEVERAL[:2]], "system, user, assistant"),
-        (SEVERAL[:1], "user"),
+        (SEVERAL[1:2], "assistant"),
     ],
 )
 def test_other_conversations_need_a_template(messages, roles):

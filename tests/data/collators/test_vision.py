@@ -186,18 +186,19 @@ def test_modes_of_images_agree():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (record([], images=2) | {"messages": [{"role": "user", "content": [part(), part("a")]}]}, "2 images, but 1 image"),
-        (record([], images=0) | {"messages": [{"role": "user", "content": [part()]}]}, "0 images, but 1 image"),
-        (record(["a <image> b"]), "1 images, but 2 image placeholders in its text.*'<image>'"),
+        (record([], images=2) | {"messages": [{"role": "user", "content": [part(), part("a")]}]}, "2 images, but 1 place"),
+        (record([], images=0) | {"messages": [{"role": "user", "content": [part()]}]}, "0 images, but 1 place"),
+        (record(["<image> and <image>"]), "1 image, but 2 placeholders"),
+        (record([[part("a <image> b")]]), "1 images, but 2 image placeholders in its text.*'<image>'"),
         (record([""]), "no label"),
         (record(["  "]), "no label"),
         (record([]) | {"messages": [{"role": "user", "content": "a"}]}, "no label"),
         ({"text": "a"}, "no messages; it has id, text"),
         (record(["a"]) | {"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "a part of type 'video'"),
-        (record(["a"]) | {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}, "with type, url"),
+        (record(["a"]) | {"messages": [{"role": "user", "content": [{"type": "image", "url": "http://a/b"}]}]}, "is a URL"),
         (record(["It is. " * 60]), "are more than max_length=64.*Set max_length to at least"),
     ],
-    ids=["too many", "too few", "literal", "empty", "blank", "no answer", "no messages", "video", "url", "long"],
+    ids=["too many", "too few", "marks", "literal", "empty", "blank", "no answer", "no messages", "video", "url", "long"],
 )  # fmt: skip
 def test_errors_name_the_record(bad, message):
     collator = VisionCollator(tiny_llava_processor(), max_length=64)

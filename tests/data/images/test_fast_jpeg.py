@@ -244,7 +244,7 @@ def test_the_collator_reduces_only_when_told_to():
     images = {}
     for decoding in ("exact", "reduced"):
         collate = VisionCollator(tiny_llava_processor(), decoding=decoding)
-        (images[decoding],) = collate._prepare(record(jpeg(photo(320, 256))), 0).images
+        (images[decoding],) = collate._conversation(record(jpeg(photo(320, 256))), "a").images
     assert images["exact"].shape == (3, 256, 320)
     assert images["reduced"].size == (40, 32)
 

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from seecal.data.collators.vision import VisionCollator
+from seecal.data.image_placement import split_text
 from seecal.data.images.decode import decode_image
 from seecal.data.sources.formats import FORMATS
 from seecal.data.sources.load import LoadReport, load_records
 from seecal.data.sources.mixture import mix
-from seecal.data.sources.records import FEATURES, split_text
+from seecal.data.sources.records import FEATURES
 from tests.support.sources import (
     CONVERSATIONS,
     RICH,

@@ -39,7 +39,7 @@ def render(messages: list[dict[str, Any]], template: str, special_tokens: dict[s
     form, text, spans = _in_a_form_it_takes(messages, template, special_tokens, name, marked)
 
     def rendered(chat: list[dict[str, Any]]) -> str:
-        return _rendered([form(one) for one in chat], template, special_tokens, name, False)[0]
+        return _rendered([form(message) for message in chat], template, special_tokens, name, False)[0]
 
     _refuse_if_left_out(messages, text, rendered, name, marked)
     if marked:
@@ -47,9 +47,9 @@ def render(messages: list[dict[str, Any]], template: str, special_tokens: dict[s
     # A template may trim messages: then marks inside the outer blanks still leave the text as it was.
     for inside_blanks in (False, True):
         opening, closing = _marks(text)
-        with_marks = rendered([_with_marks(one, opening, closing, inside_blanks) for one in messages])
+        with_marks = rendered([_with_marks(message, opening, closing, inside_blanks) for message in messages])
         plain, spans = _without_marks(with_marks, opening, closing)
-        if plain == text and len(spans) == sum(_has_words(one) for one in messages):
+        if plain == text and len(spans) == sum(_has_words(message) for message in messages):
             return Rendered(text, spans)
     raise ValueError(
         f"{name}: the chat template rewrites the assistant's messages, so their place in its text cannot be found. Put "
@@ -100,13 +100,14 @@ def _in_a_form_it_takes(
     """
     refused: ValueError | None = None
     for form in (_as_parts, _others_as_text, _as_text):
-        chat = [form(one) for one in messages]
+        chat = [form(message) for message in messages]
         try:
             text, spans = _rendered(chat, template, special_tokens, name, marked)
         except ValueError as error:
             refused = refused or error
             continue
-        if not any(isinstance(one["content"], list) and str(one["content"]) in text for one in chat if one["content"]):
+        contents = [message["content"] for message in chat if message["content"]]
+        if not any(isinstance(content, list) and str(content) in text for content in contents):
             return form, text, spans
     raise refused or ValueError(
         f"{name}: the chat template writes a message's list of parts as Python does instead of its text and images: it is "
@@ -149,7 +150,8 @@ def _refuse_if_left_out(
             rest = rest[rest.index(words[0]) + len(words[0]) :]
             continue
         opening, closing = _marks(text)
-        changed = [_with_marks(one, opening, closing, True, True) if one is message else one for one in messages]
+        marked_message = _with_marks(message, opening, closing, inside_blanks=True, any_role=True)
+        changed = [*messages[:index], marked_message, *messages[index + 1 :]]
         if rendered(changed) != text:
             continue
         if message["role"] != "assistant":

@@ -62,7 +62,7 @@ class _ShortRuns(wrapt.ObjectProxy):
         ours = isinstance(text, list) and options.get("padding") is True and options.get("return_tensors") == "pt"
         if not ours or not {name for name, value in options.items() if value not in (None, False)} <= _KNOWN:
             return plain(text, **options)
-        rows = [self._ids(one, options.get("add_special_tokens", True)) for one in text]
+        rows = [self._ids(row_text, options.get("add_special_tokens", True)) for row_text in text]
         if any(row is None for row in rows):
             return plain(text, **options)
         return _padded(plain, rows, options)
@@ -78,7 +78,7 @@ class _ShortRuns(wrapt.ObjectProxy):
         counts: list[int] = []
 
         def first(run: re.Match) -> str:
-            token = next(one for one in self._self_tokens if run[0].startswith(one))
+            token = next(token for token in self._self_tokens if run[0].startswith(token))
             counts.append(len(run[0]) // len(token))
             return token
 

@@ -20,10 +20,10 @@ from .processors import processed
 logger = logging.getLogger(__name__)
 
 
-def written_tokens(processor: ProcessorMixin) -> list[str]:
+def placeholder_tokens(processor: ProcessorMixin) -> list[str]:
     """What chat templates write for an image: the image token or, in some families, what begins an image."""
     names = (getattr(processor, name, None) for name in ("image_token", "boi_token"))
-    found = list(dict.fromkeys(str(one) for one in names if one))
+    found = list(dict.fromkeys(str(token) for token in names if token))
     if not found:
         raise ValueError(
             f"{type(processor).__name__} names no image token: images cannot be placed in the text. Pass the processor of "
@@ -43,18 +43,22 @@ def image_token_ids(processor: ProcessorMixin) -> tuple[frozenset[int], frozense
         ValueError: the processor fails on an image and its placeholder.
     """
     tokenizer: Any = processor.tokenizer
-    written = written_tokens(processor)
+    placeholders = placeholder_tokens(processor)
     try:
         grey = Image.new("RGB", (64, 64), (128, 128, 128))
-        batch = processed(processor, written[:1], [[grey]], prefixes=[len(written[0])], add_special_tokens=False)
+        batch = processed(
+            processor, placeholders[:1], [[grey]], prefixes=[len(placeholders[0])], add_special_tokens=False
+        )
     except Exception as error:
         raise ValueError(
-            f"{type(processor).__name__} cannot make an input of one image and its placeholder {written[0]!r}: {error}"
+            f"{type(processor).__name__} cannot make an input of one image and its placeholder {placeholders[0]!r}: {error}"
         ) from error
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    ids = [one for one in batch["input_ids"][0].tolist() if one not in ends]
-    added = [one for one in ids if one in tokenizer.added_tokens_decoder]
-    features = {index for token, index in tokenizer.get_added_vocab().items() if token in written and index in added}
+    ids = [index for index in batch["input_ids"][0].tolist() if index not in ends]
+    added = [index for index in ids if index in tokenizer.added_tokens_decoder]
+    features = {
+        index for token, index in tokenizer.get_added_vocab().items() if token in placeholders and index in added
+    }
     features |= {index for index, _ in Counter(added).most_common(1)}
     return frozenset(features | {index for index, _ in Counter(ids).most_common(1)}), frozenset(features)
 
@@ -77,22 +81,26 @@ def check_processor(collator: Any, model: Any, image_ids: set[int]) -> str:
     if not isinstance(processor, ProcessorMixin):
         return ""
     candidates, features = image_token_ids(processor)
-    mine, own = type(processor).__name__, PROCESSOR_MAPPING_NAMES.get(model.config.model_type)
-    wants = f"; transformers' processor for {model.config.model_type!r} is {own}" if own and own != mine else ""
+    passed, expected = type(processor).__name__, PROCESSOR_MAPPING_NAMES.get(model.config.model_type) or None
+    wants = (
+        f"; transformers' processor for {model.config.model_type!r} is {expected}"
+        if expected and expected != passed
+        else ""
+    )
     if image_ids.isdisjoint(candidates):
         tokens: Any = processor.tokenizer.convert_ids_to_tokens(sorted(features))
         found = ", ".join(f"{token!r} (id {index})" for token, index in zip(tokens, sorted(features), strict=True))
         raise ValueError(
-            f"{mine} makes {found or 'no token of its own'} of an image, but {type(model).__name__} puts image features at "
-            f"id {' or '.join(str(one) for one in sorted(image_ids))} (image_token_id of its config){wants}. Pass the "
-            "processor saved with this model as processing_class, such as AutoProcessor.from_pretrained(its folder). If "
-            "you added an image token to the tokenizer, set the config's image_token_id to its id."
+            f"{passed} makes {found or 'no token of its own'} of an image, but {type(model).__name__} puts image features "
+            f"at id {' or '.join(str(index) for index in sorted(image_ids))} (image_token_id of its config){wants}. Pass "
+            "the processor saved with this model as processing_class, such as AutoProcessor.from_pretrained(its folder). "
+            "If you added an image token to the tokenizer, set the config's image_token_id to its id."
         )
     if wants:
         logger.warning(
-            "the processor is %s%s: unless you know that they agree, load it from the model's folder", mine, wants
+            "the processor is %s%s: unless you know that they agree, load it from the model's folder", passed, wants
         )
-    return f"The processor is {mine}{wants}: load the processor from the model's folder" if wants else ""
+    return f"The processor is {passed}{wants}: load the processor from the model's folder" if wants else ""
 
 
 @contextlib.contextmanager
@@ -122,30 +130,30 @@ class TextIds:
     movable: list[bool]
 
 
-def expanded_positions(one: TextIds, expanded: list[int], image_ids: frozenset[int]) -> list[int | None] | None:
+def expanded_positions(text: TextIds, expanded: list[int], image_ids: frozenset[int]) -> list[int | None] | None:
     """For each id of the text its position among the processor's ``expanded`` ones, or None; None as a whole if the text
     cannot be found in them.
 
     Images are the only insertions, so the ids between two placeholders appear unchanged and in order, and before each of
     them but the first there is an image.
     """
-    found = _followed(one, expanded, image_ids, trim=False)
-    return found if found is not None else _followed(one, expanded, image_ids, trim=True)
+    found = _followed(text, expanded, image_ids, trim=False)
+    return found if found is not None else _followed(text, expanded, image_ids, trim=True)
 
 
-def _followed(one: TextIds, expanded: list[int], image_ids: frozenset[int], trim: bool) -> list[int | None] | None:
-    positions: list[int | None] = [None] * len(one.ids)
+def _followed(text: TextIds, expanded: list[int], image_ids: frozenset[int], trim: bool) -> list[int | None] | None:
+    positions: list[int | None] = [None] * len(text.ids)
     cursor = 0
-    for before, after in itertools.pairwise([-1, *one.placeholders, len(one.ids)]):
+    for before, after in itertools.pairwise([-1, *text.placeholders, len(text.ids)]):
         first, last = before + 1, after  # [first, last): the ids between two images
-        while trim and before >= 0 and first < last and one.movable[first]:
+        while trim and before >= 0 and first < last and text.movable[first]:
             first += 1
-        while trim and after < len(one.ids) and first < last and one.movable[last - 1]:
+        while trim and after < len(text.ids) and first < last and text.movable[last - 1]:
             last -= 1
-        segment = one.ids[first:last]
+        segment = text.ids[first:last]
         if before < 0:
             start = 0
-        elif after == len(one.ids):
+        elif after == len(text.ids):
             start = len(expanded) - len(segment)
         else:
             start = _next_occurrence(segment, expanded, cursor, image_ids)

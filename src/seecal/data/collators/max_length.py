@@ -1,45 +1,38 @@
-"""Records that are longer than ``max_length``: an error, left out, or cut after their last image. Counted, never silent.
+"""Records that are longer than ``max_length``: an error, left out, or cut after their last image.
 
 B rows, L columns of a batch that is already padded.
 """
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...constants import IGNORE_INDEX
-from ..options import ON_LONG
-
-logger = logging.getLogger(__name__)
+from ..options import check_on_long
 
 
-@dataclass
+@dataclass(frozen=True)
 class LengthLimit:
     """What happens to records of more than ``max_length`` tokens, image tokens included.
 
     Args:
         max_length: in tokens; None: no limit.
-        on_long: ``error``: ValueError naming the record. ``drop``: it takes no part (in its place stands a row of one token
-            without a label). ``truncate``: its text after the last image is cut; where the images alone do not fit, or no
-            label is left, ``truncate`` is an error or counts as dropped.
-
-    Attributes:
-        dropped, truncated: how many so far in this process.
+        on_long: ``error``: ValueError naming the record. ``drop``: it takes no part. ``truncate``: its text after the last
+            image is cut; where the images alone do not fit, that is an error too.
+        pad_to_multiple_of: what the batch is padded to a multiple of, in tokens: it stays so when columns are cut.
     """
 
     max_length: int | None = None
     on_long: str = "error"
-    dropped: int = field(default=0, init=False)
-    truncated: int = field(default=0, init=False)
+    pad_to_multiple_of: int | None = None
 
     def __post_init__(self) -> None:
-        if self.on_long not in ON_LONG:
-            raise ValueError(f"on_long={self.on_long!r}: expected one of {', '.join(ON_LONG)}")
+        check_on_long(self.on_long)
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length={self.max_length}: expected 1 or more tokens, or None for no limit")
 
@@ -57,12 +50,12 @@ class LengthLimit:
             )
         return rows
 
-    def count_dropped(self, name: str, why: str) -> None:
-        self.dropped += 1
-        _say(self.dropped, "%s left out (%d so far): %s", name, self.dropped, why)
+    def cut(self, batch: dict[str, Any], rows: Iterable[int], names: list[str], image_ids: Iterable[int]) -> None:
+        """Hides the text of these rows after ``max_length`` and takes its labels away, in place; all columns stay.
 
-    def truncate(self, batch: dict[str, Any], rows: list[int], names: list[str], image_ids: set[int]) -> None:
-        """Cuts the text of these rows after their last image, in place, and the columns that nobody needs any more."""
+        Raises:
+            ValueError: an image of a row ends after ``max_length``.
+        """
         assert self.max_length is not None
         mask, labels = batch["attention_mask"], batch["labels"]
         for row in rows:
@@ -76,24 +69,21 @@ class LengthLimit:
                 )
             beyond = place > self.max_length
             mask[row, beyond], labels[row, beyond] = 0, IGNORE_INDEX
-            if bool((labels[row] != IGNORE_INDEX).any()):
-                self.truncated += 1
-                _say(self.truncated, "%s cut to %d tokens (%d so far)", names[row], self.max_length, self.truncated)
-            else:
-                self.count_dropped(names[row], f"no label within max_length={self.max_length}")
-        _trim(batch)
+
+    def trim(self, batch: dict[str, Any]) -> None:
+        """Takes the columns away that are padding in every row, but for those that the multiple asks for."""
+        mask = batch["attention_mask"]
+        keep = mask.any(0)
+        missing = -int(keep.sum()) % (self.pad_to_multiple_of or 1)
+        keep[(~keep).nonzero().flatten()[:missing]] = True
+        for name, value in batch.items():
+            if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[:2] == mask.shape:
+                batch[name] = value[:, keep]
 
 
-def _say(count: int, message: str, *values: object) -> None:
-    """The first ten by name, then every thousandth: a log of a million lines says less."""
-    if count <= 10 or count % 1000 == 0:
-        logger.warning(message, *values)
-
-
-def _trim(batch: dict[str, Any]) -> None:
-    """Takes the columns away that are padding in every row."""
-    used = batch["attention_mask"].any(0)
-    shape = batch["attention_mask"].shape
-    for name, value in batch.items():
-        if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[:2] == shape:
-            batch[name] = value[:, used]
+def no_label_left(name: str, max_length: int | None) -> ValueError:
+    """The error of a record whose answers lie beyond ``max_length`` altogether."""
+    return ValueError(
+        f"{name}: no label: its answers begin after max_length={max_length} tokens, where on_long='truncate' cuts. Raise "
+        "max_length, leave the record out, or set on_bad to skip."
+    )

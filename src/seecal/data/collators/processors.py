@@ -40,29 +40,31 @@ def processed(
     if not any(images):
         return processor(text=texts, images=None, **settings)
     if isinstance(processor, MllamaProcessor) and not all(images):
-        return _with_bare_rows(processor, texts, images, settings)
+        return _with_text_only_rows(processor, texts, images, settings)
     return processor(text=texts, images=images, **settings)
 
 
-def _with_bare_rows(
+def _with_text_only_rows(
     processor: Any, texts: list[str], images: list[list[Any]], settings: dict[str, Any]
 ) -> BatchFeature:
     """Mllama's tensors where some texts have no image, which its processor refuses, or mixes up: the texts with images and
     the others apart, then together. All of them are [B, ...], and nothing of a text without an image is set in those of
     the images, nor may it look at any."""
-    shown = [row for row, mine in enumerate(images) if mine]
-    bare = [row for row, mine in enumerate(images) if not mine]
-    seen = processor(text=[texts[row] for row in shown], images=[images[row] for row in shown], **settings)
-    unseen = processor(text=[texts[row] for row in bare], images=None, **settings)
-    length = max(seen["input_ids"].shape[1], unseen["input_ids"].shape[1])
+    with_images = [row for row, of_row in enumerate(images) if of_row]
+    without = [row for row, of_row in enumerate(images) if not of_row]
+    pictured = processor(
+        text=[texts[row] for row in with_images], images=[images[row] for row in with_images], **settings
+    )
+    text_only = processor(text=[texts[row] for row in without], images=None, **settings)
+    length = max(pictured["input_ids"].shape[1], text_only["input_ids"].shape[1])
     whole = {}
-    for name, value in seen.items():
-        columns = length if name in unseen or name == "cross_attention_mask" else value.shape[1]
+    for name, value in pictured.items():
+        columns = length if name in text_only or name == "cross_attention_mask" else value.shape[1]
         fill = processor.tokenizer.pad_token_id if name == "input_ids" else 0
         whole[name] = value.new_full((len(texts), columns, *value.shape[2:]), fill)
-        whole[name][shown, : value.shape[1]] = value
-        if name in unseen:
-            whole[name][bare, : unseen[name].shape[1]] = unseen[name]
+        whole[name][with_images, : value.shape[1]] = value
+        if name in text_only:
+            whole[name][without, : text_only[name].shape[1]] = text_only[name]
     return BatchFeature(whole)
 
 
@@ -86,6 +88,6 @@ def _prefixed(
     before = [text[:cut] for text, cut in zip(expanded, cuts, strict=True)]
     after = [text[cut:] for text, cut in zip(expanded, cuts, strict=True)]
     made = processor.tokenizer(before, after, return_token_type_ids=True, **settings)
-    flat = [image for mine in images for image in mine]
+    flat = [image for of_row in images for image in of_row]
     pixels = processor.image_processor(flat, return_tensors="pt") if flat else {}
     return BatchFeature({**made, **pixels})

@@ -35,19 +35,19 @@ def contrast_images(
         raise ValueError(
             f"contrast={contrast!r} does not change pixels: the collator makes nothing for it. Leave it out."
         )
-    for name, mine in zip(names, images, strict=True):
-        for image in mine:
+    for name, of_record in zip(names, images, strict=True):
+        for image in of_record:
             if not isinstance(image, Image.Image):
                 raise ValueError(
                     f"{name}: contrast={contrast!r} changes Pillow images, not a {type(image).__name__}. Give the image as "
                     "a file or a Pillow image, or set contrast='drop'."
                 )
     changed = []
-    for row, (name, mine) in enumerate(zip(names, images, strict=True)):
+    for row, (name, of_record) in enumerate(zip(names, images, strict=True)):
         rng = random.Random(zlib.crc32(f"{name}\n{epoch}".encode()))
-        others = [image for other, theirs in enumerate(images) if other != row for image in theirs]
+        others = [image for other, of_other in enumerate(images) if other != row for image in of_other]
         others = others or ([spare] if spare is not None else [])
-        changed.append([_changed(image, row_of_table, strength, rng, others, name) for image in mine])
+        changed.append([_changed(image, row_of_table, strength, rng, others, name) for image in of_record])
     return changed
 
 

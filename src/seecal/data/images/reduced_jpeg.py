@@ -17,27 +17,11 @@ import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
 
-from ...core.contrasts import contrast_named
-
 logger = logging.getLogger(__name__)
-
-DECODINGS = ("exact", "reduced")
 
 # What an image processor resizes an image to: the largest (width, height), and anything else that depends on the size of
 # the image and must come out the same for the smaller one (such as its grid of tiles).
 Target = tuple[tuple[int, int], Any]
-
-
-def check_decoding(decoding: str, contrast: str | None) -> None:
-    """ValueError for a way of decoding that is none, or under which the contrast would mean something else."""
-    if decoding not in DECODINGS:
-        raise ValueError(f"image_decoding={decoding!r}: expected one of {', '.join(DECODINGS)}")
-    if decoding == "reduced" and contrast is not None and contrast_named(contrast).in_pixels:
-        raise ValueError(
-            f"image_decoding='reduced' with contrast={contrast!r}: its strength is measured on the pixels of the full "
-            "image, and would take away more of a smaller one. Set image_decoding='exact', or another contrast."
-        )
-
 
 _KNOWN_SIZES = 10_000  # a data set of more sizes than this starts over
 
@@ -97,8 +81,8 @@ def _target_of(image_processor: Any) -> Callable[[int, int], Target] | None:
     if not isinstance(image_processor, TorchvisionBackend) or not getattr(image_processor, "do_resize", False):
         return None
     row = _TARGETS.get(kind.__name__)
-    own = TorchvisionBackend
-    if row is None and kind._preprocess is own._preprocess and kind.resize is own.resize:
+    base = TorchvisionBackend
+    if row is None and kind._preprocess is base._preprocess and kind.resize is base.resize:
         row = _plain
     return None if row is None else functools.partial(row, image_processor)
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..image_placement import place_first
 from ..paths import RecordError, show
-from .records import PLACEHOLDER
 
 Messages = list[dict[str, Any]]
 Converted = tuple[Messages, list[Any]]
@@ -131,12 +131,12 @@ FORMATS: dict[str, Format] = {
 
 
 def known_formats() -> str:
-    return "; ".join(f"{name}: {one.keys}" for name, one in FORMATS.items())
+    return "; ".join(f"{name}: {row_format.keys}" for name, row_format in FORMATS.items())
 
 
 def detect(row: Mapping[str, Any]) -> str | None:
     """The name of the first format that the row's keys match."""
-    return next((name for name, one in FORMATS.items() if one.matches(set(row))), None)
+    return next((name for name, row_format in FORMATS.items() if row_format.matches(set(row))), None)
 
 
 def want(row: Mapping[str, Any], key: str, kind: type) -> Any:
@@ -156,25 +156,6 @@ def images_of(row: Mapping[str, Any]) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def place_first(messages: Messages, images: list[Any]) -> Messages:
-    """Messages that place no image get all of them before the text of the first user message, as in TRL."""
-    user = next((index for index, message in enumerate(messages) if message.get("role") == "user"), None)
-    if not images or user is None or any(_places_image(message.get("content")) for message in messages):
-        return messages
-    if not isinstance(messages[user].get("content"), str):
-        return messages  # parts say where images go, so make_record tells that there are too few
-    content = [{"type": "image"}] * len(images) + [{"type": "text", "text": messages[user]["content"]}]
-    return [*messages[:user], {**messages[user], "content": content}, *messages[user + 1 :]]
-
-
-def _places_image(content: Any) -> bool:
-    if isinstance(content, str):
-        return PLACEHOLDER in content
-    return isinstance(content, list) and any(
-        isinstance(part, Mapping) and part.get("type") == "image" for part in content
-    )
 
 
 def _messages(row: Mapping[str, Any], key: str) -> Messages:

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from ..options import check_on_bad
 from ..paths import MissingImage, RecordError, show
 from .formats import FORMATS, detect, known_formats
 from .readers import READERS, Rows, files_of, read_dataset, saved_dataset
@@ -26,7 +27,6 @@ from .records import FEATURES, make_record
 
 logger = logging.getLogger(__name__)
 
-ON_BAD = ("error", "skip")
 # Rows looked at to tell the format, before giving up.
 _PEEK = 1000
 # Records, and bytes of images in them, that are written at once.
@@ -94,8 +94,7 @@ def load_records(
             (``on_bad="error"``) a bad record: one line with file, record, key and what to do; no room in the temporary
             folder.
     """
-    if on_bad not in ON_BAD:
-        raise ValueError(f"on_bad={on_bad!r}: expected one of {', '.join(ON_BAD)}")
+    check_on_bad(on_bad)
     source = _open(data, image_root)
     report = LoadReport() if report is None else report
     report.format = _format_of(source, format)
@@ -103,7 +102,7 @@ def load_records(
     if streaming or isinstance(data, IterableDataset):
         # Parts go by in a list: `datasets` gives each worker its share of it.
         return IterableDataset.from_generator(records, features=FEATURES, gen_kwargs={"parts": source.parts})
-    return _written(records(parts=source.parts))
+    return _to_arrow(records(parts=source.parts))
 
 
 @dataclass(frozen=True)
@@ -177,17 +176,17 @@ def _records(
     for part in parts:
         name = part.name if isinstance(part, Path) else "dataset"
         for index, (place, row) in enumerate(_rows(part)):
-            own = f"{name}:{index}"
-            called = f"{name}: record {show(own)} ({place})"
+            record_id = f"{name}:{index}"
+            called = f"{name}: record {show(record_id)} ({place})"
             try:
                 if isinstance(row, RecordError):
                     raise row
-                own = _id_of(row, own)
-                called = f"{name}: record {show(own)} ({place})"
+                record_id = _id_of(row, record_id)
+                called = f"{name}: record {show(record_id)} ({place})"
                 if uses is not None and not row.keys() <= uses:
                     unused.update(map(str, row.keys() - uses - {"id"}))
                 messages, images = convert(row)
-                record = make_record(own, messages, images, source.root)
+                record = make_record(record_id, messages, images, source.root)
             except RecordError as error:
                 if not skip:
                     raise type(error)(f"{called}: {error}") from None
@@ -219,7 +218,7 @@ def _id_of(row: dict[str, Any], default: str) -> str:
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 
-def _written(records: Iterable[dict[str, Any]]) -> Dataset:
+def _to_arrow(records: Iterable[dict[str, Any]]) -> Dataset:
     """The records in an Arrow file of their own."""
     folder = tempfile.TemporaryDirectory(prefix="seecal-records-")
     path = str(Path(folder.name) / "records.arrow")

@@ -47,16 +47,16 @@ def mix(
         raise ValueError("datasets: a dict of name → data set is needed, with one set at least")
     if stopping not in STOPPING:
         raise ValueError(f"stopping={stopping!r}: expected one of {', '.join(STOPPING)}")
-    for name, one in datasets.items():
-        columns = one.column_names if isinstance(one, (Dataset, IterableDataset)) else None
+    for name, dataset in datasets.items():
+        columns = dataset.column_names if isinstance(dataset, (Dataset, IterableDataset)) else None
         if columns is None or set(columns) != set(FEATURES):
-            has = type(one).__name__ if columns is None else f"columns {', '.join(columns)}"
+            has = type(dataset).__name__ if columns is None else f"columns {', '.join(columns)}"
             raise ValueError(f"set {name!r}: {has}; records are needed. Pass it through seecal.load_records.")
-    streaming = {name: isinstance(one, IterableDataset) for name, one in datasets.items()}
+    streaming = {name: isinstance(dataset, IterableDataset) for name, dataset in datasets.items()}
     if len(set(streaming.values())) > 1:
         names = ", ".join(repr(name) for name, yes in streaming.items() if yes)
         raise ValueError(f"{names} streams and the others do not. Load all with streaming=True, or all without.")
-    named = [_named(one, name) for name, one in datasets.items()]
+    named = [_named(dataset, name) for name, dataset in datasets.items()]
     probabilities = _probabilities(datasets, weights)
     return interleave_datasets(named, probabilities, seed=seed, stopping_strategy=stopping)  # type: ignore[arg-type]
 
@@ -64,11 +64,11 @@ def mix(
 def _probabilities(datasets: Mapping[str, Any], weights: Mapping[str, float] | Sequence[float] | None) -> list[float]:
     names = list(datasets)
     if weights is None:
-        if any(isinstance(one, IterableDataset) for one in datasets.values()):
+        if any(isinstance(dataset, IterableDataset) for dataset in datasets.values()):
             raise ValueError(
                 "weights=None means by size, and a set that streams has none. Give one number for each set."
             )
-        weights = [len(one) for one in datasets.values()]
+        weights = [len(dataset) for dataset in datasets.values()]
     if isinstance(weights, Mapping):
         if set(weights) != set(names):
             raise ValueError(

@@ -207,11 +207,11 @@ def files_of(path: Path) -> list[Path]:
     for name in _CAPTIONS:
         if (path / name).is_file():
             return [path / name]
-    here = sorted(one for one in path.iterdir() if not one.name.startswith("."))
-    known = [one for one in here if one.suffix.lower() in READERS and one.is_file()]
-    if known and (len(known) == 1 or all(one.suffix.lower() == ".parquet" for one in known)):
+    here = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    known = [entry for entry in here if entry.suffix.lower() in READERS and entry.is_file()]
+    if known and (len(known) == 1 or all(entry.suffix.lower() == ".parquet" for entry in known)):
         return known
-    found = ", ".join(one.name for one in (known or here)[:_LISTING]) or "nothing"
+    found = ", ".join(entry.name for entry in (known or here)[:_LISTING]) or "nothing"
     if known:
         raise ValueError(
             f"{path}: several data files ({found}). Name one; several sets are mixed by seecal.data.sources.mixture."
@@ -225,7 +225,7 @@ def files_of(path: Path) -> list[Path]:
 def saved_dataset(path: Path) -> datasets.Dataset | None:
     """The set that ``Dataset.save_to_disk`` wrote to the folder ``path``; None if it is something else."""
     if (path / "dataset_dict.json").is_file():
-        splits = sorted(one.name for one in path.iterdir() if one.is_dir())
+        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         raise ValueError(f"{path}: a DatasetDict with {', '.join(splits)}. Name the folder of one of them.")
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         return datasets.Dataset.load_from_disk(str(path))
@@ -243,7 +243,7 @@ def _as_row(row: Any, features: Any = None) -> dict[str, Any] | RecordError:
 
 def _holds_json(feature: Any) -> bool:
     if isinstance(feature, dict):
-        return any(_holds_json(one) for one in feature.values())
+        return any(_holds_json(inner) for inner in feature.values())
     return isinstance(feature, datasets.Json) or _holds_json(getattr(feature, "feature", None) or {})
 
 
@@ -252,18 +252,18 @@ def _with_json(value: Any, feature: Any) -> Any:
     if isinstance(feature, datasets.Json):
         return json.loads(value) if isinstance(value, (str, bytes)) else value
     if isinstance(value, dict) and isinstance(feature, dict):
-        return {key: _with_json(one, feature.get(key)) for key, one in value.items()}
+        return {key: _with_json(inner, feature.get(key)) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_with_json(one, getattr(feature, "feature", None)) for one in value]
+        return [_with_json(inner, getattr(feature, "feature", None)) for inner in value]
     return value
 
 
 def without_nulls(value: Any) -> Any:
     """``value`` without the keys that are None: Arrow puts every key of any row into all of them."""
     if isinstance(value, dict):
-        return {key: without_nulls(one) for key, one in value.items() if one is not None}
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
-        return [without_nulls(one) for one in value]
+        return [without_nulls(inner) for inner in value]
     return value
 
 
