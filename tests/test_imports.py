@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
 
 SOURCE = ROOT / "src" / "seecal"
 
@@ -125,11 +126,15 @@ def test_the_top_folder_stays_a_table_of_contents():
 
 def test_import_seecal_is_light():
     code = "import sys, seecal; dir(seecal); print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=limit(), check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
 def test_every_public_name_loads_and_others_do_not():
     code = "import seecal; [getattr(seecal, name) for name in seecal.__all__]; seecal.nothing"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=limit(), check=False
+    )
     assert "AttributeError: No seecal attribute nothing" in done.stderr

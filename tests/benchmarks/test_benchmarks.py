@@ -1,7 +1,6 @@
 """Every benchmark runs at its smallest size, through the one command. What they count is checked, their times never."""
 
 import csv
-import os
 import subprocess
 import sys
 
@@ -9,15 +8,16 @@ import pytest
 import torch
 
 from seecal.cli import bench
+from tests.support.processes import environment, limit
 
 # One run serves many tests; keep them on one worker.
 pytestmark = pytest.mark.xdist_group("benchmarks")
-ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = environment(CUDA_VISIBLE_DEVICES="")
 
 
 def seecal_bench(*arguments):
     command = [sys.executable, "-m", "seecal", "bench", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=ENVIRONMENT)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit(8), env=ENVIRONMENT)
 
 
 def rows(path):

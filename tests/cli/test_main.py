@@ -1,19 +1,21 @@
 """The command line without a model: help that costs nothing, errors in one line."""
 
-import os
 import subprocess
 import sys
 
 import pytest
+
+from tests.support.processes import environment, limit
 
 COMMANDS = ("demo", "train", "chat", "families", "bench")
 HEAVY = ("torch", "transformers", "trl", "datasets", "PIL")
 
 
 def seecal(*args, cwd=None):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", "seecal", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=environment(COLUMNS="200"), timeout=limit(2)
+    )
 
 
 def refused(*args, cwd=None):
@@ -36,7 +38,9 @@ def test_help_imports_nothing_heavy(args):
         f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "assert not loaded, loaded\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=limit()
+    )
     assert done.returncode == 0, done.stderr
     assert "Usage: seecal" in done.stdout
 

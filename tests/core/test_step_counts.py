@@ -1,6 +1,7 @@
 """What a CAL step computes and how often it waits for the device, counted by hooks: never more than the method needs."""
 
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from tests.support.builders import FAMILIES, MIXED, Row, batch_of, build
 
 # What makes the host wait for a GPU: a value or a size that depends on values is asked for.
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique_dim", "_unique2"}
+# Whole folders, not words in a path: the checkout may lie in a folder called seecal, with a virtual environment in it.
+OURS, TORCH = (Path(package.__file__).parent for package in (seecal, torch))
 
 
 class Waits(TorchDispatchMode):
@@ -32,9 +35,9 @@ class Waits(TorchDispatchMode):
             for one in part
         )
         if name in WAITS or by_mask:
-            files = [frame.filename for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
-            caller = next(file for file in reversed(files) if not file.endswith("test_step_counts.py"))
-            if "/seecal/" in caller:
+            files = [Path(frame.filename) for frame in traceback.extract_stack()]
+            caller = next(file for file in reversed(files) if TORCH not in file.parents and file != Path(__file__))
+            if OURS in caller.parents:
                 self.found.append((name, caller))
         return function(*args, **(kwargs or {}))
 
@@ -119,7 +122,7 @@ def test_the_counter_of_waits_can_count():
     asks = "values[values > 2], values.nonzero(), int(values.sum()), bool((values > 1).any())"
     code = f"def ask(values):\n    return {asks}\n"
     space = {}
-    exec(compile(code, "/somewhere/seecal/asks.py", "exec"), space)
+    exec(compile(code, str(OURS / "asks.py"), "exec"), space)
     with Waits() as waits:
         space["ask"](values)
     assert [name for name, _ in waits.found] == ["index", "nonzero", "_local_scalar_dense", "_local_scalar_dense"]

@@ -1,7 +1,6 @@
 """The README: its Python runs, its commands exist or are run here, its links lead somewhere, its figures are measured."""
 
 import csv
-import os
 import re
 import shlex
 import subprocess
@@ -13,6 +12,7 @@ from seecal.cli import bench
 from seecal.cli import main as cli
 from seecal.families.table import FAMILIES
 from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
 TEXT = (ROOT / "README.md").read_text("utf8")
@@ -85,10 +85,10 @@ def test_the_number_of_families_is_true():
 
 
 def test_the_table_of_costs_is_what_the_benchmark_counts(tmp_path):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "seecal", "bench", "step", "--variants", "hf,released,cal"]
     command += ["--rounds", "1", "--out", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=120)
+    on_cpu = environment(CUDA_VISIBLE_DEVICES="")
+    subprocess.run(command, check=True, capture_output=True, env=on_cpu, timeout=limit(2))
     with (tmp_path / "step-tiny.csv").open(encoding="utf-8") as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     for begin, variant in {"| transformers": "hf", "| CAL as published": "released", "| seecal |": "cal"}.items():

@@ -16,6 +16,7 @@ from seecal.recipes.schema import Text, checked
 from seecal.recipes.trainable import LoraSettings
 from seecal.trainer.cal_config import CALConfig as Config
 from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
 
 BASE = {"model": "m", "data": "d.json", "output_dir": "out"}
 STAGES = [{"learning_rate": 1e-3, "train": "projector"}, {"beta": 4, "data": ["a.json", "b.json"]}]
@@ -236,7 +237,9 @@ def test_the_help_imports_nothing_heavy():
         "import sys; from seecal.recipes.run import run; assert run(['--help']) == 0; "
         "print([name for name in ('torch', 'transformers', 'trl', 'datasets', 'accelerate') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=limit()
+    )
     assert done.stdout.endswith("[]\n"), done
 
 
