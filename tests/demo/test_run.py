@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -51,12 +52,12 @@ def test_the_commands_that_the_demo_names_work(demo):
     _, done = demo
     commands = [line.strip() for line in done.stdout.splitlines() if line.startswith(("  seecal ", "  python "))]
     assert len(commands) == 3
-    chat = commands[0].replace("seecal ", f"{sys.executable} -m seecal ", 1)
+    chat = commands[0].replace("seecal ", f"{shlex.quote(sys.executable)} -m seecal ", 1)
     answered = subprocess.run(chat, shell=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=limit(2))
     assert answered.returncode == 0, answered.stderr
     assert answered.stderr == ""
     assert answered.stdout.endswith("\n")  # after so few steps the answer itself may be empty
-    load = commands[1].replace("python ", f"{sys.executable} ", 1)
+    load = commands[1].replace("python ", f"{shlex.quote(sys.executable)} ", 1)
     loaded = subprocess.run(load, shell=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=limit(2))
     assert loaded.returncode == 0, loaded.stderr
     assert "LlavaForConditionalGeneration" in loaded.stdout
