@@ -34,7 +34,8 @@ def test_a_child_can_be_interrupted_where_the_tests_cannot(monkeypatch):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         code = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
-        start = lambda: subprocess.run([sys.executable, "-c", code], env=environment(), text=True, capture_output=True)  # noqa: E731
+        command = [sys.executable, "-c", code]
+        start = lambda: subprocess.run(command, env=environment(), text=True, capture_output=True, timeout=limit())  # noqa: E731
         assert start().stdout == "False\n"
         with interruptible():
             assert start().stdout == "True\n"

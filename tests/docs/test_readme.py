@@ -93,8 +93,8 @@ def test_the_table_of_costs_is_what_the_benchmark_counts(tmp_path):
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     for begin, variant in {"| transformers": "hf", "| CAL as published": "released", "| seecal |": "cal"}.items():
         (line,) = (line for line in TEXT.splitlines() if line.startswith(begin))
-        _, _, slots, peak, _ = line.split("|")
+        _, _, tokens, peak, _ = line.split("|")
         found = rows[variant]
-        assert slots.strip() == f"{found['main_tokens']} + {found['contrast_tokens']}"
+        assert tokens.strip() == f"{found['main_tokens']} + {found['contrast_tokens']}"
         claimed = float(peak.split()[0])
         assert abs(claimed - float(found["peak_mib"])) < 0.05 * claimed

@@ -35,7 +35,7 @@ def _sorted() -> list[tuple[str, Family]]:
 
 
 def _route(row: Family) -> str:
-    return "no cross-attention" if row.cross_attention else "text slots alone"
+    return "no cross-attention" if row.cross_attention else "text tokens alone"
 
 
 def _padding_free(row: Family) -> str:
