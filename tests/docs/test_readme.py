@@ -62,7 +62,7 @@ def test_the_other_two_blocks_run():
 
 
 def test_every_seecal_command_exists():
-    known = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    known = {command.name or command.callback.__name__.replace("_", "-") for command in cli.app.registered_commands}
     used = {shlex.split(line)[1] for line in SHELL if line.startswith("seecal ")}
     assert used <= known
     assert {"demo", "train", "chat", "families", "bench"} <= used
