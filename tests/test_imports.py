@@ -20,10 +20,14 @@ FLOORS = {
     "ops": [{"linear_cross_entropy", "segment_attention", "float8", "distributed"}],
     "families": [{"dummy_images"}, {"table"}, {"module_groups", "synthetic_batch"}],
     "core": [
-        {"options", "token_positions"},
-        {"outputs", "packing"},
-        {"weighting", "self_test", "main_pass"},
-        {"contrast_pass"},
+        {"token_positions", "decoder"},
+        {"packing"},
+        {"main_pass"},
+        {"contrast_pass", "aux_loss"},
+        {"contrasts"},
+        {"options"},
+        {"outputs", "state"},
+        {"weighting", "self_test"},
         {"delta"},
         {"forward"},
         {"enable"},
@@ -146,6 +150,15 @@ def test_import_seecal_is_light():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=limit(), check=True
     )
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_can_be_set_is_known_without_torch():
+    code = (
+        "import sys; from seecal import CALOptions, CONTRASTS; from seecal.data.options import DataOptions; "
+        "CALOptions(contrast='blur'); print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 

@@ -1,4 +1,6 @@
 # The public names and the modules that define them: `from .module import name as name`, nothing else.
+from .core.contrasts import CONTRASTS as CONTRASTS
+from .core.contrasts import Contrast as Contrast
 from .core.enable import disable_cal as disable_cal
 from .core.enable import enable_cal as enable_cal
 from .core.enable import visual_delta as visual_delta

@@ -51,6 +51,37 @@ def test_normalisers(case, normalize):
     output.loss.backward()
 
 
+@pytest.mark.parametrize("normalize", ["global", "micro_batch", "sample"])
+def test_rows_without_a_label_do_not_dilute_the_loss(llava, normalize):
+    model, image_tokens, pixels = llava
+    rows = [*MIXED[:2], Row([4, "image", 3]), Row([7]), MIXED[3]]
+    for index, row in enumerate(rows):
+        row.key = index
+    labelled = batch_of([rows[0], rows[1], rows[4]], image_tokens, pixels)
+    losses = []
+    for batch in (labelled, batch_of(rows, image_tokens, pixels)):
+        trained = seecal.enable_cal(copy.deepcopy(model).train(), CALOptions(normalize=normalize))
+        losses.append(trained(**batch).loss)
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("contrast", ["patch_mask", "blur", "noise", "swap"])
+def test_a_label_right_after_an_image_has_a_contrast_on_pixels(llava, contrast):
+    """There the image's last position predicts it in both passes; dropping or masking has no such position."""
+    model, image_tokens, pixels = copy.deepcopy(llava[0]), *llava[1:]
+    batch = batch_of([Row([3, "image", -5]), Row([2, "image", -1, 2, -3])], image_tokens, pixels)
+    batch["contrast_pixel_values"] = batch["pixel_values"].flip(0)
+    after_an_image = [0, 5]
+    on_pixels, dropped = (seecal.visual_delta(model, batch, contrast=name) for name in (contrast, "drop"))
+    assert on_pixels.has_contrast.all()
+    assert on_pixels.delta[after_an_image].abs().min() > 1e-3
+    assert not dropped.has_contrast[after_an_image].any()
+    with torch.no_grad():
+        other = model(**{**batch, "pixel_values": batch["contrast_pixel_values"], "labels": None}).logits
+    expected = other[on_pixels.sample, on_pixels.position - 1, on_pixels.labels]
+    torch.testing.assert_close(on_pixels.logit_without, expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("contrast", ["drop", "mask"])
 def test_logprob_deltas_and_dft_are_log_softmax(case, contrast):
     model, batch = case
@@ -258,7 +289,7 @@ def test_the_contrast_pass_runs_without_dropout_and_every_mode_comes_back(case, 
     for layer in model.model.language_model.layers:
         layer.self_attn.attention_dropout = 0.5
     model.model.language_model.layers[1].eval()  # somebody froze this one
-    seecal.core.forward._dropout_mentioned = False
+    seecal.core.forward._say_dropout.cache_clear()
     seecal.enable_cal(model)
     with caplog.at_level("WARNING", logger="seecal"):
         first, second = (model(**batch).cal.visual_delta for _ in range(2))

@@ -1,5 +1,6 @@
 """Where a packed row must not be, or must be taken care of: labels after padding, outputs of every layer, low precision."""
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -7,10 +8,12 @@ from peft import LoraConfig, get_peft_model
 import seecal
 from seecal import CALOptions
 from seecal.core import main_pass
+from seecal.core.packing import MAX_DENSE_TOKENS, attention_inputs, lay_out, use_packed
+from seecal.core.state import state_of
 from seecal.ops import segment_attention as segments
 from seecal.ops.float8 import fp8_linears
 from tests.ops.test_segment_attention import fake_kernel
-from tests.support.builders import MIXED, Row, batch_of, build
+from tests.support.builders import IMAGE, MIXED, Row, batch_of, build
 
 
 def losses(model, batch, choices=(False, "auto", True)):
@@ -121,7 +124,7 @@ def test_steps_are_counted_anew_after_disable():
     options = CALOptions(contrast_every=2)
     seecal.enable_cal(model.train(), options)
     model(**batch)
-    setattr(model, seecal.core.forward.STEP, 1)  # as a trainer that is over
+    state_of(model).step = 1  # as a trainer that is over
     assert model(**batch).cal.contrast_tokens == 0
     seecal.disable_cal(model)
     seecal.enable_cal(model, options)
@@ -159,3 +162,87 @@ def test_a_compiled_model_still_trains():
     torch._dynamo.reset()
     got = torch.compile(model, backend="eager")(**batch).loss
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+RAGGED = np.array([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]], dtype=bool)
+EVEN = np.ones((3, 4), dtype=bool)
+
+
+@pytest.mark.parametrize(
+    ("asked", "keep", "attention", "options", "expected"),
+    [
+        ("auto", RAGGED, "sdpa", {"dense": False}, True),
+        ("auto", RAGGED, "eager", {"dense": True}, True),
+        ("auto", EVEN, "sdpa", {"dense": False}, False),  # no padding to save
+        (True, EVEN, "sdpa", {"dense": False}, True),
+        (False, RAGGED, "sdpa", {"dense": False}, False),
+        ("auto", RAGGED, "sdpa", {"dense": False, "packs": False}, False),
+        (True, RAGGED, "sdpa", {"dense": False, "packs": False}, "carries a state"),
+        ("auto", RAGGED, "flash_attention_2", {"dense": False}, True),
+        ("auto", RAGGED, "flash_attention_2", {"dense": True}, False),  # it takes no mask
+        ("auto", RAGGED, "flash_attention_2", {"dense": False, "takes_bounds": False}, False),  # it would mix samples
+        (True, RAGGED, "flash_attention_2", {"dense": False, "takes_bounds": False}, "cannot keep the samples"),
+        (True, RAGGED, "flash_attention_3", {"dense": True}, "cannot keep the samples"),
+        ("auto", RAGGED, "flex_attention", {"dense": False}, False),
+        (True, RAGGED, "flex_attention", {"dense": False}, "cannot keep the samples"),
+        ("auto", RAGGED, "sdpa", {"dense": False, "takes_bounds": False}, True),  # a mask needs no bounds
+        (True, np.zeros((2, 3), dtype=bool), "sdpa", {"dense": False}, False),
+    ],
+)
+def test_when_a_row_is_packed(asked, keep, attention, options, expected):
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            use_packed(asked, keep, attention, **options)
+    else:
+        assert use_packed(asked, keep, attention, **options) is expected
+
+
+def test_a_dense_mask_has_a_limit():
+    keep = np.ones((2, MAX_DENSE_TOKENS // 2 + 1), dtype=bool)
+    keep[0, 1:] = False
+    assert use_packed("auto", keep, "sdpa", dense=True)
+    keep[0, : MAX_DENSE_TOKENS // 2] = True
+    assert not use_packed("auto", keep, "sdpa", dense=True)
+    assert use_packed("auto", keep, "sdpa", dense=False)
+    assert use_packed(True, keep, "sdpa", dense=True)
+
+
+def test_flash_attention_gets_the_bounds_of_the_samples():
+    layout = lay_out(RAGGED, True, torch.device("cpu"))
+    given = attention_inputs(None, layout, "flash_attention_2", torch.float32)
+    assert given.pop("attention_mask") is None
+    assert {name: value if isinstance(value, int) else value.tolist() for name, value in given.items()} == {
+        "cu_seq_lens_q": [0, 4, 6, 9],
+        "cu_seq_lens_k": [0, 4, 6, 9],
+        "max_length_q": 4,
+        "max_length_k": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    "rows", [[Row([1, "image", 1, -1])], [Row([2, "image", 1, -1]), Row([5, -2])], [Row([1])]], ids=str
+)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_packed_row_of_one_token(rows, attention):
+    """Grouped heads: transformers lays the heads of a group where the tokens are, so one token must not go by segments."""
+    model, image_tokens, pixels = build("llava", attention)
+    batch = batch_of(rows, image_tokens, pixels)
+    padded, packed = losses(model, batch, (False, True))
+    torch.testing.assert_close(packed.loss, padded.loss, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed.cal.visual_delta.delta, padded.cal.visual_delta.delta, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("padding_free", [False, "auto"])
+def test_padding_with_the_image_tokens_id_is_padding(padding, padding_free):
+    """Some tokenizers pad with a special token that the template also writes for an image."""
+    model, image_tokens, pixels = build("llava")
+    batch = batch_of([Row([2, "image", 3, -9]), Row([3, -4])], image_tokens, pixels, padding)
+    options = CALOptions(padding_free=padding_free)
+    expected = seecal.visual_delta(model, batch, options=options)
+    text = {name: value[1:] for name, value in batch.items() if name != "pixel_values"}
+    text["input_ids"] = text["input_ids"].masked_fill(text["attention_mask"] == 0, IMAGE)
+    got = seecal.visual_delta(model, text, options=options)
+    assert not got.has_contrast.any()
+    assert not got.delta.any()
+    torch.testing.assert_close(got.logit_with, expected.logit_with[expected.sample == 1], atol=1e-5, rtol=1e-5)

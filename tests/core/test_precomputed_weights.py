@@ -98,3 +98,28 @@ def test_a_non_finite_step_names_its_records(processor, tmp_path):
     with pytest.raises(FloatingPointError) as error:
         trainer.train()
     assert all(f"record 'r{index}'" in str(error.value) for index in range(4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights[:, 1:], r"token_weights of shape .* with labels of shape .*not shifted"),
+        (lambda weights: weights[0], r"token_weights of shape .* with labels of shape"),
+        (lambda weights: weights.flatten()[:, None], r"token_weights of shape .* with labels of shape"),
+        (lambda weights: -weights - 0.5, r"token_weights at row 0, column \d+ is -.*: weights must be finite and not"),
+        (lambda weights: weights * float("inf"), r"token_weights at row 0, column \d+ is .*finite"),
+    ],
+    ids=["shifted", "flat", "column", "negative", "infinite"],
+)
+def test_weights_of_the_batch_that_cannot_be_are_refused(processor, change, message):
+    batch = dict(VisionCollator(processor)(with_weights(processor, list(tiny_dataset(3)))))
+    batch["token_weights"] = change(batch["token_weights"])
+    with pytest.raises(ValueError, match=message):
+        seecal.enable_cal(tiny_llava().train())(**batch)
+
+
+def test_only_weights_of_labels_are_looked_at(processor):
+    batch = dict(VisionCollator(processor)(with_weights(processor, list(tiny_dataset(3)))))
+    expected = seecal.enable_cal(tiny_llava().train())(**batch).loss
+    elsewhere = torch.where(batch["labels"] == -100, float("nan"), batch["token_weights"])
+    assert torch.equal(seecal.enable_cal(tiny_llava().train())(**{**batch, "token_weights": elsewhere}).loss, expected)

@@ -136,6 +136,16 @@ def test_the_released_pooling_runs_over_the_flattened_batch(name, sign):
     torch.testing.assert_close(weights_of(found, options), torch.tensor(expected))
 
 
+@pytest.mark.parametrize("name", ["cal", "negative"])
+def test_the_released_pooling_leaves_out_what_lies_beyond_the_batch(name):
+    """The first and the last position of the flattened batch have one neighbour, not one and a zero."""
+    options = CALOptions(weighting=name, contrast="mask", pool_scope="released")
+    grid = torch.full((2, 3), -9.0 if name == "cal" else 9.0)  # every weight is alpha, so every mean is
+    ends = torch.tensor([0, 1])
+    found = VisualDelta(torch.zeros(2), ends, ends, torch.tensor([1, 3]), ends.bool(), delta_grid=grid)
+    assert weights_of(found, options).tolist() == [1.0, 1.0]
+
+
 MODULE = """
 import torch
 

@@ -1,9 +1,12 @@
 """PEFT before and after, checkpointing, and low precision: the passes are the same."""
 
 import copy
+import inspect
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 
 import seecal
@@ -95,3 +98,73 @@ def test_with_the_adapter_off_the_head_is_the_original_one(case):
     delta = seecal.visual_delta(trained, batch)
     expected = torch.nn.functional.cross_entropy(logits[delta.sample, delta.position - 1], delta.labels)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+PIXELS = "contrast_pixel_values"
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["decoder", "lora"])
+@pytest.mark.parametrize("contrast", ["drop", "mask", "blur"])
+def test_dropout_stays_out_of_every_contrast_pass(case, contrast, adapters):
+    """Of the decoder and of adapters on it. Prefixes kept from a pass with dropout would carry it into the other."""
+    model, batch = case
+    if adapters:
+        model = lora(model, lora_dropout=0.5)
+    else:
+        for layer in model.model.language_model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        model.model.language_model.config.attention_dropout = 0.5
+    batch[PIXELS] = batch["pixel_values"] * 0.3
+    expected = seecal.visual_delta(model.eval(), batch, contrast=contrast)
+    seecal.enable_cal(model.train(), CALOptions(contrast=contrast))
+    first, second = (model(**batch).cal.visual_delta for _ in range(2))
+    contrasted = first.has_contrast
+    for got in (first, second):
+        torch.testing.assert_close(
+            got.logit_without[contrasted], expected.logit_without[contrasted], atol=1e-4, rtol=1e-4
+        )
+    assert not torch.equal(first.logit_with, second.logit_with), "the training pass has its dropout"
+    assert model.training
+    assert all(module.training for module in model.modules())
+
+
+@pytest.fixture
+def accelerator():
+    yield Accelerator(mixed_precision="bf16", cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("keep_fp32_wrapper", [True, False])
+def test_accelerates_unwrapping_leaves_cal_on(case, accelerator, keep_fp32_wrapper):
+    model, batch = case
+    prepared = accelerator.prepare_model(seecal.enable_cal(model))
+    assert hasattr(prepared(**batch), "cal")
+    unwrapped = accelerator.unwrap_model(prepared, keep_fp32_wrapper=keep_fp32_wrapper)
+    assert hasattr(unwrapped(**batch), "cal")
+    assert hasattr(unwrapped(**batch), "cal"), "and stays"
+    seecal.disable_cal(unwrapped)
+    assert not hasattr(unwrapped(**batch), "cal")
+
+
+def test_enabling_after_accelerates_mixed_precision_is_refused(case, accelerator):
+    """Ours would stand outside of its autocast, so training would run in float32 without a word."""
+    model, batch = case
+    prepared = accelerator.prepare_model(model)
+    with pytest.raises(ValueError, match=r"enable_cal\(model\) before accelerator.prepare"):
+        seecal.enable_cal(prepared)
+    assert not hasattr(prepared(**batch), "cal")
+
+
+def test_enabling_after_prepare_without_mixed_precision_works(case):
+    model, batch = case
+    try:
+        prepared = seecal.enable_cal(Accelerator(cpu=True).prepare_model(model))
+        assert hasattr(prepared(**batch), "cal")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_signature_is_the_models(case):
+    model, _ = case
+    expected = inspect.signature(model.forward)
+    assert inspect.signature(seecal.enable_cal(model).forward) == expected

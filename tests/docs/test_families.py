@@ -1,20 +1,24 @@
-"""docs/families.md: its table says what the code says, its two examples run and are as short as promised."""
+"""docs/families.md: its table says what the code says, its three examples run and are as short as promised."""
 
+import dataclasses
 import re
 
 import pytest
 import torch
+from PIL import Image
 from scripts.families_table import DIFFERENCE, PAGE, rows, with_table, written
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import seecal
+from seecal import VisionCollator
 from seecal.families.table import FAMILIES, GENERIC, family_of
 from tests.families.test_sweep import step
 from tests.support import zoo, zoo_parts
+from tests.support.tiny import tiny_llava, tiny_llava_processor, tiny_records
 from tests.support.zoo_models import ZOO
 
 TEXT = PAGE.read_text("utf8")
-NEW_FAMILY, NEW_WEIGHTING = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+NEW_FAMILY, NEW_WEIGHTING, NEW_CONTRAST = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 class MyConfig(LlavaConfig):
@@ -40,7 +44,7 @@ def my_model():
 @pytest.fixture
 def tables(monkeypatch):
     """The tables as they were, once the test is over; and the made-up family among the kinds of model."""
-    before = [(table, dict(table)) for table in (FAMILIES, seecal.WEIGHTINGS)]
+    before = [(table, dict(table)) for table in (FAMILIES, seecal.WEIGHTINGS, seecal.CONTRASTS)]
     monkeypatch.setitem(ZOO, "my_vlm", zoo_parts.Kind(my_model, [zoo_parts.IMAGE] * 16, zoo_parts.picture))
     yield
     for table, entries in before:
@@ -65,6 +69,7 @@ def test_writing_the_table_again_changes_nothing():
 def test_the_examples_are_short():
     assert len(NEW_FAMILY.splitlines()) < 15
     assert len(NEW_WEIGHTING.splitlines()) < 10
+    assert len(NEW_CONTRAST.splitlines()) < 12
 
 
 def test_a_new_family_is_one_row(tables, monkeypatch):
@@ -95,6 +100,51 @@ def test_a_new_weighting_is_one_entry(tables):
         seecal.disable_cal(model.eval())
     assert torch.equal(record.weights, (record.visual_delta.delta > 0).float())
     assert 0 < int(record.weight_sum) < len(record.weights)
+
+
+def test_a_new_contrast_is_one_entry(tables):
+    exec(NEW_CONTRAST, {})
+    records = [{**record, "id": str(row)} for row, record in enumerate(tiny_records(3))]
+    processor = tiny_llava_processor()
+    batch = dict(VisionCollator(processor, contrast="grey", strength=1.0)(records))
+    grey = processor.image_processor([Image.new("RGB", (8, 8), (127, 127, 127))], return_tensors="pt")["pixel_values"][
+        0
+    ]
+    assert all(torch.equal(pixels, grey) for pixels in batch["contrast_pixel_values"])
+    delta = seecal.visual_delta(tiny_llava(), batch, contrast="grey")
+    assert delta.has_contrast.any()
+    assert float(delta.delta.abs().max()) > 0
+    with pytest.raises(ValueError, match=r"contrast_strength=2.*at most 1 \(share of grey\)"):
+        seecal.CALOptions(contrast="grey", contrast_strength=2)
+
+
+def test_a_contrast_that_changes_the_size_is_refused(tables):
+    seecal.CONTRASTS["half"] = seecal.Contrast(
+        "half", lambda image, strength, rng, others: image.resize((4, 4)), on_pixels=True
+    )
+    with pytest.raises(ValueError, match=r"contrast=.half. made an image of .*must keep the size"):
+        VisionCollator(tiny_llava_processor(), contrast="half")(tiny_records(2))
+
+
+def test_the_table_of_contrasts_says_what_the_code_says():
+    lines = TEXT[TEXT.index("| contrast | what it does to the image |") :].splitlines()[2:]
+    found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    assert found == [
+        [
+            f"`{name}`",
+            contrast.help,
+            "yes" if contrast.on_pixels else "no",
+            contrast.unit or "none",
+            "" if contrast.strength is None else f"{contrast.strength:g}",
+        ]
+        for name, contrast in seecal.CONTRASTS.items()
+    ]
+
+
+def test_the_help_names_every_weighting_and_contrast():
+    helps = {field.name: field.metadata["help"] for field in dataclasses.fields(seecal.CALOptions)}
+    assert all(name in helps["weighting"] for name in seecal.WEIGHTINGS)
+    assert all(name in helps["contrast"] for name in seecal.CONTRASTS)
 
 
 def test_the_table_of_weightings_says_what_the_code_says():

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 import yaml
+from scripts.options_table import with_section
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
@@ -26,6 +27,10 @@ PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
 RECIPE_COMMANDS = [line for line in COMMANDS if line.startswith("seecal train ")]
+
+
+def test_the_options_are_those_of_the_code():
+    assert with_section(PAGE) == PAGE, "docs/recipes.md is out of date: python -m scripts.options_table"
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seecal import weighted_linear_cross_entropy
+from seecal.ops.linear_cross_entropy import label_logits
 
 N, D, V = 37, 16, 53
 
@@ -70,6 +71,40 @@ def test_float64_oracle(case, chunk_size):
             assert ours is None
         else:
             assert (ours - truth).norm() <= 2e-6 * truth.norm() + 1e-9
+
+
+@pytest.mark.parametrize("vocabulary", [8192, 8193, 20_000])
+def test_a_vocabulary_of_more_rows_than_one_slice(vocabulary):
+    """The gradient of the head is scaled a slice of rows at a time: each of them must be written."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(6, D, generator=generator, dtype=torch.float64)
+    weight = torch.randn(vocabulary, D, generator=generator, dtype=torch.float64) / 4
+    labels = torch.tensor([0, vocabulary - 1, 8191, vocabulary // 2, vocabulary - 2, 1])
+    tensors = (hidden, weight, labels, torch.ones(6, dtype=torch.float64), None)
+    got = gradients(weighted_linear_cross_entropy, *tensors, torch.float32)
+    truth = oracle(*tensors)
+    assert (got[2] - truth[2]).abs().max() <= 2e-6 * truth[2].abs().max()
+
+
+@pytest.mark.parametrize("rows", [4095, 4096, 4097, 9000])
+def test_label_logits_of_more_rows_than_one_slice(rows):
+    hidden, weight, labels, _, bias = inputs(rows, ignored=0)
+    got = label_logits(hidden.float(), weight.float(), labels, bias=bias.float(), scale=0.5, softcap=4.0)
+    expected = 4.0 * torch.tanh(((hidden * weight[labels]).sum(-1) + bias[labels]) * 0.5 / 4.0)
+    torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_many_chunks_in_bfloat16_add_up_in_float32():
+    """64 chunks summed in bfloat16 would lose half of the digits of the head's gradient."""
+    hidden, weight, labels, token_weights, _ = inputs(512, bias=False)
+    hidden, weight = hidden.to(torch.bfloat16).double(), weight.to(torch.bfloat16).double()
+    tensors = (hidden, weight, labels, token_weights, None)
+    truth = oracle(*tensors)[2]
+    errors = [
+        (gradients(weighted_linear_cross_entropy, *tensors, torch.bfloat16, chunk_size=rows)[2] - truth).norm()
+        for rows in (512, 8)
+    ]
+    assert errors[1] <= 1.3 * errors[0], errors
 
 
 @pytest.mark.parametrize("why", ["no row", "all ignored", "weights are zero", "weight_sum is zero"])

@@ -14,7 +14,9 @@ def test_every_option_is_a_field_with_the_same_default_and_a_help_text(tmp_path)
     fields = {one.name: one for one in dataclasses.fields(CALConfig)}
     for option in dataclasses.fields(CALOptions):
         assert fields[option.name].default == option.default, option.name
-        assert len(fields[option.name].metadata["help"]) > 20, option.name
+        assert fields[option.name].metadata["help"] == option.metadata["help"], option.name
+        assert len(option.metadata["help"]) > 20, option.name
+        assert f"{option.name}: " in CALOptions.__doc__, "its docstring is made of the same texts"
     assert CALConfig(str(tmp_path), **BASE).cal_options() == CALOptions()
     assert {one.name for one in dataclasses.fields(SFTConfig)} < set(fields)
 

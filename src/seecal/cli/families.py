@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ..core.enable import visual_delta
-from ..core.forward import TESTED
 from ..core.self_test import Verdict, self_test
+from ..core.state import keep, state_of
 from ..families.synthetic_batch import synthetic_batch
 from ..families.table import FAMILIES, GENERIC, Family, check_vlm, family_of
 
@@ -62,9 +63,11 @@ def check(model: Any) -> tuple[Verdict, str]:
     check_vlm(model)
     row = family_of(model)
     batch = synthetic_batch(model.eval())
-    setattr(model, TESTED, True)  # the test is ours here: visual_delta would refuse what we are to report
+    state = state_of(model)
+    # The test is ours here: visual_delta would refuse what we are to report
+    keep(model, dataclasses.replace(state, tested=True))
     verdict = self_test(lambda inputs, contrast: visual_delta(model, inputs, contrast=contrast), batch, model.dtype)
-    delattr(model, TESTED)
+    keep(model, state)
     assert verdict is not None, "the made-up batch has label tokens after an image"
     name = model.config.model_type
     if row is GENERIC:

@@ -8,6 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "contrasts": ["CONTRASTS", "Contrast"],
         "enable": ["disable_cal", "enable_cal", "visual_delta"],
         "options": ["CALOptions"],
         "outputs": ["CALOutput", "VisualDelta"],

@@ -20,11 +20,11 @@ from .contrast_pass import ContrastOutput
 from .main_pass import MainPass
 from .options import CALOptions
 from .outputs import VisualDelta
-from .token_positions import Array, to_device
+from .token_positions import Array, LabelTokens, to_device
 from .weighting import BOTH
 
 
-@dataclass
+@dataclass(frozen=True)
 class Head:
     """The head's weight [V, D] and bias as plain tensors, and what the VLM class does to its logits."""
 
@@ -33,30 +33,30 @@ class Head:
     scale: float
     softcap: float | None
 
+    @classmethod
+    def of(cls, model: Any, dtype: torch.dtype) -> Head:
+        """The head's parameters as whole tensors. ``dtype`` is the hidden states'."""
+        module = head_of(model)
+        scale, softcap = family_of(model).head(model.config)
+        bias = getattr(module, "bias", None)
+        return cls(
+            whole_tensor(module.weight, dtype), None if bias is None else whole_tensor(bias, dtype), scale, softcap
+        )
+
+    def detached(self) -> Head:
+        """The same without gradients."""
+        return Head(self.weight.detach(), None if self.bias is None else self.bias.detach(), self.scale, self.softcap)
+
     def options(self) -> dict[str, Any]:
+        """What the ops take beside the weight."""
         return {"bias": self.bias, "scale": self.scale, "softcap": self.softcap}
-
-
-@dataclass
-class LabelTokens:
-    """The N label tokens, row by row: ids, the row and the column of each, on the device."""
-
-    ids: Tensor
-    sample: Tensor
-    position: Tensor
-
-
-def label_tokens(labels_BL: Tensor, row: Array, column: Array) -> LabelTokens:
-    """The label tokens at these places of the batch."""
-    sample, position = to_device(labels_BL.device, row, column)
-    return LabelTokens(labels_BL[sample, position], sample, position)
 
 
 def visual_delta_of(
     labels: LabelTokens,
     hidden_ND: Tensor,
-    without: ContrastOutput,
-    reach: Tensor,
+    contrast: ContrastOutput,
+    has_contrast: Array,
     head: Head,
     options: CALOptions,
     logprobs: Collection[str],
@@ -65,22 +65,21 @@ def visual_delta_of(
 
     ``logprobs``: of "with" and "without", the passes whose log-probabilities are wanted, in chunks of logits.
     """
-    weight, post = head.weight.detach(), {name: _detached(value) for name, value in head.options().items()}
-    hidden_ND = hidden_ND.detach()
+    hidden_ND, head = hidden_ND.detach(), head.detached()
+    (seen,) = to_device(hidden_ND.device, has_contrast)
 
     def both(score: Callable[..., Tensor], passes: Collection[str] = BOTH) -> tuple[Any, Any]:
-        score = functools.partial(score, weight=weight, labels=labels.ids, **post)
+        score = functools.partial(score, weight=head.weight, labels=labels.ids, **head.options())
         if "with" in passes:
             with_image = score(hidden_ND)
             if "without" not in passes:
                 return with_image, None
-            return with_image, (
-                with_image if without.hidden is None else torch.where(reach, score(without.hidden), with_image)
-            )
+            if contrast.hidden is None:
+                return with_image, with_image
+            return with_image, torch.where(seen, score(contrast.hidden), with_image)
         if "without" in passes:  # the rows that both passes share are put in before, so that one product does
-            return None, score(
-                hidden_ND if without.hidden is None else torch.where(reach[:, None], without.hidden, hidden_ND)
-            )
+            mixed = hidden_ND if contrast.hidden is None else torch.where(seen[:, None], contrast.hidden, hidden_ND)
+            return None, score(mixed)
         return None, None
 
     logit_with, logit_without = both(label_logits)
@@ -91,7 +90,7 @@ def visual_delta_of(
         labels=labels.ids,
         sample=labels.sample,
         position=labels.position,
-        has_contrast=reach,
+        has_contrast=seen,
         logit_with=logit_with,
         logit_without=logit_without,
         logprob_with=logprob_with,
@@ -99,27 +98,15 @@ def visual_delta_of(
     )
 
 
-def delta_grid(main: MainPass, labels_BL: Tensor, without: ContrastOutput, head: Head) -> Tensor:
-    """[B, L-1] Δ as the released code takes it: every slot, vocabulary id 0 where there is no label."""
+def delta_grid(main: MainPass, labels_BL: Tensor, contrast: ContrastOutput, head: Head) -> Tensor:
+    """[B, L-1] Δ as the released code takes it: every position, vocabulary id 0 where there is no label."""
     targets = labels_BL[:, 1:].clamp(min=0)
-    if without.grid is None:
+    if contrast.grid is None:
         return torch.zeros(targets.shape, device=targets.device)
-    weight, post = head.weight.detach(), {name: _detached(value) for name, value in head.options().items()}
+    head = head.detached()
 
     def logits(hidden_BLD: Tensor) -> Tensor:
         rows = hidden_BLD.detach()[:, :-1].flatten(0, 1)
-        return label_logits(rows, weight, targets.flatten(), **post).view_as(targets)
+        return label_logits(rows, head.weight, targets.flatten(), **head.options()).view_as(targets)
 
-    return logits(main.hidden) - logits(without.grid)
-
-
-def head_weights(model: Any, dtype: torch.dtype) -> Head:
-    """The head's parameters as whole tensors. ``dtype`` is the hidden states'."""
-    module = head_of(model)
-    scale, softcap = family_of(model).head(model.config)
-    bias = getattr(module, "bias", None)
-    return Head(whole_tensor(module.weight, dtype), None if bias is None else whole_tensor(bias, dtype), scale, softcap)
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+    return logits(main.hidden) - logits(contrast.grid)

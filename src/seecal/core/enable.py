@@ -13,19 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..families.table import check_vlm, head_of
-from .forward import (
-    _GIVEN,
-    _PREVIOUS,
-    OPTIONS_MARK,
-    _both_passes,
-    _own_inputs,
-    _test_undeclared,
-    cal_forward,
-    forget_steps,
-)
+from ..constants import TOKEN_WEIGHTS
+from ..families.table import check_vlm, head_of, unwrap
+from .forward import cal_forward, check_undeclared_family, run_passes
+from .main_pass import own_inputs
 from .options import CALOptions
 from .outputs import VisualDelta
+from .state import CALState, keep, state_of
 from .weighting import passes_read
 
 # One visual_delta at a time: it stands in for the model's forward while it measures.
@@ -49,43 +43,48 @@ def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module
         ``model``, for chaining.
 
     Raises:
-        ValueError: not a vision-language model; CAL already enabled; an adapter on the head.
+        ValueError: not a vision-language model; CAL already enabled; an adapter on the head; a model that accelerate has
+            prepared for mixed precision already.
     """
     options = options or CALOptions()
     passes_read(options.weighting)  # a name that leads to no weighting is told now
-    target = _unwrap(model)
+    target = unwrap(model)
     check_vlm(target)
     head_of(target)
-    own = target.__dict__.get("forward")
+    state, own = state_of(target), target.__dict__.get("forward")
     if own is not None and getattr(own, "__func__", None) is type(target).forward:
-        del target.forward  # pickling turned the patched forward into the class's, and kept our marks
+        del target.forward  # pickling turned the patched forward into the class's, and kept our state
         own = None
-    patched = hasattr(target, _PREVIOUS) and own is not None
-    if patched and getattr(target, OPTIONS_MARK, None) is not None:
+    patched = state.patched and own is not None
+    if patched and state.options is not None:
         raise ValueError("CAL is already enabled on this model; call seecal.disable_cal(model) first")
     if not patched:  # else: a wrapper put on after the patch still holds it
-        setattr(target, _PREVIOUS, own)
+        if "_original_forward" in target.__dict__:
+            raise ValueError(
+                "accelerator.prepare has wrapped this model's forward for mixed precision, and CAL enabled now would run "
+                "outside of it, in float32. Call seecal.enable_cal(model) before accelerator.prepare(model)."
+            )
         target.forward = types.MethodType(_patched(type(target).forward), target)
-    setattr(target, OPTIONS_MARK, options)
-    forget_steps(target)
+    previous = state.previous_forward if patched else own
+    # A new object: a shallow copy of a model shares the one of its original
+    keep(target, CALState(options, patched=True, previous_forward=previous, tested=state.tested))
     return model
 
 
 def disable_cal(model: nn.Module) -> nn.Module:
     """The model as it was before :func:`enable_cal`; returns it. ValueError if CAL is not enabled."""
-    target = _unwrap(model)
-    if getattr(target, OPTIONS_MARK, None) is None:
+    target = unwrap(model)
+    state = state_of(target)
+    if state.options is None:
         raise ValueError("CAL is not enabled on this model")
-    delattr(target, OPTIONS_MARK)
-    forget_steps(target)
-    current = target.__dict__.get("forward")
-    if getattr(current, "_seecal_patch", False):
-        previous = getattr(target, _PREVIOUS)
+    kept = CALState(patched=state.patched, previous_forward=state.previous_forward, tested=state.tested)
+    if getattr(target.__dict__.get("forward"), "_seecal_patch", False):
         del target.forward
-        if previous is not None:
-            target.forward = previous
-        delattr(target, _PREVIOUS)
+        if state.previous_forward is not None:
+            target.forward = state.previous_forward
+        kept = CALState(tested=state.tested)
     # else: accelerate wrapped our forward in its own; without options ours just passes through
+    keep(target, kept if kept != CALState() else None)
     return model
 
 
@@ -112,16 +111,16 @@ def visual_delta(
         if batch.get(name) is None:
             raise ValueError(f"visual_delta needs {name} in the batch; it has {', '.join(sorted(batch))}")
     chosen = _with_contrast(options or CALOptions(), contrast)
-    target = _unwrap(model)
+    target = unwrap(model)
     check_vlm(target)
     thread = threading.get_ident()
 
     def measure(self: Any, *args: Any, **inputs: Any) -> Any:
         if threading.get_ident() != thread:  # somebody else's call
             return before(*args, **inputs) if before else type(self).forward(self, *args, **inputs)
-        inputs.pop(_GIVEN, None)  # what somebody measured before is not what is asked
-        _test_undeclared(self, inputs)
-        return _both_passes(self, inputs, chosen)[0]
+        inputs.pop(TOKEN_WEIGHTS, None)  # what somebody measured before is not what is asked
+        check_undeclared_family(self, inputs)
+        return run_passes(self, inputs, chosen).delta
 
     # Through the outermost module's own call, so that sharded parameters are there.
     with _measuring, torch.no_grad():
@@ -145,26 +144,22 @@ def _with_contrast(options: CALOptions, contrast: str) -> CALOptions:
 
 def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
     """The forward to put on an instance. It looks everything up on ``self``, so copies of the model work alone."""
-    parameters = list(inspect.signature(original).parameters)[1:]
+    signature = inspect.signature(original)
+    parameters = list(signature.parameters)[1:]
 
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        options = getattr(self, OPTIONS_MARK, None)
+        state = state_of(self)
         inputs = {**dict(zip(parameters, args, strict=False)), **kwargs}
         cache = inputs.get("past_key_values") is not None or inputs.get("use_cache")
-        if options is None or not self.training or inputs.get("labels") is None or cache:
-            previous = getattr(self, _PREVIOUS, None) or functools.partial(type(self).forward, self)
-            return previous(*args, **_own_inputs(kwargs))
-        return cal_forward(self, inputs, options)
+        if state.options is None or not self.training or inputs.get("labels") is None or cache:
+            previous = state.previous_forward or functools.partial(type(self).forward, self)
+            return previous(*args, **own_inputs(kwargs))
+        return cal_forward(self, inputs, state.options)
 
+    # generate() and Trainer read the signature. Without the trail to the original, which accelerate follows to take its
+    # wrappers off a forward, and ours with them
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    del forward.__wrapped__  # type: ignore[attr-defined]
     forward._seecal_patch = True  # type: ignore[attr-defined]
     return forward
-
-
-def _unwrap(model: Any) -> Any:
-    """The transformers model inside DDP and PEFT wrappers."""
-    if isinstance(model, nn.parallel.DataParallel):
-        raise ValueError("nn.DataParallel copies the model in every step; launch one process a GPU (accelerate launch)")
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model

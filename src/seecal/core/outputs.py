@@ -28,7 +28,7 @@ class VisualDelta:
             with-image one.
         logprob_with, logprob_without: the label's log-probability in either pass, in nats; each None unless the options
             ask for both or the weighting reads it.
-        delta_grid: Δ on the whole grid [B, L-1], prompt and padding slots taken at vocabulary id 0; only for
+        delta_grid: Δ on the whole grid [B, L-1], prompt and padding positions taken at vocabulary id 0; only for
             ``pool_scope="released"``.
     """
 
@@ -65,7 +65,9 @@ class CALOutput:
             ``normalize="sample"``.
         weight_sum: Σ w, scalar, detached.
         cross_entropy: plain Σ CE / N in nats, scalar, detached; 0 without label tokens.
-        main_tokens, contrast_tokens: slots that went through the decoder in either pass, padding included.
+        aux_loss: the load-balancing loss of a mixture-of-experts decoder times its coefficient, scalar, carries gradients;
+            None where there is none. It is in ``output.loss`` and not in ``loss_sum``.
+        main_tokens, contrast_tokens: token positions that went through the decoder in either pass, padding included.
     """
 
     weights: Tensor
@@ -75,3 +77,4 @@ class CALOutput:
     cross_entropy: Tensor
     main_tokens: int
     contrast_tokens: int
+    aux_loss: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Padded rows ↔ rows without the dropped slots, and the attention that goes with them.
+"""Padded rows ↔ rows without the dropped tokens, and the attention that goes with them.
 
 B rows and L columns of the batch as it came; R rows and T columns of the compact form. A packed layout has R = 1.
 """
@@ -26,24 +26,24 @@ Masks = Tensor | dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """Which slot of the padded batch stands where in the compact rows.
+    """Which token position of the padded batch stands where in the compact rows.
 
     Attributes:
-        row, column: [R, T] int64, the slot's place in the batch (0, 0 at padding).
+        row, column: [R, T] int64, the place in the batch (0, 0 at padding).
         filled: [R, T] bool.
-        slot: [B, L] int64 on the host, a slot's index into the flattened [R*T], -1 where it was dropped.
-        lengths: kept slots of each row of the batch that has any.
+        index: [B, L] int64 on the host, a position's index into the flattened [R*T], -1 where it was dropped.
+        lengths: kept positions of each row of the batch that has any.
     """
 
     row: Tensor
     column: Tensor
     filled: Tensor
-    slot: Array
+    index: Array
     lengths: tuple[int, ...]
 
     @property
     def packed(self) -> bool:
-        """All samples in one row, nothing but real slots in it."""
+        """All samples in one row, nothing but real tokens in it."""
         return self.row.numel() == sum(self.lengths) and len(self.row) == 1
 
     def take(self, values: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Layout:
 
 
 def lay_out(keep_BL: Array, packed: bool, device: torch.device) -> Layout:
-    """The kept slots of every row that has any, in order: all in one row, or one row a sample padded on the right."""
+    """The kept positions of every row that has any, in order: all in one row, or one row a sample padded on the right."""
     row_S, column_S = keep_BL.nonzero()
     counts = keep_BL.sum(1)
     lengths = tuple(int(count) for count in counts if count)
@@ -68,12 +68,12 @@ def lay_out(keep_BL: Array, packed: bool, device: torch.device) -> Layout:
         line = (counts > 0).cumsum() - 1  # row of the batch -> row of the compact form
         rank_BL = keep_BL.cumsum(1) - 1  # column of the batch -> column of the compact form
         flat = line[row_S] * shape[1] + rank_BL[row_S, column_S]
-    slot = np.full(keep_BL.shape, -1)
-    slot[row_S, column_S] = flat
+    index = np.full(keep_BL.shape, -1)
+    index[row_S, column_S] = flat
     row, column, filled = (np.zeros(shape, dtype) for dtype in (np.int64, np.int64, np.bool_))
     row.reshape(-1)[flat], column.reshape(-1)[flat], filled.reshape(-1)[flat] = row_S, column_S, True
     row_RT, column_RT, filled_RT = to_device(device, row, column, filled)
-    return Layout(row_RT, column_RT, filled_RT, slot, lengths)
+    return Layout(row_RT, column_RT, filled_RT, index, lengths)
 
 
 def use_packed(
@@ -85,7 +85,7 @@ def use_packed(
     packs: bool = True,
     takes_bounds: bool = True,
 ) -> bool:
-    """Whether the kept slots go into one packed row.
+    """Whether the kept positions go into one packed row.
 
     Args:
         dense: a [T, T] mask is needed (windows, prefixes, eager attention), not just segments.
@@ -154,7 +154,7 @@ def full_masks(config: Any, given: Any, valid_BL: Tensor) -> Masks | None:
         )
     if not _windowed(config, valid_BL.shape[1]):
         return None
-    # Windows and chunks measure distance in slots, so they must be laid over the full row and then cut down.
+    # Windows and chunks measure distance in the padded row, so they must be laid over the full row and then cut down.
     from transformers import masking_utils
 
     config = copy.copy(config)
@@ -180,7 +180,7 @@ def attention_inputs(
     recorded: Prefixes | None = None,
     recalled: Recalled | None = None,
 ) -> dict[str, Any]:
-    """What to hand to the decoder for the compact rows, so that every slot sees what it saw in the full ones.
+    """What to hand to the decoder for the compact rows, so that every token sees what it saw in the full ones.
 
     ``recorded``, ``recalled``: only where :func:`by_segments` says so.
     """
@@ -204,14 +204,14 @@ def attention_inputs(
 
 
 def causal_mask(valid_BL: Tensor) -> Tensor:
-    """[B, 1, L, L] bool: a slot may look at the valid slots up to itself."""
+    """[B, 1, L, L] bool: a token may look at the valid ones up to itself."""
     length = valid_BL.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=valid_BL.device).tril()
     return (causal & valid_BL[:, None, :])[:, None]
 
 
 def to_attention(may_look: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
-    """Booleans for sdpa (whatever autocast does to the queries), additive for eager. Every slot sees at least itself."""
+    """Booleans for sdpa (whatever autocast does to the queries), additive for eager. Every token sees at least itself."""
     may_look = may_look | torch.eye(may_look.shape[-1], dtype=torch.bool, device=may_look.device)
     if attention != "eager":
         return may_look

@@ -6,7 +6,8 @@ step. B rows, L columns, N label tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,21 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..constants import IGNORE_INDEX
+from ..constants import IGNORE_INDEX, TOKEN_WEIGHTS
 
-_VALID, _IMAGE, _LABEL = 1, 2, 4
+_VALID, _IMAGE, _LABEL, _WRONG_WEIGHT = 1, 2, 4, 8
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class TokenPositions:
-    """What each slot of the padded batch is: NumPy booleans [B, L].
+    """What stands at each position of the padded batch: NumPy booleans [B, L].
 
     Attributes:
         valid: not padding.
         image: the placeholder of an image or video (and not padding).
-        labelled: predicted by the slot before it; column 0 never is.
+        labelled: predicted by the position before it; column 0 never is.
     """
 
     valid: Array
@@ -43,23 +44,106 @@ class TokenPositions:
         return found
 
     @property
-    def label_places(self) -> tuple[Array, Array]:
-        """(row, column) of the N label tokens, row by row."""
-        row, column = self.labelled.nonzero()
-        return row, column
-
-    @property
     def after_an_image(self) -> Array:
-        """[B, L]: an image stands at this slot or somewhere before it in its row."""
+        """[B, L] bool: an image stands at this position or somewhere before it in its row."""
         return self.image.cumsum(1) > 0
 
 
-def read_token_positions(ids: Tensor, valid: Tensor, image: Tensor, labels: Tensor) -> TokenPositions:
-    """The only wait for the device in a forward: a byte a slot. All arguments [B, L]; ``valid`` and ``image`` booleans."""
-    counted = labels != IGNORE_INDEX
+@dataclass(frozen=True)
+class LabelTokens:
+    """The N label tokens of a batch, row by row.
+
+    Attributes:
+        row, column: [N] on the host, where each stands in the batch.
+        ids, sample, position: [N] int64 on the device, its id, row and column.
+    """
+
+    row: Array
+    column: Array
+    ids: Tensor
+    sample: Tensor
+    position: Tensor
+
+    @property
+    def predecessor(self) -> Array:
+        """[N] on the host: the column that predicts each."""
+        before: Array = self.column - 1
+        return before
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """A batch as the model takes it, read once for both passes.
+
+    Attributes:
+        positions: what stands where, on the host.
+        valid, image: [B, L] bool on the device: not padding; placeholder of an image or video.
+        labels: the label tokens.
+    """
+
+    positions: TokenPositions
+    valid: Tensor
+    image: Tensor
+    labels: LabelTokens
+
+    @property
+    def has_image(self) -> bool:
+        return bool(self.positions.image.any())
+
+
+def read_batch(inputs: Mapping[str, Any], image_ids: Iterable[int]) -> PaddedBatch:
+    """The only wait for the device in a forward: a byte a token position.
+
+    Args:
+        inputs: what the model's forward takes: ``input_ids`` and ``labels`` [B, L], perhaps ``attention_mask``; and perhaps
+            ``token_weights`` [B, L], weights that somebody has measured before.
+        image_ids: the ids of placeholders, at least one.
+
+    Raises:
+        ValueError: no input_ids; a mask or weights that are not [B, L]; a weight below 0 or not finite at a label.
+    """
+    ids, mask, labels_BL = inputs.get("input_ids"), inputs.get("attention_mask"), inputs["labels"]
+    if ids is None:
+        raise ValueError(
+            "CAL needs input_ids: they say where the images are. This batch has "
+            f"{', '.join(sorted(name for name, value in inputs.items() if value is not None))}."
+        )
+    if mask is not None and mask.ndim != 2:
+        raise ValueError(
+            f"attention_mask of shape {tuple(mask.shape)}: CAL needs the 2-D one, [B, L] with 0 at padding"
+        )
+    valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    # A row's padding may hold the placeholder's id
+    image = functools.reduce(torch.logical_or, (ids == image_id for image_id in sorted(image_ids))) & valid
+    counted = labels_BL != IGNORE_INDEX
     counted[:, :1] = False  # column 0 has no predecessor
-    marks = to_host(valid * _VALID + image * _IMAGE + counted * _LABEL)
-    return TokenPositions((marks & _VALID) > 0, (marks & _IMAGE) > 0, (marks & _LABEL) > 0)
+    wrong = _wrong_weights(inputs.get(TOKEN_WEIGHTS), counted)
+    marks = to_host(valid * _VALID + image * _IMAGE + counted * _LABEL + wrong * _WRONG_WEIGHT)
+    if (marks & _WRONG_WEIGHT).any():
+        at = tuple(int(place[0]) for place in (marks & _WRONG_WEIGHT).nonzero())
+        raise ValueError(
+            f"{TOKEN_WEIGHTS} at row {at[0]}, column {at[1]} is {float(inputs[TOKEN_WEIGHTS][at]):g}: weights must be "
+            "finite and not negative"
+        )
+    positions = TokenPositions((marks & _VALID) > 0, (marks & _IMAGE) > 0, (marks & _LABEL) > 0)
+    row, column = positions.labelled.nonzero()
+    sample, position = to_device(labels_BL.device, row, column)
+    return PaddedBatch(positions, valid, image, LabelTokens(row, column, labels_BL[sample, position], sample, position))
+
+
+def _wrong_weights(weights_BL: Tensor | None, counted_BL: Tensor) -> Tensor:
+    """[B, L] bool: labels whose weight cannot be one."""
+    if weights_BL is None:
+        return torch.zeros_like(counted_BL)
+    if weights_BL.shape != counted_BL.shape:
+        raise ValueError(
+            f"{TOKEN_WEIGHTS} of shape {tuple(weights_BL.shape)} with labels of shape {tuple(counted_BL.shape)}: expected "
+            "[B, L], a weight at every label's place, not shifted"
+        )
+    return counted_BL & ~((weights_BL >= 0) & weights_BL.isfinite())
 
 
 def to_host(marks: Tensor) -> Array:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..constants import IGNORE_INDEX
 from . import dummy_images
-from .table import family_of, image_ids
+from .table import family_of, image_id, image_ids
 
 
 def synthetic_batch(model: Any, seed: int = 0) -> dict[str, Tensor]:
@@ -32,9 +33,9 @@ def synthetic_batch(model: Any, seed: int = 0) -> dict[str, Tensor]:
     ids = _text(model, 6 + features + 12, generator)
     image = torch.zeros_like(ids, dtype=torch.bool)
     image[:, 3 : 3 + features] = True
-    ids[image] = _placeholder(model)
+    ids[image] = image_id(model.config)
     labels = ids.clone()
-    labels[:, : 6 + features] = -100
+    labels[:, : 6 + features] = IGNORE_INDEX
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, **vision}
     return {**batch, **_per_token(model, image, labels, vision)}
 
@@ -53,12 +54,6 @@ def _one_tile(pixels: Tensor) -> Tensor:
     return kept
 
 
-def _placeholder(model: Any) -> int:
-    config = model.config
-    names = ("image_token_id", "image_token_index", "image_patch_id")
-    return next(value for name in names if isinstance(value := getattr(config, name, None), int))
-
-
 def _text(model: Any, length: int, generator: torch.Generator) -> Tensor:
     """Ids that mean nothing special: neither placeholders nor among the first and last of the vocabulary."""
     size = model.config.get_text_config().vocab_size
@@ -75,7 +70,9 @@ def _per_token(model: Any, image: Tensor, labels: Tensor, vision: dict[str, Tens
     if "mm_token_type_ids" in accepted:
         made["mm_token_type_ids"] = image.long()
     if "token_type_ids" in accepted:  # PaliGemma marks what is predicted, Gemma 3 what is an image
-        made["token_type_ids"] = (labels != -100).long() if model.config.model_type == "paligemma" else image.long()
+        made["token_type_ids"] = (
+            (labels != IGNORE_INDEX).long() if model.config.model_type == "paligemma" else image.long()
+        )
     if "cross_attention_mask" in accepted:
         tiles = vision["aspect_ratio_mask"].shape[-1]
         made["cross_attention_mask"] = (image.cumsum(1) > 0).long()[:, :, None, None] * vision["aspect_ratio_mask"][

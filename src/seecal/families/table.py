@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import dummy_images
 
 # Where configurations keep the ids whose embeddings are replaced by vision features.
-_IMAGE_ID_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index", "image_patch_id")
+_IMAGE_ID_FIELDS = ("image_token_id", "image_token_index", "image_patch_id")
+_VIDEO_ID_FIELDS = ("video_token_id", "video_token_index")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Family:
         cross_attention: the image enters by cross-attention only: nothing is dropped from the text, the decoder is just
             not given the image.
         exact: whether dropping the image gives what masking it gives; where it does not, ``note`` says what it gives.
-        packs: whether several samples may stand in one row. Not where a state is carried from slot to slot: a mask keeps
+        packs: whether several samples may stand in one row. Not where a state is carried from token to token: a mask keeps
             attention apart, not a recurrence or a convolution.
         needs: what its processor or its batches need, for the table.
     """
@@ -148,8 +149,17 @@ def decoder_of(model: Any) -> Any:
 
 def image_ids(config: Any) -> set[int]:
     """Ids of the placeholder tokens, images and videos alike."""
-    found = (getattr(config, name, None) for name in _IMAGE_ID_FIELDS)
-    return {value for value in found if isinstance(value, int)}
+    return set(_ids(config, (*_IMAGE_ID_FIELDS, *_VIDEO_ID_FIELDS)))
+
+
+def image_id(config: Any) -> int:
+    """The id of an image's placeholder token; the config must have one."""
+    return _ids(config, _IMAGE_ID_FIELDS)[0]
+
+
+def _ids(config: Any, fields: tuple[str, ...]) -> list[int]:
+    found = (getattr(config, name, None) for name in fields)
+    return [value for value in found if isinstance(value, int)]
 
 
 def check_vlm(model: Any) -> None:
@@ -191,3 +201,12 @@ def head_of(model: Any) -> Any:
             "seecal cannot gather. Use FSDP2 or ZeRO-2."
         )
     return head
+
+
+def unwrap(model: Any) -> Any:
+    """The transformers model inside DDP and PEFT wrappers. ValueError for nn.DataParallel."""
+    if isinstance(model, nn.parallel.DataParallel):
+        raise ValueError("nn.DataParallel copies the model in every step; launch one process a GPU (accelerate launch)")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model

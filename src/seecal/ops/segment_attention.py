@@ -1,6 +1,6 @@
 """Causal attention inside segments of one packed row, as an attention mask that knows how to attend.
 
-T slots of the packed row, H heads, K channels a head.
+T token positions of the packed row, H heads, K channels a head.
 
 A dense [T, T] mask would cost memory and, worse, the attention between samples that it then throws away. transformers
 hands a 4-D ``attention_mask`` through the decoder's layers untouched, and gradient checkpointing keeps it for the
@@ -26,17 +26,17 @@ _AS_IT_IS = (Tensor.to, Tensor.contiguous, Tensor.detach, Tensor.clone, Tensor.b
 
 
 class Prefixes:
-    """Keys and values of the slots before each segment's first image, kept from one pass over the layers for another.
+    """Keys and values of the tokens before each segment's first image, kept from one pass over the layers for another.
 
     In a causal decoder they are the same with the image and without it, so the pass without need not compute them again.
 
     Args:
-        slots: [P] int64, where they stand in the row that is recorded, segment by segment.
+        places: [P] int64, where they stand in the row that is recorded, segment by segment.
         groups: query heads that share a key; transformers repeats keys for them, and one of each is kept.
     """
 
-    def __init__(self, slots: Tensor, groups: int = 1) -> None:
-        self.slots, self.recording = slots, True
+    def __init__(self, places: Tensor, groups: int = 1) -> None:
+        self.places, self.recording = places, True
         self._groups = groups
         self._kept: list[tuple[Tensor, Tensor]] = []
 
@@ -47,7 +47,7 @@ class Prefixes:
 
     def _of(self, whole: Tensor, query: Tensor) -> Tensor:
         step = self._groups if whole.shape[1] == query.shape[1] else 1
-        return whole.detach()[:, ::step].index_select(2, self.slots.to(whole.device))
+        return whole.detach()[:, ::step].index_select(2, self.places.to(whole.device))
 
     def recall(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The next layer's keys and values, [1, H, P, K]. Each once, so that they are not held longer than needed."""
@@ -63,13 +63,13 @@ class Prefixes:
 
 
 class SegmentMask(Tensor):
-    """[1, 1, T, T] bool: a slot sees the slots of its own segment up to itself.
+    """[1, 1, T, T] bool: a token sees those of its own segment up to itself.
 
     Args:
-        lengths: slots of each segment, in order; their sum is T.
+        lengths: tokens of each segment, in order; their sum is T.
         device: of the queries.
         recorded: takes down keys and values of the layers that attend with this mask.
-        recalled: slots that each segment sees before its own, and how many of them each segment has.
+        recalled: tokens that each segment sees before its own, and how many of them each segment has.
 
     Raises (on use): ValueError for any operation but being handed on and attended with: as plain booleans it would lie.
     """
@@ -90,8 +90,8 @@ class SegmentMask(Tensor):
         recalled: Recalled | None = None,
     ) -> SegmentMask:
         total = sum(lengths)
-        blank = torch.zeros(1, dtype=torch.bool, device=device).expand(1, 1, total, total)
-        mask: SegmentMask = Tensor._make_subclass(cls, blank)
+        storage = torch.zeros(1, dtype=torch.bool, device=device).expand(1, 1, total, total)
+        mask: SegmentMask = Tensor._make_subclass(cls, storage)
         mask.lengths, mask.bounds = tuple(lengths), segment_bounds(lengths, device)
         mask.key_lengths, mask.key_bounds = mask.lengths, mask.bounds
         mask.recorded, mask.recalled = recorded, recalled
@@ -172,7 +172,7 @@ def _attend(
 
 
 def _one_segment(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
-    """Causal attention of the last slots of a segment, all of its keys given."""
+    """Causal attention of the last tokens of a segment, all of its keys given."""
     before = key.shape[2] - query.shape[2]
     if not before:
         return scaled_dot_product_attention(query, key, value, is_causal=True, **options)
@@ -225,7 +225,7 @@ def suits_the_kernel(query: Tensor, key: Tensor, value: Tensor, dropout_p: float
 def variable_length_kernel() -> Callable[..., Tensor] | None:
     """``(query, key, value, bounds, key bounds, longest, longest of keys, scale) -> [T, H, K]``, or None: no such kernel.
 
-    Causal, aligned at the ends of the segments. query [T, H, K]; key and value may have more slots a segment. The keyword
+    Causal, aligned at the ends of the segments. query [T, H, K]; key and value may have more tokens a segment. The keyword
     for causal attention changed between torch's versions, and older ones have no scale.
     """
     try:

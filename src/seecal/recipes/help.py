@@ -1,12 +1,13 @@
-"""``seecal train --help`` without torch: the fields are read off the source of config.py, not imported."""
+"""``seecal train --help`` without torch: what CALConfig adds stands in dataclasses that need none."""
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import textwrap
-from pathlib import Path
 from typing import Any
 
+from ..core.options import CALOptions
+from ..data.options import DataOptions
 from .recipe import KEYS, NOT_HERE, SHIPPED
 
 _USAGE = """Usage: seecal train --config RECIPE [--resume] [--key value ...]
@@ -29,49 +30,26 @@ Options:
 
 def text(everything: bool = False) -> str:
     """The help: options, keys of the recipe, fields of CALConfig; with ``everything`` the inherited fields too."""
-    recipes = ", ".join(sorted(one.stem for one in SHIPPED.glob("*.yaml")))
+    recipes = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
     parts = [_USAGE.format(recipes=recipes), "\nKeys of a recipe:"]
     parts += [_entry(name, f"{key.help}{_where(key.where)}") for name, key in KEYS.items()]
     parts += ["\nCAL:", *(_entry(name, f"{help} Default: {default}.") for name, default, help in config_fields())]
     if not everything:
         return "\n".join([*parts, "\nAnd every argument of TRL's SFTConfig: seecal train --help-all"])
-    import dataclasses
-
     from ..trainer.cal_config import CALConfig
 
     own = {name for name, _, _ in config_fields()}
     parts.append("\nInherited from TRL's SFTConfig and transformers' TrainingArguments:")
-    for one in sorted(dataclasses.fields(CALConfig), key=lambda one: one.name):
-        if one.name not in {*own, *KEYS, *NOT_HERE}:
-            parts.append(_entry(one.name, " ".join(str(one.metadata.get("help", "")).split())))
+    for field in sorted(dataclasses.fields(CALConfig), key=lambda field: field.name):
+        if field.name not in {*own, *KEYS, *NOT_HERE}:
+            parts.append(_entry(field.name, " ".join(str(field.metadata.get("help", "")).split())))
     return "\n".join(parts)
 
 
 def config_fields() -> list[tuple[str, Any, str]]:
-    """(name, default, help text) of the fields that CALConfig adds, from its source and that of CALOptions."""
-    here = Path(__file__).parents[1]
-    defaults = {
-        node.target.id: ast.literal_eval(node.value)
-        for node in _class_body(here / "core/options.py", "CALOptions")
-        if isinstance(node.target, ast.Name) and node.value is not None
-    }
-    found = []
-    for node in _class_body(here / "trainer/cal_config.py", "CALConfig"):
-        if not isinstance(node.value, ast.Call) or not isinstance(node.target, ast.Name):
-            continue
-        name, call = node.target.id, node.value
-        if len(call.args) == 2:  # _option(name, help)
-            found.append((name, defaults[name], ast.literal_eval(call.args[1])))
-        else:  # field(default=..., metadata={"help": ...})
-            given = {one.arg: ast.literal_eval(one.value) for one in call.keywords}
-            found.append((name, given["default"], given["metadata"]["help"]))
-    return found
-
-
-def _class_body(path: Path, name: str) -> list[ast.AnnAssign]:
-    tree = ast.parse(path.read_text("utf8"))
-    (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    return [node for node in found.body if isinstance(node, ast.AnnAssign)]
+    """(name, default, help text) of the fields that CALConfig adds to TRL's."""
+    fields = [*dataclasses.fields(CALOptions), *dataclasses.fields(DataOptions)]
+    return [(field.name, field.default, field.metadata["help"]) for field in fields]
 
 
 def _where(where: str) -> str:

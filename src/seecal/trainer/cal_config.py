@@ -1,7 +1,7 @@
 """CALConfig: TRL's SFTConfig plus the fields of :class:`seecal.CALOptions`, for :class:`seecal.CALTrainer`."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformers.training_args import OptimizerNames
@@ -9,25 +9,24 @@ from trl import SFTConfig
 
 from ..core.options import CALOptions
 from ..data.images.reduced_jpeg import check_decoding
-from ..data.options import ON_LONG
+from ..data.options import ON_LONG, DataOptions
 
-_OPTION_NAMES = tuple(one.name for one in dataclasses.fields(CALOptions))
+_OPTION_NAMES = tuple(field.name for field in dataclasses.fields(CALOptions))
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "auto": "auto"}
 
 
-def _option(name: str, help_text: str) -> Any:
-    """A config field with the default that CALOptions gives the option of that name."""
-    default = next(one.default for one in dataclasses.fields(CALOptions) if one.name == name)
-    return field(default=default, metadata={"help": help_text})
+def _same(options: type, name: str) -> Any:
+    """A config field with the default and the help of the field of that name in ``options``."""
+    (source,) = (field for field in dataclasses.fields(options) if field.name == name)
+    return dataclasses.field(default=source.default, metadata=dict(source.metadata))
 
 
 @dataclass
 class CALConfig(SFTConfig):
     """Arguments of :class:`seecal.CALTrainer`: everything of :class:`trl.SFTConfig`, and the options of CAL.
 
-    The fields of :class:`seecal.CALOptions` have the same names, meanings and defaults here.
-    ``on_long`` says what happens to records longer than ``max_length``, ``image_decoding`` how
-    JPEG files are decoded. Two inherited fields differ:
+    The fields of :class:`seecal.CALOptions` have the same names, meanings and defaults here. ``on_long`` says what happens
+    to records longer than ``max_length``, ``image_decoding`` how JPEG files are decoded. Two inherited fields differ:
 
     - ``padding_free`` is CAL's (how both passes go through the decoder: "auto", True or False), not TRL's, which vision
       data does not support.
@@ -38,72 +37,23 @@ class CALConfig(SFTConfig):
         ValueError: an option outside its range, or something that CALTrainer does not support, naming both.
     """
 
-    weighting: str = _option(
-        "weighting",
-        "How Δ becomes a weight per label token: cal, uniform, vig, prior, negative, dft, another name in "
-        "seecal.WEIGHTINGS, or a function of your own, my_module:function.",
-    )
-    alpha: float = _option("alpha", "Lower bound for Δ, in logits: the weight of tokens that the image does not help.")
-    beta: float = _option("beta", "Upper bound for Δ, in logits.")
-    window: int = _option("window", "Label tokens in the mean over neighbouring weights, odd. 1 switches pooling off.")
-    pool_scope: str = _option(
-        "pool_scope",
-        "'answer' pools inside runs of consecutive label tokens of one sample; 'released' pools over the flattened batch, "
-        "as the paper's code does (needs contrast='mask').",
-    )
-    delta: str = _option(
-        "delta", "What Δ is a difference of: 'logit', the label's raw logit with and without the image."
-    )
-    contrast: str = _option(
-        "contrast",
-        "How the image is taken away: 'drop' removes its positions, 'mask' hides them in the attention mask; 'patch_mask', "
-        "'blur', 'noise' and 'swap' put an image without its content there (the vision tower runs twice).",
-    )
-    contrast_strength: float | None = _option(
-        "contrast_strength",
-        "patch_mask: share of patches (0.7); blur: σ in pixels (10); noise: σ of values in 0..1 (0.5).",
-    )
-    normalize: str = _option(
-        "normalize",
-        "What the weighted loss is divided by: 'global', the sum of weights of the whole optimizer step over micro-batches "
-        "and ranks; 'micro_batch', that of each micro-batch, as the paper's code does; 'sample', the mean over samples.",
-    )
-    padding_free: str = field(  # type: ignore[assignment]  # "auto", True or False; argparse knows one type a field
-        default="auto",
-        metadata={
-            "help": "How both passes go through the decoder: 'true' packs all samples into one row without padding, "
-            "'false' keeps one row a sample, 'auto' chooses. (Not TRL's, which vision data does not support.)"
-        },
-    )
-    chunk_size: int | None = _option(
-        "chunk_size", "Rows of logits held at once in the loss; unset: about 2**25 logits."
-    )
-    contrast_every: int = _option(
-        "contrast_every",
-        "Take the image away in every k-th optimizer step only; in the others every weight is 1 (plain training).",
-    )
-    fp8_contrast: bool = _option(
-        "fp8_contrast",
-        "Multiply in float8 in the pass without the image: cheaper on GPUs of compute capability 8.9 and newer, inexact.",
-    )
-    threshold: float = _option(
-        "threshold", "For weighting='vig' only: the least gain by the image, in nats, of a token and of its sample."
-    )
-    on_long: str = field(
-        default="error",
-        metadata={
-            "help": "What happens to records of more than max_length tokens: 'error'; 'drop' leaves them out; 'truncate' "
-            "cuts their text after the last image. Each is counted and named."
-        },
-    )
-    image_decoding: str = field(
-        default="exact",
-        metadata={
-            "help": "'exact' decodes images in full; 'reduced' decodes JPEG files at 1/2, 1/4 or 1/8 of their size where "
-            "that is no smaller than what the processor resizes them to: faster, with slightly other pixels."
-        },
-    )
-    logging_nan_inf_filter: bool = field(
+    weighting: str = _same(CALOptions, "weighting")
+    alpha: float = _same(CALOptions, "alpha")
+    beta: float = _same(CALOptions, "beta")
+    window: int = _same(CALOptions, "window")
+    pool_scope: str = _same(CALOptions, "pool_scope")
+    delta: str = _same(CALOptions, "delta")
+    contrast: str = _same(CALOptions, "contrast")
+    contrast_strength: float | None = _same(CALOptions, "contrast_strength")
+    normalize: str = _same(CALOptions, "normalize")
+    padding_free: str = _same(CALOptions, "padding_free")  # type: ignore[assignment]  # argparse knows one type a field
+    chunk_size: int | None = _same(CALOptions, "chunk_size")
+    threshold: float = _same(CALOptions, "threshold")
+    contrast_every: int = _same(CALOptions, "contrast_every")
+    fp8_contrast: bool = _same(CALOptions, "fp8_contrast")
+    on_long: str = _same(DataOptions, "on_long")
+    image_decoding: str = _same(DataOptions, "image_decoding")
+    logging_nan_inf_filter: bool = dataclasses.field(
         default=False,
         metadata={"help": "Keep False: CALTrainer stops at a non-finite loss instead of leaving it out of the log."},
     )

@@ -17,10 +17,10 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ..constants import LENGTH_COUNTS, RECORD_IDS
+from ..core.contrasts import contrast_named
 from ..core.enable import disable_cal, enable_cal
-from ..core.forward import OPTIONS_MARK, STEP, forget_steps
-from ..core.options import PIXEL_CONTRASTS
 from ..core.outputs import CALOutput
+from ..core.state import state_of
 from ..core.weighting import passes_read
 from ..data.collators.checked import CheckedCollator
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
@@ -31,19 +31,17 @@ from .callbacks import EpochCallback
 from .metrics import RunningSums, WaitHint, Waiting, count_tokens, token_metrics
 from .trl_compat import hide_cal_fields_from_trl, patch_eval_head
 
-# The options that a trainer enabled CAL with, set on the model so that the next stage's trainer may change them.
-_BY_TRAINER = "_seecal_by_trainer"
-
 
 class CALTrainer(SFTTrainer):
     """:class:`trl.SFTTrainer` that trains with CAL. Takes the same arguments, with a :class:`seecal.CALConfig`.
 
-    Training logs the CAL ``loss`` (Σ w·CE / Σ w, nats), the plain ``cross_entropy`` (nats a label token), ``delta_mean``
-    (logits), ``share_at_alpha``, ``share_inside`` and ``share_at_beta`` (of the label tokens with a contrast),
-    ``label_tokens``, ``tokens_per_second`` (without padding, evaluation not counted), ``contrast_token_share`` (of all
-    slots that went through the decoder) and TRL's ``num_tokens``; all over the steps since the last log and over all ranks.
-    ``data_wait_share`` is the share of that time spent waiting for the next batch, its copy to the device included; a share
-    that stays high is said once. The first log includes the start of the dataloader's workers.
+    Training logs the CAL ``loss`` (Σ w·CE / Σ w, nats), the plain ``cross_entropy`` (nats a label token),
+    ``delta_mean`` (logits), ``share_at_alpha``, ``share_inside`` and ``share_at_beta`` (of the label tokens with a
+    contrast), ``label_tokens``, ``tokens_per_second`` (without padding, evaluation not counted),
+    ``contrast_token_share`` (of all token positions that went through the decoder) and TRL's ``num_tokens``; all over
+    the steps since the last log and over all ranks. ``data_wait_share`` is the share of that time spent waiting for
+    the next batch, its copy to the device included; a share that stays high is said once. The first log includes the
+    start of the dataloader's workers.
 
     ``eval_loss`` is the plain cross-entropy Σ CE / Σ tokens of the whole evaluation set; TRL's ``eval_entropy`` and
     ``eval_mean_token_accuracy`` are means over the same tokens.
@@ -95,7 +93,7 @@ class CALTrainer(SFTTrainer):
         patch_eval_head(_bare(self.model))
         if ours:
             multiple = cast("int | None", args.pad_to_multiple_of)
-            contrasts = args.contrast in PIXEL_CONTRASTS and "without" in passes_read(args.weighting)
+            contrasts = contrast_named(args.contrast).on_pixels and "without" in passes_read(args.weighting)
             by_pixels = args.contrast if contrasts else None
             self.data_collator = VisionCollator(
                 cast(ProcessorMixin, self.processing_class),
@@ -115,7 +113,7 @@ class CALTrainer(SFTTrainer):
         self._oddity = check_processor(self.data_collator, _bare(self.model), image_ids(_bare(self.model).config))
         self.cal_options = args.cal_options()
         enable_cal(cast(nn.Module, self.model), self.cal_options)
-        setattr(_bare(self.model), _BY_TRAINER, self.cal_options)
+        state_of(_bare(self.model)).by_trainer = True  # the next stage's trainer may change the options
         # Have Trainer count each step's labels whatever the model's signature, and leave accumulation to compute_loss.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
@@ -160,7 +158,7 @@ class CALTrainer(SFTTrainer):
         try:
             return super()._inner_training_loop(*args, **kwargs)
         finally:
-            forget_steps(_bare(self.model))
+            state_of(_bare(self.model)).forget_steps()
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one step. The time they take is counted, without that of counting their labels."""
@@ -193,7 +191,7 @@ class CALTrainer(SFTTrainer):
                 f"the data collator made no labels, only {', '.join(sorted(inputs))}: there is nothing to learn"
             )
         self._step_records += names
-        setattr(_bare(self.model), STEP, self.state.global_step)  # for contrast_every: all of a step or nothing of it
+        state_of(_bare(self.model)).step = self.state.global_step  # for contrast_every: all of a step or nothing of it
         with explain_processor_mismatch(self._oddity):
             outputs = model(**inputs)
         count_tokens(self._window, outputs.cal, inputs.get("attention_mask"), self.cal_options)
@@ -389,8 +387,8 @@ class CALTrainer(SFTTrainer):
 
 def _left_on(model: Any) -> bool:
     """Whether CAL is on because an earlier trainer, not the caller, enabled it."""
-    options = getattr(model, OPTIONS_MARK, None)
-    return options is not None and options is getattr(model, _BY_TRAINER, None)
+    state = state_of(model)
+    return state.options is not None and state.by_trainer
 
 
 def _bare(model: Any) -> Any:

@@ -9,8 +9,9 @@ from PIL import Image
 
 import seecal
 from seecal import CALConfig, CALOptions, CALTrainer
+from seecal.core.contrasts import GRID
 from seecal.data.collators.vision import VisionCollator
-from seecal.data.images.perturbations import GRID, contrast_images
+from seecal.data.images.perturbations import contrast_images
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
 

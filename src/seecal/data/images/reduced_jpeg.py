@@ -17,11 +17,11 @@ import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
 
+from ...core.contrasts import contrast_named
+
 logger = logging.getLogger(__name__)
 
 DECODINGS = ("exact", "reduced")
-# Contrasts whose strength is measured on the pixels of the full image
-_PER_PIXEL = ("blur", "noise")
 
 # What an image processor resizes an image to: the largest (width, height), and anything else that depends on the size of
 # the image and must come out the same for the smaller one (such as its grid of tiles).
@@ -32,7 +32,7 @@ def check_decoding(decoding: str, contrast: str | None) -> None:
     """ValueError for a way of decoding that is none, or under which the contrast would mean something else."""
     if decoding not in DECODINGS:
         raise ValueError(f"image_decoding={decoding!r}: expected one of {', '.join(DECODINGS)}")
-    if decoding == "reduced" and contrast in _PER_PIXEL:
+    if decoding == "reduced" and contrast is not None and contrast_named(contrast).in_pixels:
         raise ValueError(
             f"image_decoding='reduced' with contrast={contrast!r}: its strength is measured on the pixels of the full "
             "image, and would take away more of a smaller one. Set image_decoding='exact', or another contrast."

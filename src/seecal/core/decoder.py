@@ -1,0 +1,69 @@
+"""The text decoder of a vision-language model, as both passes use it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..families.table import Family, decoder_of, family_of
+
+
+@dataclass(frozen=True)
+class TextDecoder:
+    """The decoder's module, without a head, and the row of its model's family."""
+
+    module: Any
+    family: Family
+
+    @classmethod
+    def of(cls, model: Any) -> TextDecoder:
+        return cls(decoder_of(model), family_of(model))
+
+    @property
+    def attention(self) -> str:
+        """The name of the attention implementation: sdpa, eager, flash_attention_2, ..."""
+        return str(self.module.config._attn_implementation)
+
+    @property
+    def hands_arguments_on(self) -> bool:
+        """Whether keyword arguments that the decoder does not know reach its attention."""
+        kinds = (parameter.kind for parameter in parameters_of(type(self.module)).values())  # type: ignore[arg-type]
+        return inspect.Parameter.VAR_KEYWORD in kinds
+
+    @property
+    def queries_per_key(self) -> int:
+        """Query heads that share a key."""
+        config = self.module.config
+        heads = getattr(config, "num_attention_heads", None) or 1
+        return heads // (getattr(config, "num_key_value_heads", None) or heads)
+
+    @property
+    def dropout(self) -> float:
+        """The largest dropout probability of the decoder, its attention's and its adapters' included."""
+        rates = [module.p for module in self.module.modules() if isinstance(module, nn.Dropout)]
+        rates += [getattr(self.module.config, name, None) or 0.0 for name in ("attention_dropout", "dropout")]
+        return max((float(rate) for rate in rates), default=0.0)
+
+
+@functools.cache
+def parameters_of(module_class: Any) -> dict[str, inspect.Parameter]:
+    """Those of the class's own forward, whatever decorates it."""
+    return dict(inspect.signature(inspect.unwrap(module_class.forward)).parameters)
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """The module in eval mode inside the block: dropout would add noise to Δ. Every submodule's own mode comes back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
