@@ -158,7 +158,9 @@ def test_what_can_be_set_is_known_without_torch():
         "import sys; from seecal import CALOptions, CONTRASTS; from seecal.data.options import DataOptions; "
         "CALOptions(contrast='blur'); print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=limit(), check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
