@@ -1,10 +1,13 @@
 """The command line without a model: help that costs nothing, errors in one line."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
+from seecal.recipes import accelerate_config, accelerate_configs
+from tests.support.paths import ROOT
 from tests.support.processes import environment, limit
 
 COMMANDS = ("demo", "train", "accelerate-config", "tiny-folder", "chat", "families", "bench")
@@ -49,6 +52,15 @@ def test_help_lists_the_commands():
     text = seecal("--help").stdout
     for command in COMMANDS:
         assert f"\n  {command} " in text
+
+
+def test_launch_lines_name_files_that_are_there():
+    read = [*ROOT.glob("docs/*.md"), ROOT / "README.md", *(ROOT / "src" / "seecal" / "recipes").rglob("*.*")]
+    text = "\n".join(path.read_text("utf8") for path in read if path.suffix in (".md", ".py", ".yaml"))
+    named = re.findall(r"seecal accelerate-config (\w+)", text)
+    assert len(named) > 8
+    assert set(named) == set(accelerate_configs())
+    assert all(accelerate_config(name).exists() for name in named)
 
 
 @pytest.mark.parametrize(
