@@ -38,6 +38,7 @@ def results(tmp_path_factory):
 def modules(monkeypatch):
     """The scripts as modules, by their names."""
     monkeypatch.syspath_prepend(str(bench.FOLDER))
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])  # what they start runs the tested code too
 
 
 def test_every_benchmark_is_smoke_run_here(results):
@@ -229,7 +230,7 @@ def test_a_part_that_fails_or_takes_too_long_is_a_row(modules, tmp_path):
     (tmp_path / "logs").mkdir()
     wrong = gpu.Part("wrong", ["step", "--shape", "none"], 60)
     slow = gpu.Part("slow", ["step"], 60)
-    gpu.run(wrong, tmp_path, left=60)
+    gpu.run(wrong, tmp_path, left=limit())
     gpu.run(slow, tmp_path, left=0.1)
     gpu.note_parts([wrong, slow, gpu.Part("never", ["step"], 60)], tmp_path)
     found = {row["part"]: row for row in rows(tmp_path / "parts.csv")}

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import seecal
 from seecal import CALOptions
-from seecal.core import token_positions as slots
+from seecal.core import token_positions
 from tests.support import zoo
 from tests.support.builders import FAMILIES, MIXED, Row, batch_of, build
 
@@ -43,7 +43,7 @@ class Waits(TorchDispatchMode):
 
 
 def text_that_counts(batch, image):
-    """Text slots of the samples with a label after an image, up to the slot that predicts the last of them: (all of
+    """Text tokens of the samples with a label after an image, up to the token that predicts the last of them: (all of
     these, those after the sample's first image)."""
     total = after = 0
     for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
@@ -107,7 +107,9 @@ def test_the_host_waits_once(options, monkeypatch):
     seecal.enable_cal(model.train(), CALOptions(**options))
     copies = []
     monkeypatch.setattr(
-        slots, "to_host", lambda marks, real=slots.to_host: (copies.append(marks.shape), real(marks))[1]
+        token_positions,
+        "to_host",
+        lambda marks, real=token_positions.to_host: (copies.append(marks.shape), real(marks))[1],
     )
     model(**batch)  # the weights of a weighting are looked at in its first batch
     copies.clear()
