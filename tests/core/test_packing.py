@@ -246,3 +246,22 @@ def test_padding_with_the_image_tokens_id_is_padding(padding, padding_free):
     assert not got.has_contrast.any()
     assert not got.delta.any()
     torch.testing.assert_close(got.logit_with, expected.logit_with[expected.sample == 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_prefixes_are_recorded_once_and_used_up(monkeypatch, checkpointing):
+    """Checkpointing runs the layers again in the backward: what they record then, nobody would ever take out."""
+    kept = []
+
+    class Noted(segments.Prefixes):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            kept.append(self)
+
+    monkeypatch.setattr(main_pass, "Prefixes", Noted)
+    model, image_tokens, pixels = build("llava")
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    seecal.enable_cal(model.train())
+    model(**batch_of(MIXED, image_tokens, pixels)).loss.backward()
+    assert [prefixes.layers for prefixes in kept] == [0]

@@ -104,6 +104,9 @@ def test_defaults_are_the_papers():
         ({"contrast_strength": 0.5}, "contrast_strength=0.5"),
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"threshold": float("nan")}, "threshold=nan"),
+        ({"contrast_every": 0}, "contrast_every=0"),
+        ({"contrast_every": -2}, "contrast_every=-2"),
+        ({"contrast_every": True}, "contrast_every=True"),
     ],
 )
 def test_options_that_cannot_work_are_refused_by_name(options, message):

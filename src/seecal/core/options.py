@@ -26,8 +26,8 @@ def option(default: Any, help: str) -> Any:
 def documented(options: type) -> type:
     """The class with an Args section in its docstring, made of its fields' help texts."""
     lines = ["Args:"]
-    for one in dataclasses.fields(options):
-        entry = f"{one.name}: {one.metadata['help']} Default: {one.default!r}."
+    for field_ in dataclasses.fields(options):
+        entry = f"{field_.name}: {field_.metadata['help']} Default: {field_.default!r}."
         lines.append(textwrap.indent(textwrap.fill(entry, 112, subsequent_indent="    "), "    "))
     head, raises, rest = (options.__doc__ or "").partition("    Raises:")
     args = textwrap.indent("\n".join(lines), "    ")

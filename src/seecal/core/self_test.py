@@ -74,8 +74,8 @@ def self_test(measure: Measure, inputs: dict[str, Any], dtype: torch.dtype) -> V
     dropped, masked = measure(inputs, "drop"), measure(inputs, "mask")
     other = measure(with_other_pixels(inputs), "drop")
     seen = dropped.has_contrast
-    logits = [one.logit_without for one in (dropped, masked, other)] + [dropped.logit_with, other.logit_with]
-    drop, mask, changed, plain, plain_changed = (one[seen] for one in logits if one is not None)
+    logits = [delta.logit_without for delta in (dropped, masked, other)] + [dropped.logit_with, other.logit_with]
+    drop, mask, changed, plain, plain_changed = (logit[seen] for logit in logits if logit is not None)
     values = torch.stack(
         [
             _largest(drop - mask),

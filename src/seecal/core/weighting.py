@@ -135,8 +135,8 @@ def _vig(visual_delta: VisualDelta, options: CALOptions) -> Tensor:
     group = torch.zeros_like(sample)
     group[1:] = (sample[1:] != sample[:-1]).cumsum(0)
     total, count, seen = (
-        torch.zeros_like(gain).index_add_(0, group, one)
-        for one in (gain, torch.ones_like(gain), visual_delta.has_contrast.float())
+        torch.zeros_like(gain).index_add_(0, group, values)
+        for values in (gain, torch.ones_like(gain), visual_delta.has_contrast.float())
     )
     of_sample = (total / count.clamp(min=1))[group]
     gains = (gain >= options.threshold) & (of_sample >= options.threshold)
@@ -209,7 +209,7 @@ def _imported(name: str) -> Callable[[VisualDelta, CALOptions], Any]:
         else:
             said = f"importing {module!r} failed: {type(error).__name__}: {error}"
         raise ValueError(f"weighting={name!r}: {said}") from error
-    own = sorted(one for one, value in vars(found).items() if getattr(value, "__module__", None) == module)
+    own = sorted(name for name, value in vars(found).items() if getattr(value, "__module__", None) == module)
     for part in path.split("."):
         if not hasattr(found, part):
             raise ValueError(

@@ -46,7 +46,7 @@ def features(model: Any, arguments: dict[str, Tensor]) -> list[Tensor]:
 def _tensors(value: Any) -> list[Tensor]:
     """The tensors of a nested list."""
     if isinstance(value, (list, tuple)):
-        return [tensor for one in value for tensor in _tensors(one)]
+        return [tensor for part in value for tensor in _tensors(part)]
     return [value] if isinstance(value, Tensor) else []
 
 

@@ -52,7 +52,7 @@ def module_groups(model: Any) -> dict[str, tuple[str, ...]]:
 
 def _existing(model: Any, base: str, attributes: Iterable[str]) -> tuple[str, ...]:
     found = []
-    for path in (prefix + one for one in attributes for prefix in (f"{base}.", "")):
+    for path in (prefix + attribute for attribute in attributes for prefix in (f"{base}.", "")):
         value = model
         for part in path.split("."):
             value = getattr(value, part, None)

@@ -58,7 +58,7 @@ def _text(model: Any, length: int, generator: torch.Generator) -> Tensor:
     """Ids that mean nothing special: neither placeholders nor among the first and last of the vocabulary."""
     size = model.config.get_text_config().vocab_size
     special = image_ids(model.config)
-    plain = [one for one in range(size // 4, 3 * size // 4) if one not in special]
+    plain = [token for token in range(size // 4, 3 * size // 4) if token not in special]
     chosen = torch.randint(len(plain), (1, length), generator=generator)
     return torch.tensor(plain)[chosen].to(model.device)
 

@@ -226,7 +226,7 @@ class _WeightedSumOfCE(torch.autograd.Function):
             grad_weight if grad_weight is None or half else grad_weight.to(weight.dtype),
             grad_bias,
         )
-        ctx.lift, ctx.dtypes = lift, [None if one is None else one.dtype for one in (hidden, weight, bias)]
+        ctx.lift, ctx.dtypes = lift, [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
         ctx.mark_non_differentiable(ce_N)
         return (row_weight * ce_N).sum(), ce_N
 

@@ -51,7 +51,7 @@ class Prefixes:
 
     def recall(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The next layer's keys and values, [1, H, P, K]. Each once, so that they are not held longer than needed."""
-        kept_key, kept_value = (one.to(key.device, key.dtype) for one in self._kept.pop(0))
+        kept_key, kept_value = (kept.to(key.device, key.dtype) for kept in self._kept.pop(0))
         if key.shape[1] == query.shape[1] and self._groups > 1:
             return kept_key.repeat_interleave(self._groups, 1), kept_value.repeat_interleave(self._groups, 1)
         return kept_key, kept_value
@@ -128,7 +128,8 @@ Recalled = tuple[Prefixes, tuple[int, ...]]
 
 
 def _only_cuts(index: Any) -> bool:
-    return all(isinstance(one, slice) or one is Ellipsis for one in (index if isinstance(index, tuple) else (index,)))
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(isinstance(part, slice) or part is Ellipsis for part in parts)
 
 
 def segment_bounds(lengths: Sequence[int], device: torch.device) -> Tensor:
@@ -160,11 +161,11 @@ def _attend(
     if kernel is None and query.device.type == "cuda":
         _say_no_kernel(query.dtype, query.shape[-1], dropout_p)
     if kernel is not None:
-        bounds, key_bounds = (one.to(query.device) for one in (attn_mask.bounds, attn_mask.key_bounds))
+        bounds, key_bounds = (ends.to(query.device) for ends in (attn_mask.bounds, attn_mask.key_bounds))
         heads = query.shape[1] // key.shape[1]
         if heads > 1:
             key, value = key.repeat_interleave(heads, 1), value.repeat_interleave(heads, 1)
-        flat = [one[0].transpose(0, 1).contiguous() for one in (query, key, value)]  # [T, H, K]
+        flat = [heads_HTK[0].transpose(0, 1).contiguous() for heads_HTK in (query, key, value)]  # [T, H, K]
         return kernel(*flat, bounds, key_bounds, max(lengths), max(key_lengths), scale).transpose(0, 1)[None]
     parts = zip(query.split(lengths, 2), key.split(key_lengths, 2), value.split(key_lengths, 2), strict=True)
     options: dict[str, Any] = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": enable_gqa}
@@ -188,7 +189,7 @@ def _after_prefixes(
 
     def joined(kept: Tensor, own: Tensor) -> Tensor:
         parts = zip(kept.split(before, 2), own.split(lengths, 2), strict=True)
-        return torch.cat([one for pair in parts for one in pair], dim=2)
+        return torch.cat([part for pair in parts for part in pair], dim=2)
 
     kept_key, kept_value = prefixes.recall(query, key)
     return joined(kept_key, key), joined(kept_value, value)
