@@ -3,7 +3,7 @@
     floor(ours CAL / ours MLE) - 1 = contrast pass / MLE step
 
 A matrix product of [n, a] with [a, b] is 2·n·a·b. A decoder layer multiplies each token with 4·D² (query, key, value,
-output) + 3·D·I (gate, up, down) parameters; its causal attention looks at n(n+1)/2 pairs in a row of n slots, 2·D for the
+output) + 3·D·I (gate, up, down) parameters; its causal attention looks at n(n+1)/2 pairs in a row of n tokens, 2·D for the
 score and 2·D for the value of each. Backward: twice the forward (gradient of the input and of the parameters), or once
 where the parameters are frozen; attention has no parameters and always takes two. Every decoder layer is checkpointed:
 one forward more. Nothing else is counted (norms, softmax, copies), and everything is taken to run at the same rate, so a
@@ -27,8 +27,8 @@ class Work:
     """What a batch asks for.
 
     Attributes:
-        rows: slots of every sample, image included, without padding.
-        text: slots of the pass without the image: text up to the slot that predicts the sample's last label.
+        rows: tokens of every sample, image included, without padding.
+        text: tokens of the pass without the image: text up to the token that predicts the sample's last label.
         before: how many of those stand before the image. Causal: they are what they are in the pass with the image, so
             their keys and values need not be computed again, only looked at.
         labels: N.
@@ -64,9 +64,9 @@ def work_of(rows: list[Row]) -> Work:
 
 
 def decoder(shape: Shape, rows: list[int], before: list[int] | None = None) -> tuple[int, int]:
-    """(products with parameters, attention) of one forward over rows of these many slots.
+    """(products with parameters, attention) of one forward over rows of these many tokens.
 
-    ``before``: slots of each row whose keys and values are there already.
+    ``before``: tokens of each row whose keys and values are there already.
     """
     parameters = shape.layers * (4 * shape.hidden**2 + 3 * shape.hidden * shape.inter)
     pairs = sum(n * (n + 1) // 2 + n * there for n, there in zip(rows, before or [0] * len(rows), strict=True))
@@ -79,9 +79,9 @@ def head(shape: Shape, rows: int) -> int:
 
 
 def vision(tower: Vision, tiles: int) -> int:
-    """One forward of the tower: the patches, then every layer with its two-sided attention over patches and class slot."""
-    slots = tower.tokens + 1
-    layer = 2 * (4 * tower.hidden**2 + 2 * tower.hidden * tower.inter) * slots + 4 * tower.hidden * slots**2
+    """One forward of the tower: the patches, then every layer with its two-sided attention over patches and class token."""
+    tokens = tower.tokens + 1
+    layer = 2 * (4 * tower.hidden**2 + 2 * tower.hidden * tower.inter) * tokens + 4 * tower.hidden * tokens**2
     patches = 2 * 3 * tower.patch**2 * tower.hidden * tower.tokens
     return tiles * (tower.layers * layer + patches)
 
@@ -111,19 +111,19 @@ def step(
 def floors(shape: Shape, work: Work | None = None) -> dict[str, float]:
     """The operations of every variant of the step benchmark.
 
-    For our own, of what has to be computed: real slots, label rows, text after the image. For the padded and the
+    For our own, of what has to be computed: real tokens, label rows, text after the image. For the padded and the
     published ones, of what they compute by design.
     """
     work = work or work_of(draw(shape)[0])
-    slots = sum(work.padded)
+    tokens = sum(work.padded)
     mle = step(shape, work.rows, work.labels)
     contrast = step(shape, work.rows, work.labels, work.after, before=work.before) - mle
     labels_only = step(shape, work.padded, work.labels)
     return {
-        "hf": step(shape, work.padded, slots),
+        "hf": step(shape, work.padded, tokens),
         "trl": labels_only,
-        "liger": step(shape, work.padded, slots),
-        "released": step(shape, work.padded, slots, work.padded, slots),
+        "liger": step(shape, work.padded, tokens),
+        "released": step(shape, work.padded, tokens, work.padded, tokens),
         "mle": mle,
         "cal": mle + contrast,
         "cal-padded": step(shape, work.padded, work.labels, work.padded_text),

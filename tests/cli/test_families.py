@@ -1,6 +1,5 @@
 """seecal families: the table on one screen, and the verdict on checkpoint folders of every kind."""
 
-import os
 import subprocess
 import sys
 
@@ -11,9 +10,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, L
 from seecal.cli import families as family_check
 from seecal.families.table import FAMILIES
 from seecal.models.loading import load_vlm
+from tests.support.processes import environment, limit
 from tests.support.zoo import model_of
-
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
 
 
 def seecal(*args):
@@ -21,8 +19,8 @@ def seecal(*args):
         [sys.executable, "-m", "seecal", *map(str, args)],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
-        timeout=120,
+        env=environment(COLUMNS="120"),
+        timeout=limit(2),
         check=False,
     )
 

@@ -1,19 +1,24 @@
 """The command line without a model: help that costs nothing, errors in one line."""
 
-import os
+import re
 import subprocess
 import sys
 
 import pytest
 
-COMMANDS = ("demo", "train", "chat", "families", "bench")
+from seecal.recipes import accelerate_config, accelerate_configs
+from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
+
+COMMANDS = ("demo", "train", "accelerate-config", "tiny-folder", "chat", "families", "bench")
 HEAVY = ("torch", "transformers", "trl", "datasets", "PIL")
 
 
 def seecal(*args, cwd=None):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", "seecal", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=environment(COLUMNS="200"), timeout=limit(2)
+    )
 
 
 def refused(*args, cwd=None):
@@ -36,7 +41,9 @@ def test_help_imports_nothing_heavy(args):
         f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "assert not loaded, loaded\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=limit()
+    )
     assert done.returncode == 0, done.stderr
     assert "Usage: seecal" in done.stdout
 
@@ -45,6 +52,15 @@ def test_help_lists_the_commands():
     text = seecal("--help").stdout
     for command in COMMANDS:
         assert f"\n  {command} " in text
+
+
+def test_launch_lines_name_files_that_are_there():
+    read = [*ROOT.glob("docs/*.md"), ROOT / "README.md", *(ROOT / "src" / "seecal" / "recipes").rglob("*.*")]
+    text = "\n".join(path.read_text("utf8") for path in read if path.suffix in (".md", ".py", ".yaml"))
+    named = re.findall(r"seecal accelerate-config (\w+)", text)
+    assert len(named) > 8
+    assert set(named) == set(accelerate_configs())
+    assert all(accelerate_config(name).exists() for name in named)
 
 
 @pytest.mark.parametrize(

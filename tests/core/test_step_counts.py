@@ -1,6 +1,7 @@
 """What a CAL step computes and how often it waits for the device, counted by hooks: never more than the method needs."""
 
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import seecal
 from seecal import CALOptions
-from seecal.core import token_positions as slots
+from seecal.core import token_positions
 from tests.support import zoo
 from tests.support.builders import FAMILIES, MIXED, Row, batch_of, build
 
 # What makes the host wait for a GPU: a value or a size that depends on values is asked for.
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique_dim", "_unique2"}
+# Whole folders, not words in a path: the checkout may lie in a folder called seecal, with a virtual environment in it.
+OURS, TORCH = (Path(package.__file__).parent for package in (seecal, torch))
 
 
 class Waits(TorchDispatchMode):
@@ -32,15 +35,15 @@ class Waits(TorchDispatchMode):
             for one in part
         )
         if name in WAITS or by_mask:
-            files = [frame.filename for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
-            caller = next(file for file in reversed(files) if not file.endswith("test_step_counts.py"))
-            if "/seecal/" in caller:
+            files = [Path(frame.filename) for frame in traceback.extract_stack()]
+            caller = next(file for file in reversed(files) if TORCH not in file.parents and file != Path(__file__))
+            if OURS in caller.parents:
                 self.found.append((name, caller))
         return function(*args, **(kwargs or {}))
 
 
 def text_that_counts(batch, image):
-    """Text slots of the samples with a label after an image, up to the slot that predicts the last of them: (all of
+    """Text tokens of the samples with a label after an image, up to the token that predicts the last of them: (all of
     these, those after the sample's first image)."""
     total = after = 0
     for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
@@ -104,7 +107,9 @@ def test_the_host_waits_once(options, monkeypatch):
     seecal.enable_cal(model.train(), CALOptions(**options))
     copies = []
     monkeypatch.setattr(
-        slots, "to_host", lambda marks, real=slots.to_host: (copies.append(marks.shape), real(marks))[1]
+        token_positions,
+        "to_host",
+        lambda marks, real=token_positions.to_host: (copies.append(marks.shape), real(marks))[1],
     )
     model(**batch)  # the weights of a weighting are looked at in its first batch
     copies.clear()
@@ -119,7 +124,7 @@ def test_the_counter_of_waits_can_count():
     asks = "values[values > 2], values.nonzero(), int(values.sum()), bool((values > 1).any())"
     code = f"def ask(values):\n    return {asks}\n"
     space = {}
-    exec(compile(code, "/somewhere/seecal/asks.py", "exec"), space)
+    exec(compile(code, str(OURS / "asks.py"), "exec"), space)
     with Waits() as waits:
         space["ask"](values)
     assert [name for name, _ in waits.found] == ["index", "nonzero", "_local_scalar_dense", "_local_scalar_dense"]

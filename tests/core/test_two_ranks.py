@@ -1,15 +1,13 @@
 """Two gloo ranks give the loss and the gradients of one process on the same global batch."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
 from tests.support.paths import ROOT
-
-SECONDS = 60  # a hang is what this is here to catch
+from tests.support.processes import environment, limit
 
 HALVES = ("mixed", "one rank is text-only", "one rank has no label", "both ranks are text-only")
 EVERY_HALF = [(halves, "llava", "drop", "global") for halves in HALVES]
@@ -32,14 +30,13 @@ CASES = {
 
 def run_ranks(module, *arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, "-m", module, *arguments],
         cwd=ROOT,
-        env=environment,
+        env=environment(CUDA_VISIBLE_DEVICES=""),
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=limit(),  # a hang is what this is here to catch
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

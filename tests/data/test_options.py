@@ -9,6 +9,7 @@ import pytest
 from seecal import CALConfig, VisionCollator
 from seecal.data.collators.checked import CheckedCollator
 from seecal.data.options import DECODINGS, ON_BAD, ON_LONG, DataOptions, check_decoding
+from tests.support.processes import environment, limit
 from tests.support.tiny import tiny_llava_processor
 
 
@@ -52,5 +53,7 @@ def test_strengths_in_pixels_need_all_of_them():
 
 def test_they_are_read_without_torch():
     code = "import sys, seecal.data.options; print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), timeout=limit(), capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,15 +10,17 @@ import time
 
 import pytest
 
+from tests.support.processes import environment, interruptible, limit
+
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("demo")]
 
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+ENVIRONMENT = environment(COLUMNS="100")
 SHORT = ["--align-steps", "2", "--tune-steps", "2", "--batch-size", "2", "--held-out", "3"]
 
 
-def seecal(*args, timeout=240):
+def seecal(*args):
     command = [sys.executable, "-m", "seecal", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=timeout)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=limit(4))
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +52,13 @@ def test_the_commands_that_the_demo_names_work(demo):
     _, done = demo
     commands = [line.strip() for line in done.stdout.splitlines() if line.startswith(("  seecal ", "  python "))]
     assert len(commands) == 3
-    chat = commands[0].replace("seecal ", f"{sys.executable} -m seecal ", 1)
-    answered = subprocess.run(chat, shell=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    chat = commands[0].replace("seecal ", f"{shlex.quote(sys.executable)} -m seecal ", 1)
+    answered = subprocess.run(chat, shell=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=limit(2))
     assert answered.returncode == 0, answered.stderr
     assert answered.stderr == ""
     assert answered.stdout.endswith("\n")  # after so few steps the answer itself may be empty
-    load = commands[1].replace("python ", f"{sys.executable} ", 1)
-    loaded = subprocess.run(load, shell=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    load = commands[1].replace("python ", f"{shlex.quote(sys.executable)} ", 1)
+    loaded = subprocess.run(load, shell=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=limit(2))
     assert loaded.returncode == 0, loaded.stderr
     assert "LlavaForConditionalGeneration" in loaded.stdout
     assert "--weighting uniform" in commands[2]
@@ -66,15 +69,16 @@ def test_ctrl_c_leaves_a_model_that_loads(tmp_path, demo):
     command = [sys.executable, "-u", "-m", "seecal", "demo", "--out", out, "--align-steps", "500", "--held-out", "2"]
     command += ["--batch-size", "1"]
     # A terminal's Ctrl-C goes to the whole group; a group of its own keeps it from the test runner.
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
-    )
-    deadline = time.monotonic() + 180
+    with interruptible():
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+        )
+    deadline = time.monotonic() + limit(3)
     while not list(out.glob("trainer-*")) and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(3)
     os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=limit(2))
     assert process.returncode == 130, stderr
     assert stderr == ""
     last = stdout.strip().splitlines()[-1]

@@ -1,7 +1,6 @@
 """The README: its Python runs, its commands exist or are run here, its links lead somewhere, its figures are measured."""
 
 import csv
-import os
 import re
 import shlex
 import subprocess
@@ -13,6 +12,7 @@ from seecal.cli import bench
 from seecal.cli import main as cli
 from seecal.families.table import FAMILIES
 from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
 TEXT = (ROOT / "README.md").read_text("utf8")
@@ -62,17 +62,17 @@ def test_the_other_two_blocks_run():
 
 
 def test_every_seecal_command_exists():
-    known = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    known = {command.name or command.callback.__name__.replace("_", "-") for command in cli.app.registered_commands}
     used = {shlex.split(line)[1] for line in SHELL if line.startswith("seecal ")}
     assert used <= known
     assert {"demo", "train", "chat", "families", "bench"} <= used
     assert "step" in bench.names()
 
 
-@pytest.mark.parametrize("line", ["python examples/tiny_folder.py", "seecal train --config tiny"], ids=str)
+@pytest.mark.parametrize("line", ["seecal tiny-folder", "seecal train --config tiny"], ids=str)
 def test_the_train_line_is_the_one_of_the_recipes_page(line):
-    assert line.removeprefix("python ") in TEXT
-    assert line in (ROOT / "docs" / "recipes.md").read_text("utf8"), "tests/e2e/test_recipes_page.py runs those"
+    assert line in TEXT
+    assert line in (ROOT / "docs" / "recipes.md").read_text("utf8"), "tests/docs/test_recipes.py runs those"
 
 
 def test_links_lead_somewhere():
@@ -85,16 +85,16 @@ def test_the_number_of_families_is_true():
 
 
 def test_the_table_of_costs_is_what_the_benchmark_counts(tmp_path):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "seecal", "bench", "step", "--variants", "hf,released,cal"]
     command += ["--rounds", "1", "--out", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=120)
+    on_cpu = environment(CUDA_VISIBLE_DEVICES="")
+    subprocess.run(command, check=True, capture_output=True, env=on_cpu, timeout=limit(2))
     with (tmp_path / "step-tiny.csv").open(encoding="utf-8") as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     for begin, variant in {"| transformers": "hf", "| CAL as published": "released", "| seecal |": "cal"}.items():
         (line,) = (line for line in TEXT.splitlines() if line.startswith(begin))
-        _, _, slots, peak, _ = line.split("|")
+        _, _, tokens, peak, _ = line.split("|")
         found = rows[variant]
-        assert slots.strip() == f"{found['main_tokens']} + {found['contrast_tokens']}"
+        assert tokens.strip() == f"{found['main_tokens']} + {found['contrast_tokens']}"
         claimed = float(peak.split()[0])
         assert abs(claimed - float(found["peak_mib"])) < 0.05 * claimed

@@ -10,6 +10,7 @@ from PIL import Image
 
 from seecal.models import efficientnet_lite as tower_module
 from seecal.models import micro
+from tests.support.processes import environment, limit
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("micro")]
 
@@ -115,9 +116,10 @@ with torch.no_grad():
     assert torch.equal(model.eval()(**saved["batch"]).logits, saved["logits"])
 assert "{{% generation %}}" in AutoProcessor.from_pretrained(".").chat_template
 """
-    environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=folder, env=environment(PATH=""), capture_output=True, text=True, timeout=limit(5)
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     for path in folder.iterdir():
         path.unlink()

@@ -10,12 +10,13 @@ import yaml
 
 from seecal import CALConfig
 from seecal.core.options import CALOptions
+from seecal.recipes import accelerate_config
 from seecal.recipes.help import config_fields, text
 from seecal.recipes.recipe import KEYS, NOT_HERE, SHIPPED, arguments, read
 from seecal.recipes.schema import Text, checked
 from seecal.recipes.trainable import LoraSettings
 from seecal.trainer.cal_config import CALConfig as Config
-from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
 
 BASE = {"model": "m", "data": "d.json", "output_dir": "out"}
 STAGES = [{"learning_rate": 1e-3, "train": "projector"}, {"beta": 4, "data": ["a.json", "b.json"]}]
@@ -212,7 +213,7 @@ def test_every_shipped_recipe_is_read():
 def test_launch_configurations_are_accelerates(name):
     from accelerate.commands.config.config_args import load_config_from_file
 
-    found = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
+    found = load_config_from_file(str(accelerate_config(name)))
     kinds = {"single": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}
     assert found.distributed_type == kinds[name]
     assert found.mixed_precision == "bf16"
@@ -244,7 +245,9 @@ def test_the_help_imports_nothing_heavy():
         "import sys; from seecal.recipes.run import run; assert run(['--help']) == 0; "
         "print([name for name in ('torch', 'transformers', 'trl', 'datasets', 'accelerate') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=limit()
+    )
     assert done.stdout.endswith("[]\n"), done
 
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from seecal.cli import main as cli
 from seecal.data.collators.vision import VisionCollator
 from seecal.recipes import run as train
+from tests.support.processes import environment, limit
 from tests.support.run_example import run_example
 from tests.support.tiny import tiny_records
 
@@ -29,7 +30,7 @@ QUICK = {
     "report_to": "none",
     "disable_tqdm": True,
 }
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = environment(PYTHONUNBUFFERED="1")
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def test_reloaded_in_a_fresh_offline_process_with_equal_logits(trained, tiny, tm
     )
     folders = [str(folder / "final") for folder, _ in trained.values()]
     command = [sys.executable, "-c", code, *folders]
-    subprocess.run(command, check=True, cwd=tmp_path, env={**ENVIRONMENT, "TRANSFORMERS_OFFLINE": "1"}, timeout=120)
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment(TRANSFORMERS_OFFLINE="1"), timeout=limit(2))
     found = torch.load(tmp_path / "logits.pt")
     for kind, (folder, logits) in trained.items():
         tolerance = 2e-4 if kind == "lora" else 0  # W + BA, rounded once more
@@ -185,7 +186,7 @@ def stopped(file, stage, logs, *more):
             seen += 1
             if seen == logs:
                 process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143, process.stderr.read()
+    assert process.wait(limit()) == 143, process.stderr.read()
     return "".join(lines)
 
 
@@ -383,7 +384,7 @@ def test_a_mistake_is_one_line_with_exit_code_2(what, tiny, tmp_path, monkeypatc
 
 def test_the_whole_command_line_once(tmp_path):
     command = [sys.executable, "-m", "seecal", "train", "--config", "tiny", "--beta", "0.5"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT, timeout=limit(2))
     assert done.returncode == 2
     assert done.stderr == (
         "seecal: alpha=1.0, beta=0.5: Δ is clamped to [alpha, beta], so 0 <= alpha <= beta is needed\n"

@@ -1,7 +1,6 @@
 """seecal train on the micro VLM's real weights, whose head is tied to its embeddings: LoRA, full and projector-only."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ from seecal.data.collators.vision import VisionCollator
 from seecal.models import micro
 from seecal.recipes import run as train
 from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
 from tests.support.tiny import tiny_records
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("micro")]
@@ -74,8 +74,8 @@ def test_what_trains_changes_and_reloads(kind, place, tmp_path, monkeypatch):
     before = AutoModelForImageTextToText.from_pretrained(place / "model").state_dict()
     after = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "final").state_dict()
     code = [sys.executable, "-c", IN_ANOTHER_PROCESS, tmp_path / "run" / "final", tmp_path / "logits.pt"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run(list(map(str, code)), check=True, cwd=ROOT, env=environment, timeout=120)
+    offline = environment(TRANSFORMERS_OFFLINE="1")
+    subprocess.run(list(map(str, code)), check=True, cwd=ROOT, env=offline, timeout=limit(2))
     reloaded = torch.load(tmp_path / "logits.pt", weights_only=True)
     # LoRA's final model is the merged one: W + BA, rounded once more, through 30 layers
     tolerance = 2e-3 * float(at_the_end[0].abs().max()) if kind == "lora" else 0

@@ -1,4 +1,4 @@
-"""The tiny offline model, processor and data of examples/tiny_vlm.py, and a second way to write its chat template."""
+"""The tiny offline model, processor and data of the recipe tiny, and a second way to write its chat template."""
 
 from examples.tiny_vlm import CHAT_TEMPLATE as PLAIN_TEMPLATE
 from examples.tiny_vlm import (

@@ -3,7 +3,6 @@
 import inspect
 import math
 import re
-import time
 
 import pytest
 import torch
@@ -298,13 +297,35 @@ def test_metrics_of_a_log_window(tmp_path):
     assert log["num_tokens"] == tokens
 
 
-def test_the_share_of_time_spent_waiting_for_data(tmp_path):
+class Clock:
+    """In the place of the module ``time``: an hour of it passes in no time, and every look at it takes 10 ms."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        self.now += 0.01
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    for module in ("metrics", "cal_trainer"):
+        monkeypatch.setattr(f"seecal.trainer.{module}.time", clock)
+    return clock
+
+
+def test_the_share_of_time_spent_waiting_for_data(tmp_path, clock):
     """A collator that is slow beside the step takes most of the time, also where an evaluation falls into the log."""
     collate = VisionCollator(tiny_llava_processor())
 
     def share(seconds):
         def slow(records):
-            time.sleep(seconds)
+            clock.sleep(seconds)
             return collate(records)
 
         changes = {"logging_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
@@ -332,8 +353,8 @@ def test_waiting_that_stays_high_is_said_once(caplog):
     assert "image_decoding='reduced'" in record.getMessage()
 
 
-def test_waiting_counts_what_the_iterator_takes_and_passes_its_end_on():
-    waiting = Waiting(time.sleep(0.01) or one for one in range(3))
+def test_waiting_counts_what_the_iterator_takes_and_passes_its_end_on(clock):
+    waiting = Waiting(clock.sleep(0.01) or number for number in range(3))
     assert waiting.seconds == 0
     assert list(waiting) == [0, 1, 2]
     assert waiting.seconds >= 0.03

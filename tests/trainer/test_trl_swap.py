@@ -1,22 +1,20 @@
 """The same script with TRL's two names and with ours, and a plain loop; each in a fresh process, offline."""
 
-import os
 import subprocess
 import sys
 
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerState
 
 from tests.support.paths import EXAMPLES
+from tests.support.processes import environment, limit
 from tests.support.tiny import tiny_llava
 
 OURS = "from seecal import CALConfig, CALTrainer"
 
 
 def run(script, *arguments, cwd):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES)}
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=240
-    )
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment(EXAMPLES), capture_output=True, text=True, timeout=limit(4))
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

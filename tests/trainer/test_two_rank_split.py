@@ -3,7 +3,6 @@
 And so is `seecal train` launched on two ranks, adapters, merge and all. Run by torchrun, this file is a rank of the first.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +14,11 @@ from safetensors.torch import load_file
 from seecal import CALTrainer
 from seecal.recipes import run as train
 from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
 from tests.support.run_example import run_example
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # What each step is divided by, and the 8 records of a step as batch size x micro-batches, on each of two ranks
 ON_TWO_RANKS = ("global-4x1", "global-2x2", "micro_batch-4x1")
@@ -45,7 +44,7 @@ def distance(one, other):
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("split")
     command = [*RANKS, "-m", "tests.trainer.test_two_rank_split", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=limit(3))
     assert done.returncode == 0, done.stderr[-3000:]
     alone = ("global-8x1", "global-4x2", "global-1x8", "micro_batch-8x1", "micro_batch-4x2")
     two = {f"2 x {split}": torch.load(folder / f"{split}.pt", weights_only=True) for split in ON_TWO_RANKS}
@@ -89,10 +88,10 @@ def test_seecal_train_on_two_ranks_is_one(tmp_path):
     done = subprocess.run(
         [*RANKS, "-m", "seecal", "train", *two],
         cwd=tmp_path,
-        env=ENVIRONMENT,
+        env=environment(),
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=limit(3),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("stage 1 of 1") == 1, "only one rank speaks"

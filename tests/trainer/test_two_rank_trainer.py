@@ -1,6 +1,5 @@
 """CALTrainer on two gloo ranks takes the same steps as on one."""
 
-import os
 import subprocess
 import sys
 
@@ -8,17 +7,18 @@ import pytest
 import torch
 
 from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
 from tests.support.trainer_ranks_worker import steps
 
 SPLITS = ("4x1", "1x4")  # batch size x accumulation, on each of two ranks
 
 
 def test_two_ranks_are_one(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    on_cpu = environment(CUDA_VISIBLE_DEVICES="")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     worker = [str(ROOT / "tests" / "support" / "trainer_ranks_worker.py"), str(tmp_path), *SPLITS]
     done = subprocess.run(
-        [*launch, *worker], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [*launch, *worker], cwd=tmp_path, env=on_cpu, capture_output=True, text=True, timeout=limit(2)
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -20,7 +20,8 @@ def run(name: str, arguments: list[str]) -> int:
     known = names()
     if not known:
         raise ValueError(
-            "the benchmarks are scripts of the source checkout, which this installation has not; clone the repository"
+            "the benchmarks are scripts of the source checkout (benchmarks/), which a wheel does not hold: clone the "
+            "repository and install it from there, with pip install --editable ."
         )
     if name not in known:
         raise ValueError(f"there is no benchmark {name!r}; there are {', '.join(known)}")

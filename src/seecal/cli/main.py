@@ -66,6 +66,33 @@ def train(context: typer.Context) -> None:
 
 
 @app.command()
+def accelerate_config(
+    name: Annotated[
+        str | None, typer.Argument(help="single, ddp, fsdp2 or zero2; without it, what each is for.")
+    ] = None,
+) -> None:
+    """Print the path of a file for accelerate launch --config_file: "$(seecal accelerate-config fsdp2)"."""
+    from ..recipes import launch
+
+    if name is None:
+        for known, purpose in launch.accelerate_configs().items():
+            print(f"{known:<8} {purpose}")
+    else:
+        print(launch.accelerate_config(name))
+
+
+@app.command()
+def tiny_folder(
+    folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path("out/tiny"),
+) -> None:
+    """Write the tiny model and data that the recipe tiny trains (offline, seconds)."""
+    from ..recipes.tiny import tiny_folder
+
+    verbosity.quiet()
+    print(f"{tiny_folder(folder)}: model, data.json, eval.json")
+
+
+@app.command()
 def chat(
     model: Annotated[str, typer.Argument(help="Folder of a vision-language model, or its hub id.")],
     image: Annotated[Path, typer.Argument(help="Image file.")],

@@ -7,7 +7,10 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submod_attrs={
+    ["tiny"],
+    {
+        "launch": ["accelerate_config", "accelerate_configs"],
+        "tiny": ["tiny_folder"],
         "trainable": ["LoraSettings", "prepare", "trainable_tree"],
     },
 )

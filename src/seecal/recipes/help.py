@@ -11,11 +11,12 @@ from ..data.options import DataOptions
 from .recipe import KEYS, NOT_HERE, SHIPPED
 
 _USAGE = """Usage: seecal train --config RECIPE [--resume] [--key value ...]
-       accelerate launch --config_file accelerate_configs/fsdp2.yaml -m seecal train --config RECIPE
+       accelerate launch --config_file "$(seecal accelerate-config fsdp2)" -m seecal train --config RECIPE
 
   Train a vision-language model with CAL, in one or more stages (docs/recipes.md).
 
   RECIPE is a YAML file, or the name of one of ours: {recipes}.
+  (tiny trains what seecal tiny-folder writes.)
   Every key can be set on the command line: --learning_rate 1e-5 for all stages, --stages.2.learning_rate 1e-5 for one
   (they are counted from 1), --lora.r 32 inside a mapping.
 

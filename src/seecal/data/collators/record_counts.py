@@ -59,9 +59,9 @@ class RecordCounts:
 
     def take(self) -> Tensor:
         """[2]: how many were left out and how many cut since it was asked last."""
-        taken = torch.tensor([self._dropped, self._truncated])
+        counts = torch.tensor([self._dropped, self._truncated])
         self._dropped = self._truncated = 0
-        return taken
+        return counts
 
 
 def _say(what: str, key: str) -> None:
