@@ -1,6 +1,6 @@
 """Batches from conversations with images. Labels are the assistant's words and the token that ends its turn.
 
-The way of a batch: each record as a conversation with labelled ids (:mod:`seecal.data.collators.conversation`) → its images
+The way of a batch: each record as a conversation with labelled ids (``conversation.py``) → its images
 decoded → the processor's tensors, in which every placeholder has become an image → labels → what is too long, cut.
 """
 
@@ -54,7 +54,7 @@ class VisionCollator:
             out and cut, for a caller that takes it out again.
         pad_to_multiple_of: rows are padded to a multiple of this many tokens.
         chat_template: overrides the processor's.
-        contrast, strength: one of :data:`seecal.core.options.PIXEL_CONTRASTS`; the batch then also has
+        contrast, strength: a contrast that changes pixels (patch_mask, blur, noise, swap); the batch then also has
             ``contrast_pixel_values``, the images without their content, seeded by record and ``epoch``.
         epoch: set it when an epoch begins; CALTrainer does. Workers of a data loader that run already see it too.
         decoding: "exact", or "reduced": JPEG files are decoded at 1/2, 1/4 or 1/8 of their size where that is still no

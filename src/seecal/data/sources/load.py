@@ -71,12 +71,12 @@ def load_records(
     on_bad: str = "error",
     report: LoadReport | None = None,
 ) -> Dataset | IterableDataset:
-    """A data set of records: columns ``id``, ``messages``, ``images`` (:data:`seecal.data.sources.records.FEATURES`).
+    """A data set of records: columns ``id``, ``messages``, ``images`` (``FEATURES`` in ``records.py``).
 
     Args:
         data: the path of a file (JSON, JSONL, CSV, TSV, Parquet) or of a folder (images with metadata.csv or .jsonl,
             Parquet files, a saved data set), or a ``datasets`` set, or a list of rows.
-        format: a name in :data:`seecal.data.sources.formats.FORMATS`. None: told by the keys of the first rows.
+        format: a name in :data:`seecal.FORMATS`. None: told by the keys of the first rows.
         image_root: the folder that image paths start from and may not leave. None: the folder of the data file; a data set
             in memory has none.
         streaming: True returns an IterableDataset that reads while it is iterated. Otherwise the records are written

@@ -213,9 +213,7 @@ def files_of(path: Path) -> list[Path]:
         return known
     found = ", ".join(entry.name for entry in (known or here)[:_LISTING]) or "nothing"
     if known:
-        raise ValueError(
-            f"{path}: several data files ({found}). Name one; several sets are mixed by seecal.data.sources.mixture."
-        )
+        raise ValueError(f"{path}: several data files ({found}). Name one; several sets are mixed by seecal.mix.")
     raise ValueError(
         f"{path}: found {found}; known are {', '.join(_CAPTIONS)}, Parquet files, one file of {', '.join(READERS)}, or "
         "what Dataset.save_to_disk writes."
