@@ -49,7 +49,7 @@ class CheckedCollator:
         batch["labels"] = batch["labels"].masked_fill(images, IGNORE_INDEX)
         unlabelled = self._without_label(batch)
         for row in unlabelled:
-            self.counts.without_label(NoLabel(f"{names[row]}: no label: nothing in it is to be learnt. Leave it out."))
+            self.counts.without_label(NoLabel(f"{names[row]}: no label. Leave it out, or set on_bad to skip."))
         weights = precomputed_weights(records, names, batch["labels"], unlabelled)
         if weights is not None:
             batch[TOKEN_WEIGHTS] = weights

@@ -252,7 +252,7 @@ def in_parts(record: Mapping[str, Any], name: str) -> tuple[list[dict[str, Any]]
     """(the record's messages, whose contents are lists of text and image parts, its images in the order of their parts).
 
     Raises:
-        ValueError: what :mod:`seecal.data.image_placement` refuses, naming the record by ``name``.
+        ValueError: what ``image_placement.py`` refuses, naming the record by ``name``.
     """
     images = _images_of(record)
     try:

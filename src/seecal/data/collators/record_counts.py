@@ -19,7 +19,7 @@ class RecordCounts:
     """The counts of the batch that is being made, and what becomes of a record without a label.
 
     Args:
-        on_bad: "error" or "skip": :class:`seecal.data.options.DataOptions`.
+        on_bad: "error" or "skip": ``on_bad`` of :class:`seecal.VisionCollator`.
     """
 
     on_bad: str = "error"

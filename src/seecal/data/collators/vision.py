@@ -1,6 +1,6 @@
 """Batches from conversations with images. Labels are the assistant's words and the token that ends its turn.
 
-The way of a batch: each record as a conversation with labelled ids (:mod:`seecal.data.collators.conversation`) → its images
+The way of a batch: each record as a conversation with labelled ids (``conversation.py``) → its images
 decoded → the processor's tensors, in which every placeholder has become an image → labels → what is too long, cut.
 """
 

@@ -1,7 +1,7 @@
 """What data sets call things: a table of formats, each turning one row into messages and images.
 
 A format of your own is one row in :data:`FORMATS`: which keys tell it, and a function from a row (a dict without nulls) to
-``(messages, images)`` as :func:`seecal.data.sources.records.make_record` takes them.
+``(messages, images)`` as ``make_record`` in ``records.py`` takes them.
 """
 
 from __future__ import annotations
