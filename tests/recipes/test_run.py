@@ -17,7 +17,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from seecal.cli import main as cli
 from seecal.data.collators.vision import VisionCollator
+from seecal.models.loading import merge
 from seecal.recipes import run as train
+from seecal.recipes.stage_runner import StageRunner
+from seecal.trainer.checkpoints import newest_checkpoint
 from tests.support.run_example import run_example
 from tests.support.tiny import tiny_records
 
@@ -74,13 +77,13 @@ TRAINED = {
 def trained(tiny, tmp_path_factory):
     """kind → (the run's folder, the logits of the model in memory at its end)."""
     found = {}
-    finish = train.Run._finish
+    finish = StageRunner.finish
 
-    def noting(self, stage, trainer, source):
-        found[self.folder.name] = (self.folder, logits_of(trainer.model, tiny / "model"))
-        finish(self, stage, trainer, source)
+    def noting(self, trainer):
+        found[self.folder.path.name] = (self.folder.path, logits_of(trainer.model, tiny / "model"))
+        finish(self, trainer)
 
-    train.Run._finish = noting
+    StageRunner.finish = noting
     try:
         for kind, changes in KINDS.items():
             base = tmp_path_factory.mktemp("run")
@@ -88,7 +91,7 @@ def trained(tiny, tmp_path_factory):
             file = recipe_file(base / "recipe.yaml", tiny, base / kind, eval_data=str(tiny / "eval.json"), **settings)
             assert train.run(["--config", file]) == 0
     finally:
-        train.Run._finish = finish
+        StageRunner.finish = finish
     return found
 
 
@@ -166,7 +169,7 @@ def test_an_adapter_without_a_tensor_is_refused(trained, tiny, tmp_path):
     del tensors[next(name for name in tensors if "projector" in name)]
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"does not hold all that was trained: .*projector"):
-        train.merge(str(tiny / "model"), tmp_path)
+        merge(str(tiny / "model"), tmp_path)
 
 
 # ---- stopping and resuming ----
@@ -246,12 +249,12 @@ def whole_checkpoint(folder):
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     """kill -9 while saving: trainer_state.json, which comes last, is not there."""
-    assert train.newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path) is None
     for name in ("9", "20", "100", "best"):
         whole_checkpoint(tmp_path / f"checkpoint-{name}")
     (tmp_path / "checkpoint-100" / "trainer_state.json").unlink()
     said = []
-    assert train.newest_checkpoint(tmp_path, said.append).name == "checkpoint-20"
+    assert newest_checkpoint(tmp_path, said.append).name == "checkpoint-20"
     assert len(said) == 1
     assert "checkpoint-100 is passed over: trainer_state.json" in said[0]
 
@@ -268,7 +271,7 @@ def test_a_checkpoint_with_a_damaged_file_is_passed_over(name, how, tmp_path):
     data = file.read_bytes()
     file.unlink() if how == "gone" else file.write_bytes(data[: len(data) // 2] if how == "cut" else b"")
     said = []
-    assert train.newest_checkpoint(tmp_path, said.append).name == "checkpoint-10"
+    assert newest_checkpoint(tmp_path, said.append).name == "checkpoint-10"
     assert "checkpoint-20 is passed over" in said[0]
 
 

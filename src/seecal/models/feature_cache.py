@@ -54,6 +54,11 @@ class VisionFeatureCache:
         """Whether features were left out because of the limit, so that their images go through the tower each time."""
         return self.misses > len(self._found)
 
+    @property
+    def gib(self) -> float:
+        """GiB of features that are kept."""
+        return self._bytes / 2**30
+
     @contextmanager
     def on(self, model: Any = None) -> Iterator[VisionFeatureCache]:
         """Inside the block features come from here. ``model``: another one with the same tower in it."""
