@@ -44,7 +44,7 @@ FLOORS = {
         {"stage_runner"},
         {"run"},
     ],
-    "demo": [{"compute", "emoji"}, {"measure", "report"}, {"run"}],
+    "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"report", "trial"}, {"run"}],
     "cli": [{"bench", "families"}, {"main"}],
     "__main__": [{"__main__"}],
 }

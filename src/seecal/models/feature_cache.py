@@ -144,10 +144,16 @@ class VisionFeatureCache:
         for _ in range(2):  # computed, then kept
             with self.on():
                 found = features(model, image)
-            if not all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)):
+            if not all(_alike(one, other) for one, other in zip(found, expected, strict=True)):
                 raise ValueError(f"{refused}: its features change from one run to the next. Set it to false")
         self._found.clear()
         self._bytes = self.hits = self.misses = 0
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Up to rounding: a kernel may add in another order for another layout in memory."""
+    allowed = 64 * torch.finfo(other.dtype).eps * float(other.abs().max())
+    return float((one.float() - other.float()).abs().max()) <= allowed
 
 
 @contextmanager
