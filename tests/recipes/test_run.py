@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from seecal.cli import main as cli
 from seecal.data.collators.vision import VisionCollator
+from seecal.models.feature_cache import VisionFeatureCache
 from seecal.models.loading import merge
 from seecal.recipes import run as train
 from seecal.recipes.stage_runner import StageRunner
@@ -170,6 +172,63 @@ def test_an_adapter_without_a_tensor_is_refused(trained, tiny, tmp_path):
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"does not hold all that was trained: .*projector"):
         merge(str(tiny / "model"), tmp_path)
+
+
+def losses_of(run):
+    state = json.loads((run / "stage-1" / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def test_kept_features_give_the_same_run_and_the_word_table_can_stay(tiny, tmp_path):
+    """Two epochs with and without the cache: the same losses and weights; embeddings are frozen in both."""
+    settings = {"learning_rate": 2e-3, "num_train_epochs": 2, "freeze": "embeddings", "logging_steps": 1}
+    for name, cached in (("plain", False), ("cached", True)):
+        file = recipe_file(tmp_path / f"{name}.yaml", tiny, tmp_path / name, cache_vision_features=cached, **settings)
+        assert train.run(["--config", file]) == 0
+    plain, cached = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("plain", "cached"))
+    for name, weights in plain.items():
+        torch.testing.assert_close(cached[name], weights, rtol=1e-4, atol=1e-5)
+    assert losses_of(tmp_path / "cached") == pytest.approx(losses_of(tmp_path / "plain"), rel=1e-4)
+    assert losses_of(tmp_path / "cached")[-1] < losses_of(tmp_path / "cached")[0]
+    start = load_file(tiny / "model" / "model.safetensors")
+    changed = {name for name in start if not torch.equal(start[name], cached[name])}
+    assert any(".layers." in name for name in changed)
+    assert any("lm_head" in name for name in changed), "not tied to the embeddings here"
+    assert not any("embed_tokens" in name or "vision" in name for name in changed)
+
+
+def test_the_tower_runs_once_an_image(tiny, tmp_path, monkeypatch):
+    runs = []
+    original = VisionFeatureCache._compute
+
+    def counting(self, run, pixels, keys, args, kwargs):
+        found = original(self, run, pixels, keys, args, kwargs)
+        runs.append((len(keys), len(found)))
+        return found
+
+    monkeypatch.setattr(VisionFeatureCache, "_compute", counting)
+    settings = {"num_train_epochs": 3, "cache_vision_features": True, "train": "projector"}
+    file = recipe_file(tmp_path / "r.yaml", tiny, tmp_path / "run", **settings)
+    assert train.run(["--config", file]) == 0
+    images, computed = (sum(column) for column in zip(*runs[3:], strict=True))  # the first are of the dummy image
+    assert computed * 3 == images > 0
+
+
+# ---- progress ----
+
+
+def test_a_run_into_a_file_says_its_steps_and_evaluation(tiny, tmp_path, capsys):
+    settings = {"max_steps": 3, "logging_steps": 1, "eval_data": str(tiny / "eval.json"), "train": "projector"}
+    assert train.run(["--config", recipe_file(tmp_path / "r.yaml", tiny, tmp_path / "run", **settings)]) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert "stage 1 of 1: 3 steps" in lines
+    assert any(
+        re.fullmatch(r"stage 1 of 1: step 3 of 3 in \d+:\d\d, loss \d+\.\d\d  Δ [+-]\d+\.\d\d", line) for line in lines
+    )
+    assert any(line.startswith("evaluate stage 1 of 1: batch 2 of 2 in") for line in lines)
+    assert sum(line.startswith("{'loss'") for line in lines) == 3
+    assert "it/s" not in said.err
 
 
 # ---- stopping and resuming ----

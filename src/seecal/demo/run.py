@@ -2,8 +2,8 @@
 
 It does what a user would, and leaves it all in its folder: images and records, a recipe of two stages, and then that
 recipe through ``seecal train``'s own path. Stage 1 trains the projector alone, with plain cross-entropy: before the
-language model can read the image tokens, Δ says little. Stage 2 trains projector and language model with CAL. What is held out is
-measured as shipped and after each stage.
+language model can read the image tokens, Δ says little. Stage 2 trains projector and language model with CAL. What is held
+out is measured as shipped and after each stage.
 
     out/images/ data.json eval.json     what it trains on, what it measures on
     out/start/                          the model as shipped
