@@ -53,7 +53,8 @@ def test_help_lists_the_commands():
         (["chat", "m", "i.png", "q", "--nope"], "No such option: --nope"),
         (["nope"], "No such command 'nope'"),
         (["chat", "m"], "Missing argument"),
-        (["demo", "--align-steps", "many"], "--align-steps"),
+        (["demo", "--steps", "many"], "Invalid value for '--steps'"),
+        (["demo", "--minutes", "0"], "Invalid value for '--minutes'"),
         (["demo", "--weighting", "best"], "weighting"),
     ],
 )

@@ -46,7 +46,7 @@ CHAT_TEMPLATE = (
 
 
 def register() -> None:
-    """Tell AutoConfig and AutoModel about the vision tower: after ``import seecal``, reading a config that names it does."""
+    """Tell AutoConfig and AutoModel of the vision tower. After ``import seecal``, reading a config that names it does."""
     from transformers import AutoConfig, AutoModel
 
     AutoConfig.register(MODEL_TYPE, EfficientNetLiteConfig, exist_ok=True)
