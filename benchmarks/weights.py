@@ -1,7 +1,7 @@
 """By how much the cheaper ways to run the pass without the image change Δ and the weights, on real weights and images.
 
 The demo's model (SmolLM2-135M behind EfficientNet-lite0) on drawings that its projector was not trained on, or a model that
-`seecal demo` has trained (`--model seecal-demo/model`). Every way is compared with both passes in float32.
+`seecal demo` has trained (`--model seecal-demo/run/final`). Every way is compared with both passes in float32.
 
 float8              the linear layers of the pass without the image in float8 (fp8_contrast=True)
 bfloat16            both passes under bfloat16 autocast: what everybody trains with, for scale
