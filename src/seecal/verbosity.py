@@ -182,13 +182,18 @@ class Task:
 
 
 def _bars(console: Any) -> Any:
-    """rich's bars with our columns."""
+    """rich's bars with our columns; in a narrow terminal the note is cut, not the times."""
     from rich import progress as rich
+    from rich.table import Column
 
-    times = (rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn())
-    count, note = rich.TextColumn("{task.completed}/{task.total}"), rich.TextColumn("{task.fields[note]}")
-    name = rich.TextColumn("{task.description:24}", markup=False)
-    return rich.Progress(name, rich.BarColumn(), count, *times, note, console=console)
+    def column(width: int) -> Column:
+        return Column(no_wrap=True, min_width=width)
+
+    name = rich.TextColumn("{task.description}", markup=False, table_column=column(24))
+    count = rich.TextColumn("{task.completed}/{task.total}", table_column=column(7))
+    times = rich.TimeElapsedColumn(column(7)), rich.TextColumn("left"), rich.TimeRemainingColumn(table_column=column(7))
+    note = rich.TextColumn("{task.fields[note]}", markup=False)
+    return rich.Progress(name, rich.BarColumn(bar_width=10), count, *times, note, console=console)
 
 
 def _clock_time(seconds: float) -> str:

@@ -16,6 +16,7 @@ Run again in the same folder it goes on where it stopped.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -132,6 +133,7 @@ class Demo:
         """(model, processor) of a folder of the demo, on the device."""
         from ..models.generate import load
 
+        gc.collect()  # a trainer and its model hold each other
         with self.progress.task(f"loading {folder}"):
             return load(str(folder))
 
