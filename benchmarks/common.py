@@ -18,6 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from seecal.verbosity import Progress
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -61,6 +63,11 @@ def lacks(module: str, name: str) -> str | None:
     return None
 
 
+def progress() -> Progress:
+    """Lines every half minute, in a terminal too: a bar would be drawn while something is timed."""
+    return Progress(bars=False)
+
+
 Runs = dict[str, Callable[[], Any]]
 _LEAST_ROUNDS = 3
 
@@ -95,15 +102,17 @@ def interleaved(
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     begin = _now()
-    for turn in range(warmup + rounds):
-        if seconds is not None and turn >= warmup + _LEAST_ROUNDS and _now() - begin > seconds:
-            break
-        for name, run in variants.items():
-            start = _now()
-            run()
-            spent = _now() - start
-            if turn >= warmup:
-                times[name].append(spent * 1e3)
+    with progress() as shown, shown.task("measuring", (warmup + rounds) * len(variants), unit="run") as task:
+        for turn in range(warmup + rounds):
+            if seconds is not None and turn >= warmup + _LEAST_ROUNDS and _now() - begin > seconds:
+                break
+            for name, run in variants.items():
+                start = _now()
+                run()
+                spent = _now() - start
+                task.advance(note=name)
+                if turn >= warmup:
+                    times[name].append(spent * 1e3)
     return {name: {**percentiles(values), "rounds": len(values)} for name, values in times.items()}
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from targets import OF_HF, verdicts
 
+from seecal.verbosity import Progress
+
 HERE = Path(__file__).parent
 EXTRA = "mle,cal,cal-fp8,cal-every-4"
 _LEAST_SECONDS = 15  # a part that has less than this left is not begun: loading alone takes that long
@@ -125,11 +127,13 @@ def main() -> None:
             parser.error("torch sees no GPU here; --tiny runs everything at tiny shapes on a CPU")
     end = time.monotonic() + options.minutes * 60
     (options.out / "logs").mkdir(parents=True, exist_ok=True)
-    for part in all_parts:
-        left = end - time.monotonic()
-        if left >= _LEAST_SECONDS:
-            run(part, options.out, left)
-        note_parts(all_parts, options.out)
+    with Progress(bars=False) as shown, shown.task("bench gpu", len(all_parts), unit="part") as task:
+        for part in all_parts:
+            left = end - time.monotonic()
+            if left >= _LEAST_SECONDS:
+                run(part, options.out, left)
+            note_parts(all_parts, options.out)
+            task.advance()
     summary(options.out)
     drawn = subprocess.run([sys.executable, str(HERE / "plot.py"), "--results", str(options.out)], check=False)
     print(f"everything is under {options.out}")

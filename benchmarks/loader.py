@@ -27,7 +27,7 @@ import psutil
 import torch
 import torchvision
 import transformers as hf
-from common import percentiles, write
+from common import percentiles, progress, write
 from datasets import Dataset, Features, Sequence, Value
 from datasets import Image as ImageColumn
 from PIL import Image
@@ -112,12 +112,14 @@ def cpu_seconds() -> float:
 def timed(passes: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple[list[float], list[float]]]:
     """(wall ms, CPU ms) of each pass in each round, interleaved."""
     spent: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in passes}
-    for _ in range(rounds):
-        for name, run in passes.items():
-            wall, cpu = time.perf_counter(), cpu_seconds()
-            run()
-            spent[name][0].append((time.perf_counter() - wall) * 1e3)
-            spent[name][1].append((cpu_seconds() - cpu) * 1e3)
+    with progress() as shown, shown.task("measuring", rounds * len(passes), unit="pass") as task:
+        for _ in range(rounds):
+            for name, run in passes.items():
+                wall, cpu = time.perf_counter(), cpu_seconds()
+                run()
+                spent[name][0].append((time.perf_counter() - wall) * 1e3)
+                spent[name][1].append((cpu_seconds() - cpu) * 1e3)
+                task.advance(note=name)
     return spent
 
 

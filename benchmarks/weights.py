@@ -1,7 +1,7 @@
 """By how much the cheaper ways to run the pass without the image change Δ and the weights, on real weights and images.
 
 The demo's model (SmolLM2-135M behind EfficientNet-lite0) on drawings that its projector was not trained on, or a model that
-`seecal demo` has trained (`--model seecal-demo/model`). Every way is compared with both passes in float32.
+`seecal demo` has trained (`--model seecal-demo/run/final`). Every way is compared with both passes in float32.
 
 float8              the linear layers of the pass without the image in float8 (fp8_contrast=True)
 bfloat16            both passes under bfloat16 autocast: what everybody trains with, for scale
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import device, write
+from common import device, progress, write
 
 import seecal
 from seecal import CALOptions, token_weights, verbosity
@@ -67,7 +67,11 @@ def rows_of(name: str, model: Any, processor: Any, drawings: int) -> list[dict[s
     model.to(device()).eval()
     with tempfile.TemporaryDirectory() as folder:
         given = batches(processor, drawings, 16, Path(folder))
-        found = {way: measured(model, given, *how) for way, how in WAYS.items()}
+        with progress() as shown, shown.task(name, len(WAYS), unit="way") as task:
+            found = {}
+            for way, how in WAYS.items():
+                found[way] = measured(model, given, *how)
+                task.advance()
     delta, weights = found["float32"]
     rows = []
     for way, (one, other) in found.items():

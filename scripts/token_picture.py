@@ -2,7 +2,8 @@
 
     python scripts/token_picture.py MODEL IMAGE QUESTION ANSWER OUT.svg
 
-docs/tokens.svg is what the model of `seecal demo` (seed 0) gives for the description that the demo's own table shows.
+docs/tokens.svg is what the model of `seecal demo --steps 165` (seed 0) gives for the description that the demo's own table
+shows.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ The public names stand in ``__init__.pyi`` and are loaded when they are first us
 """
 
 import importlib
+from typing import Any
 
 import lazy_loader
 import wrapt
@@ -13,11 +14,23 @@ __version__ = "0.1.0.dev0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-
-def _register_micro(_: object) -> None:
-    importlib.import_module("seecal.models.micro").register()
+_DEMO_TOWER = "seecal_efficientnet_lite"
 
 
-# The demo's vision tower is a class of ours. AutoModel must know it whenever seecal and transformers are both imported,
-# in either order, and importing transformers here would make `seecal --help` slow: so wait until someone else does.
-wrapt.register_post_import_hook(_register_micro, "transformers.models.auto.modeling_auto")
+def _meet_demo_tower(read: Any, config_class: Any, args: Any, kwargs: Any) -> Any:
+    """transformers' reading of a ``config.json``: where it names the demo's vision tower, its class is registered first."""
+    found = read(*args, **kwargs)
+    vision = found[0].get("vision_config")
+    if _DEMO_TOWER in (found[0].get("model_type"), vision.get("model_type") if isinstance(vision, dict) else None):
+        importlib.import_module("seecal.models.micro").register()
+    return found
+
+
+def _watch_configs(module: Any) -> None:
+    wrapt.wrap_function_wrapper(module, "PreTrainedConfig.get_config_dict", _meet_demo_tower)
+
+
+# The demo's vision tower is a class of ours, and its checkpoints load after `import seecal`, before or after transformers.
+# Registering it at import would change transformers' registries for everybody who imports seecal; so it waits until such a
+# checkpoint's config is read. The hook imports nothing: `seecal --help` stays fast.
+wrapt.register_post_import_hook(_watch_configs, "transformers.configuration_utils")

@@ -69,7 +69,8 @@ def test_launch_lines_name_files_that_are_there():
         (["chat", "m", "i.png", "q", "--nope"], "No such option: --nope"),
         (["nope"], "No such command 'nope'"),
         (["chat", "m"], "Missing argument"),
-        (["demo", "--align-steps", "many"], "--align-steps"),
+        (["demo", "--steps", "many"], "Invalid value for '--steps'"),
+        (["demo", "--minutes", "0"], "Invalid value for '--minutes'"),
         (["demo", "--weighting", "best"], "weighting"),
     ],
 )
@@ -93,6 +94,10 @@ def test_model_errors(tmp_path, picture):
     assert "no such folder" in refused("chat", "./none", picture, "q")
     assert "this is a file" in refused("chat", picture, picture, "q")
     assert "no config.json" in refused("chat", tmp_path, picture, "q")
+    for inside in ("model", "run/final"):  # the second is looked at first
+        (tmp_path / inside).mkdir(parents=True)
+        (tmp_path / inside / "config.json").write_text("{}")
+        assert f"there is one in {tmp_path / inside}: give that folder" in refused("chat", tmp_path, picture, "q")
     (tmp_path / "config.json").write_text("{")
     assert "not valid JSON" in refused("chat", tmp_path, picture, "q")
 

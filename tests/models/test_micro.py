@@ -125,6 +125,36 @@ assert "{{% generation %}}" in AutoProcessor.from_pretrained(".").chat_template
         path.unlink()
 
 
+REGISTRIES = """
+import seecal, transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+import seecal.core.enable, seecal.models.loading
+before = "seecal_efficientnet_lite" in CONFIG_MAPPING, len(MODEL_MAPPING._extra_content)
+transformers.AutoConfig.from_pretrained("other")
+after_another = "seecal_efficientnet_lite" in CONFIG_MAPPING
+config = {way}("demo")
+print(before, after_another, "seecal_efficientnet_lite" in CONFIG_MAPPING, type(config.vision_config).__name__)
+"""
+
+
+@pytest.mark.parametrize("way", ["transformers.AutoConfig.from_pretrained", "transformers.LlavaConfig.from_pretrained"])
+def test_importing_seecal_changes_no_registry_until_the_towers_config_is_met(built, tmp_path, way):
+    from transformers import LlavaConfig
+
+    LlavaConfig().save_pretrained(tmp_path / "other")
+    built[0].config.save_pretrained(tmp_path / "demo")
+    command = [sys.executable, "-c", REGISTRIES.format(way=way)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), timeout=limit(2), capture_output=True, text=True)
+    assert done.stdout == "(False, 0) False True EfficientNetLiteConfig\n", done.stderr[-2000:]
+
+
+def test_the_tower_is_called_the_same_in_both_places():
+    import seecal
+
+    assert seecal._DEMO_TOWER == tower_module.MODEL_TYPE
+
+
 def test_missing_weights_are_named_with_the_command(monkeypatch):
     import importlib.util
 

@@ -136,6 +136,18 @@ def test_the_resolved_recipe_is_a_recipe_with_nothing_left_to_merge(recipe, tmp_
         ({}, ["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps=0: expected 1 or more"),
         ({}, ["--per_device_train_batch_size", "-1"], "per_device_train_batch_size=-1: expected 1 or more"),
         ({"lora": {"r": 4}, "train": "projector"}, [], "lora is set, but train is projector"),
+        ({"freeze": "embedding"}, [], "freeze: embedding: no such part. Did you mean embeddings?"),
+        ({"freeze": "embeddings", "train": "projector"}, [], "they do not train anyway. Take freeze out"),
+        (
+            {"cache_vision_features": True, "train": ["projector", "vision_tower"]},
+            [],
+            "cache_vision_features, but the vision_tower trains",
+        ),
+        (
+            {"cache_vision_features": True, "lora": {"target": ["language_model", "vision_tower"]}},
+            [],
+            "cache_vision_features, but the vision_tower trains",
+        ),
         ({"trust_remote_code": True}, [], "trust_remote_code cannot be set here"),
         ({"resume_from_checkpoint": "x"}, [], "continue a run with --resume"),
         ({"chat_template": "none.jinja"}, [], "none.jinja: no such file"),
@@ -267,6 +279,20 @@ def test_a_weighting_of_the_folder_in_which_the_command_runs(recipe, tmp_path, m
     assert stage.config(tmp_path / "out").weighting == "mine_here:twice"
     assert sys.modules["mine_here"].__file__ == str(tmp_path / "mine_here.py")
     assert sys.path == before
+
+
+def test_freeze_at_the_top_holds_for_the_stages_in_which_the_word_table_trains(recipe):
+    first, second = recipe({"freeze": "embeddings", "stages": STAGES}).stages
+    assert (first.freeze, second.freeze) == ((), ("embeddings",))
+
+
+@pytest.mark.parametrize("contrast", ["blur", "patch_mask", "noise", "swap"])
+def test_kept_features_and_changed_pixels_exclude_each_other(recipe, tmp_path, contrast):
+    (stage,) = recipe({**CPU, "cache_vision_features": True, "contrast": contrast}).stages
+    with pytest.raises(ValueError, match=f"cache_vision_features with contrast: {contrast}: that changes the pixels"):
+        stage.config(tmp_path / "out")
+    (stage,) = recipe({**CPU, "cache_vision_features": True, "contrast": "mask"}).stages
+    assert stage.config(tmp_path / "out").contrast == "mask"
 
 
 def test_a_weighting_that_nobody_knows_is_told_before_anything_is_loaded(recipe, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,36 +16,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from seecal.cli import main as cli
 from seecal.data.collators.vision import VisionCollator
+from seecal.models.feature_cache import VisionFeatureCache
+from seecal.models.loading import merge
 from seecal.recipes import run as train
+from seecal.recipes.stage_runner import StageRunner
+from seecal.trainer.checkpoints import newest_checkpoint
 from tests.support.processes import environment, limit
-from tests.support.run_example import run_example
+from tests.support.recipe_files import recipe_file
 from tests.support.tiny import tiny_records
 
-QUICK = {
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "per_device_train_batch_size": 4,
-    "report_to": "none",
-    "disable_tqdm": True,
-}
 ENVIRONMENT = environment(PYTHONUNBUFFERED="1")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    run_example("tiny_folder.py", folder)
-    return folder
-
-
-def recipe_file(path, tiny, output_dir, **changes):
-    settings = {"model": tiny / "model", "data": tiny / "data.json", "output_dir": output_dir}
-    settings = {name: str(value) for name, value in settings.items()}
-    path.write_text(yaml.safe_dump({**settings, **QUICK, **changes}, sort_keys=False))
-    return str(path)
 
 
 def batch_of(folder):
@@ -75,13 +57,13 @@ TRAINED = {
 def trained(tiny, tmp_path_factory):
     """kind → (the run's folder, the logits of the model in memory at its end)."""
     found = {}
-    finish = train.Run._finish
+    finish = StageRunner.finish
 
-    def noting(self, stage, trainer, source):
-        found[self.folder.name] = (self.folder, logits_of(trainer.model, tiny / "model"))
-        finish(self, stage, trainer, source)
+    def noting(self, trainer):
+        found[self.folder.path.name] = (self.folder.path, logits_of(trainer.model, tiny / "model"))
+        finish(self, trainer)
 
-    train.Run._finish = noting
+    StageRunner.finish = noting
     try:
         for kind, changes in KINDS.items():
             base = tmp_path_factory.mktemp("run")
@@ -89,7 +71,7 @@ def trained(tiny, tmp_path_factory):
             file = recipe_file(base / "recipe.yaml", tiny, base / kind, eval_data=str(tiny / "eval.json"), **settings)
             assert train.run(["--config", file]) == 0
     finally:
-        train.Run._finish = finish
+        StageRunner.finish = finish
     return found
 
 
@@ -167,7 +149,67 @@ def test_an_adapter_without_a_tensor_is_refused(trained, tiny, tmp_path):
     del tensors[next(name for name in tensors if "projector" in name)]
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"does not hold all that was trained: .*projector"):
-        train.merge(str(tiny / "model"), tmp_path)
+        merge(str(tiny / "model"), tmp_path)
+
+
+def losses_of(run):
+    state = json.loads((run / "stage-1" / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def test_kept_features_give_the_same_run_and_the_word_table_can_stay(tiny, tmp_path):
+    """Two epochs with and without the cache: the same losses and weights; embeddings are frozen in both."""
+    settings = {"learning_rate": 2e-3, "num_train_epochs": 2, "freeze": "embeddings", "logging_steps": 1}
+    for name, cached in (("plain", False), ("cached", True)):
+        file = recipe_file(tmp_path / f"{name}.yaml", tiny, tmp_path / name, cache_vision_features=cached, **settings)
+        assert train.run(["--config", file]) == 0
+    plain, cached = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("plain", "cached"))
+    for name, weights in plain.items():
+        torch.testing.assert_close(cached[name], weights, rtol=1e-4, atol=1e-5)
+    assert losses_of(tmp_path / "cached") == pytest.approx(losses_of(tmp_path / "plain"), rel=1e-4)
+    assert losses_of(tmp_path / "cached")[-1] < losses_of(tmp_path / "cached")[0]
+    start = load_file(tiny / "model" / "model.safetensors")
+    changed = {name for name in start if not torch.equal(start[name], cached[name])}
+    assert any(".layers." in name for name in changed)
+    assert any("lm_head" in name for name in changed), "not tied to the embeddings here"
+    assert not any("embed_tokens" in name or "vision" in name for name in changed)
+
+
+def test_the_tower_runs_once_an_image(tiny, tmp_path, monkeypatch):
+    runs = []
+    original = VisionFeatureCache._compute
+
+    def counting(self, run, pixels, keys, args, kwargs):
+        found = original(self, run, pixels, keys, args, kwargs)
+        runs.append((len(keys), len(found)))
+        return found
+
+    monkeypatch.setattr(VisionFeatureCache, "_compute", counting)
+    settings = {"num_train_epochs": 3, "cache_vision_features": True, "train": "projector"}
+    file = recipe_file(tmp_path / "r.yaml", tiny, tmp_path / "run", **settings)
+    assert train.run(["--config", file]) == 0
+    images, computed = (sum(column) for column in zip(*runs[2:], strict=True))  # the first two are of the dummy image
+    rows = json.loads((tiny / "data.json").read_text())
+    drawn = [Image.open(tiny / row["image"]).convert("RGB").tobytes() for row in rows if "image" in row]
+    assert images == 3 * len(drawn)
+    assert computed == len(set(drawn)) > 1
+
+
+# ---- progress ----
+
+
+def test_a_run_into_a_file_says_its_steps_and_evaluation(tiny, tmp_path, capsys):
+    settings = {"max_steps": 3, "logging_steps": 1, "eval_data": str(tiny / "eval.json"), "train": "projector"}
+    assert train.run(["--config", recipe_file(tmp_path / "r.yaml", tiny, tmp_path / "run", **settings)]) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert "stage 1 of 1: 3 steps" in lines
+    assert any(
+        re.fullmatch(r"stage 1 of 1: step 3 of 3 in \d+:\d\d, loss \d+\.\d\d  Δ [+-]\d+\.\d\d", line) for line in lines
+    )
+    assert any(line.startswith("evaluate stage 1 of 1: batch 2 of 2 in") for line in lines)
+    assert sum(line.startswith("{'loss'") for line in lines) == 3
+    assert "it/s" not in said.err
 
 
 # ---- stopping and resuming ----
@@ -247,12 +289,12 @@ def whole_checkpoint(folder):
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     """kill -9 while saving: trainer_state.json, which comes last, is not there."""
-    assert train.newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path) is None
     for name in ("9", "20", "100", "best"):
         whole_checkpoint(tmp_path / f"checkpoint-{name}")
     (tmp_path / "checkpoint-100" / "trainer_state.json").unlink()
     said = []
-    assert train.newest_checkpoint(tmp_path, said.append).name == "checkpoint-20"
+    assert newest_checkpoint(tmp_path, said.append).name == "checkpoint-20"
     assert len(said) == 1
     assert "checkpoint-100 is passed over: trainer_state.json" in said[0]
 
@@ -269,133 +311,5 @@ def test_a_checkpoint_with_a_damaged_file_is_passed_over(name, how, tmp_path):
     data = file.read_bytes()
     file.unlink() if how == "gone" else file.write_bytes(data[: len(data) // 2] if how == "cut" else b"")
     said = []
-    assert train.newest_checkpoint(tmp_path, said.append).name == "checkpoint-10"
+    assert newest_checkpoint(tmp_path, said.append).name == "checkpoint-10"
     assert "checkpoint-20 is passed over" in said[0]
-
-
-@pytest.mark.parametrize("text", ["", "stages: [", "model: m"])
-def test_a_damaged_recipe_of_a_run_is_one_line(text, tiny, tmp_path, monkeypatch, capsys):
-    (tmp_path / "run" / "stage-1" / "checkpoint-1").mkdir(parents=True)
-    (tmp_path / "run" / "recipe.yaml").write_text(text)
-    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "run")
-    assert "recipe.yaml is damaged" in refused(monkeypatch, capsys, "--config", file, "--resume")
-
-
-# ---- errors ----
-
-
-def refused(monkeypatch, capsys, *args):
-    """The one line on stderr of a command that must end with exit code 2."""
-    monkeypatch.setattr(sys, "argv", ["seecal", "train", *map(str, args)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    said = capsys.readouterr()
-    assert stop.value.code == 2
-    (line,) = [line for line in said.err.splitlines() if line]
-    return line
-
-
-def damaged(tiny, folder, change):
-    rows = json.loads((tiny / "data.json").read_text())
-    change(rows[2])
-    (folder / "bad.json").write_text(json.dumps(rows))
-    return folder / "bad.json"
-
-
-RECORDS = {
-    "image count": (lambda row: row["conversations"][0].update(value="<image><image> What?"), "r2"),
-    "no such image": (lambda row: row.update(image="images/none.png"), "r2"),
-    "empty answer": (lambda row: row["conversations"][1].update(value=""), "r2"),
-    "no labels": (lambda row: row.update(conversations=row["conversations"][:1]), "r2"),
-}
-
-
-def test_an_image_too_large_is_one_line(tiny, tmp_path, monkeypatch, capsys):
-    Image.new("1", (10_000, 6_000)).save(tmp_path / "large.png")
-    rows = json.loads((tiny / "data.json").read_text())[2:3]
-    rows[0]["image"] = "large.png"
-    (tmp_path / "data.json").write_text(json.dumps(rows))
-    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "out", data=str(tmp_path / "data.json"))
-    line = refused(monkeypatch, capsys, "--config", file, "--dataloader_num_workers", "1")
-    assert "large.png" in line
-    assert "10000 × 6000 pixels" in line
-    assert "Error" not in line
-
-
-@pytest.mark.parametrize("image", ["none.png", "../none.png"])
-def test_a_bad_record_in_a_worker_is_one_line(image, tiny, tmp_path, monkeypatch, capsys):
-    row = {"id": "lost", "image": image}
-    row["conversations"] = [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "It."}]
-    (tmp_path / "data.jsonl").write_text(json.dumps(row))
-    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "out", data=str(tmp_path / "data.jsonl"), max_steps=1)
-    line = refused(monkeypatch, capsys, "--config", file, "--streaming", "--dataloader_num_workers", "1")
-    assert "seecal: data.jsonl: record 'lost' (line 1)" in line
-    assert "Traceback" not in line
-
-
-@pytest.mark.parametrize("name", ["file/run", "x" * 300])
-def test_an_output_folder_that_cannot_be_made_is_one_line(name, tiny, tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("mine")
-    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / name)
-    assert name in refused(monkeypatch, capsys, "--config", file)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu_says_what_to_set(tiny, tmp_path):
-    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "out", use_cpu=False, bf16=True)
-    with pytest.raises(ValueError, match="no GPU was found here: set use_cpu: true and bf16: false"):
-        train.run(["--config", file])
-
-
-@pytest.mark.parametrize("what", RECORDS)
-def test_a_bad_record_is_one_line_that_names_it(what, tiny, tmp_path, monkeypatch, capsys):
-    change, names = RECORDS[what]
-    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "out", max_steps=1)
-    data = {"path": str(damaged(tiny, tmp_path, change)), "image_root": str(tiny)}
-    line = refused(monkeypatch, capsys, "--config", file, "--data", json.dumps(data))
-    assert names in line
-
-
-MISTAKES = {
-    "unknown key": (["--learning_rat", "1e-5"], "learning_rat: no such key. Did you mean learning_rate?"),
-    "wrong type": (["--max_steps", "many"], "max_steps: expected a whole number, got 'many'"),
-    "wrong config": (["--config", "none.yaml"], "--config none.yaml: no such file"),
-    "wrong data": (["--data", "none.json"], "none.json: no such file"),
-    "wrong model": (["--model", "./none"], "./none: no such folder"),
-    "contradiction": (["--alpha", "9"], "alpha=9.0, beta=5.0"),
-    "lora beside whole": (["--train", "lora", "language_model"], "train: lora and language_model"),
-    "group that does not train": (["--learning_rates.vision_tower", "1e-6"], "learning_rates: vision_tower"),
-    "too long": (["--max_length", "20"], "record 'r"),
-    "all too long": (["--max_length=20", "--on_long=drop", "--logging_steps=1"], "no logged step had a label token"),
-    "two recipes": (["--config", "a.yaml", "--config", "b.yaml"], "--config takes one file"),
-}
-
-
-@pytest.mark.parametrize("what", MISTAKES)
-def test_a_mistake_is_one_line_with_exit_code_2(what, tiny, tmp_path, monkeypatch, capsys):
-    arguments, says = MISTAKES[what]
-    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / "out", max_steps=1)
-    before = [] if "--config" in arguments else ["--config", file]
-    assert says in refused(monkeypatch, capsys, *before, *arguments)
-    # What was refused before it began does not stand in the way of the next try.
-    if what in ("wrong model", "too long"):
-        assert train.run(["--config", file]) == 0
-
-
-def test_the_whole_command_line_once(tmp_path):
-    command = [sys.executable, "-m", "seecal", "train", "--config", "tiny", "--beta", "0.5"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT, timeout=limit(2))
-    assert done.returncode == 2
-    assert done.stderr == (
-        "seecal: alpha=1.0, beta=0.5: Δ is clamped to [alpha, beta], so 0 <= alpha <= beta is needed\n"
-    )
-
-
-@pytest.mark.parametrize("name", ["file", "others"])
-def test_an_output_folder_that_is_not_ours(name, tiny, tmp_path):
-    (tmp_path / "others").mkdir()
-    for path in (tmp_path / "file", tmp_path / "others" / "notes.txt"):
-        path.write_text("mine")
-    file = recipe_file(tmp_path / "recipe.yaml", tiny, tmp_path / name)
-    with pytest.raises(ValueError, match="this is a file" if name == "file" else "holds other files"):
-        train.run(["--config", file])

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from seecal.data.collators.vision import VisionCollator
 from seecal.models import micro
 from seecal.recipes import run as train
+from seecal.recipes.stage_runner import StageRunner
 from tests.support.paths import ROOT
 from tests.support.processes import environment, limit
 from tests.support.tiny import tiny_records
@@ -58,12 +59,12 @@ def test_what_trains_changes_and_reloads(kind, place, tmp_path, monkeypatch):
     """Trained tensors changed, all others are bit-equal; a fresh offline process gets the logits of the end of training."""
     arguments, trained = KINDS[kind]
     at_the_end = []
-    finish = train.Run._finish
-    noting = lambda self, stage, trainer, source: (  # noqa: E731
+    finish = StageRunner.finish
+    noting = lambda self, trainer: (  # noqa: E731
         at_the_end.append(logits_of(trainer.model, place / "model")),
-        finish(self, stage, trainer, source),
+        finish(self, trainer),
     )
-    monkeypatch.setattr(train.Run, "_finish", noting)
+    monkeypatch.setattr(StageRunner, "finish", noting)
     here = ["--model", place / "model", "--data", place / "data.json", "--output_dir", tmp_path / "run"]
     settings = (
         "--use_cpu --bf16 false --max_steps 2 --learning_rate 1e-3 --per_device_train_batch_size 2 --disable_tqdm"

@@ -30,17 +30,23 @@ def _root() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the images and the trained model.")] = Path("seecal-demo"),
-    align_steps: Annotated[int, typer.Option(min=0, help="Steps of stage 1: the projector alone.")] = 15,
-    tune_steps: Annotated[int, typer.Option(min=0, help="Steps of stage 2, with CAL.")] = 150,
+    out: Annotated[Path, typer.Option(help="Folder for images, records, recipe and model.")] = Path("seecal-demo"),
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time for training and measuring.")] = 5.0,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=2, help="Steps of both stages together, however long they take.", show_default=False),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions in a step.")] = 16,
-    held_out: Annotated[int, typer.Option(min=1, help="Drawings at most in each held-out measurement.")] = 150,
+    held_out: Annotated[
+        int | None,
+        typer.Option(min=1, help="Drawings at most in each held-out measurement; as many as fit.", show_default=False),
+    ] = None,
     weighting: Annotated[
         str, typer.Option(help="Token weights of stage 2: cal, or uniform for plain training.")
     ] = "cal",
-    seed: Annotated[int, typer.Option(help="Same seed and machine: same results.")] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, steps and machine: same results.")] = 0,
 ) -> None:
-    """Train a real small vision-language model with CAL on real images (CPU, a few minutes)."""
+    """Train a real small vision-language model with CAL on real images (CPU, a few minutes); again: go on."""
     # Before torch is loaded. Its threads otherwise spin while they wait for each other: on two cores that other programs
     # were using too, that made a forward pass several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -50,7 +56,7 @@ def demo(
 
     if weighting not in ("cal", "uniform"):
         raise ValueError(f"--weighting {weighting}: expected cal or uniform")
-    options = DemoOptions(out, align_steps, tune_steps, batch_size, held_out, weighting, seed)
+    options = DemoOptions(out, minutes, steps, batch_size, held_out, weighting, seed)
     raise typer.Exit(run(options, Console()))
 
 

@@ -1,14 +1,11 @@
-"""How the demo and the chat compute here: which precision is faster, quiet libraries, a progress bar for Trainer."""
+"""How the demo computes here: which precision is faster."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any
 
 import torch
-from rich.progress import Progress, TaskID
-from transformers import TrainerCallback
 
 # bfloat16 rounds to 3 digits: it has to be clearly faster to be worth it.
 _WORTH_IT = 1.3
@@ -40,19 +37,3 @@ def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
 def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager:
     """Autocast to bfloat16, or nothing."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
-
-
-class BarCallback(TrainerCallback):
-    """Moves a rich progress bar with Trainer's steps; the note beside it is the latest log."""
-
-    def __init__(self, progress: Progress, task: TaskID):
-        self.progress, self.task = progress, task
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.advance(self.task)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if logs and "cross_entropy" in logs:
-            note = f"loss {logs['cross_entropy']:.2f}"
-            note += f"  Δ {logs['delta_mean']:+.2f}" if "delta_mean" in logs else ""
-            self.progress.update(self.task, note=note)

@@ -7,7 +7,6 @@ included, is the likeliest one. That is the same as generating it greedily and c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,7 @@ from ..constants import IGNORE_INDEX
 from ..data.collators.vision import VisionCollator
 from ..data.images.decode import open_image
 from .emoji import Answer, record
-
-
-@dataclass(frozen=True)
-class Score:
-    """Figures of one set of questions: nats per word token, share of exact answers, questions, word tokens."""
-
-    word_nll: float
-    exact: float
-    questions: int
-    word_tokens: int
+from .state import Score
 
 
 def measure(

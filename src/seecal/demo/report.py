@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -13,52 +14,69 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import emoji
+from .files import Asked
+from .state import DemoOptions, State
 
+CAPTIONS_OF = (20, 70, 120)  # which unseen drawings are described at the end: fixed, not chosen by how it goes
 SPLITS = {emoji.HELD_IMAGE: "unseen drawings", emoji.HELD_CONCEPT: "unseen concepts"}
 QUESTIONS = ("name", "kind")
 TABLE_COLUMNS = 3  # of the token table, side by side: 80 characters hold them
 
 
-def report(state: Any, captions: list[tuple[str, str]], tokens: tuple, console: Console) -> None:
-    """Results, captions, one sample's tokens, where everything is, what to run next."""
+@dataclass(frozen=True)
+class Results:
+    """What there is to show: figures, (true name, what the model writes), (token, Δ, weight) of one description."""
+
+    options: DemoOptions
+    state: State
+    seconds: float
+    asked: Asked
+    items: Sequence[emoji.Emoji]
+    final: Path
+    steps: int
+    image: Path
+    captions: list[tuple[str, str]]
+    described: str
+    tokens: list[tuple[str, float, float]]
+
+
+def report(results: Results, console: Console) -> None:
+    """Figures, captions, one description's tokens, where everything is, what to run next."""
     console.print()
-    console.print(results(state))
+    console.print(figures(results))
     console.print()
-    for name, text in captions:
+    for name, text in results.captions:
         console.print(f"  [bold]{escape(name)}[/]: {escape(text)}", highlight=False, soft_wrap=True)
     console.print()
-    console.print(token_table(*tokens))
-    minutes = (time.monotonic() - state.started) / 60
-    console.print(f"\n{minutes:.1f} minutes on {state.notes[0]}.", highlight=False, soft_wrap=True)
-    console.print(f"Model and processor: {state.folder}", highlight=False, markup=False, soft_wrap=True)
+    console.print(token_table(results.described, results.tokens))
+    console.print(f"\n{results.seconds / 60:.1f} minutes on {results.state.machine}.", highlight=False, soft_wrap=True)
+    console.print(f"Model and processor: {results.final}", highlight=False, markup=False, soft_wrap=True)
     console.print("Next:", style="bold")
-    for command in next_commands(state):
+    for command in next_commands(results):
         console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
 
 
-def results(state: Any) -> Table:
-    """Held-out figures: a row a stage, unseen drawings and unseen concepts apart."""
+def figures(results: Results) -> Table:
+    """Held-out figures: a row a measurement, unseen drawings and unseen concepts apart."""
     title = "Held out: nats per word token of the image, exact answers"
     caption = "drawings: new ones of known concepts; concepts: in no drawing seen before"
     table = Table(box=box.SIMPLE_HEAD, title=title, caption=caption, title_justify="left", caption_justify="left")
     table.add_column("", no_wrap=True)
-    for split, label in SPLITS.items():
-        for question in QUESTIONS:
-            count = next(iter(state.scores.values()))[split, question].questions
-            table.add_column(f"{label.split()[1]}\n{question}, n={count}", justify="right", no_wrap=True)
-    for when, found in state.scores.items():
-        cells = [found[split, question] for split in SPLITS for question in QUESTIONS]
-        table.add_row(when, *(f"{cell.word_nll:.2f} {cell.exact:4.0%}" for cell in cells))
-    cells = [f"{commonest(state, split, question):4.0%}" for split in SPLITS for question in QUESTIONS]
-    table.add_row("commonest answer", *cells, style="dim")
+    keys = [(split, question) for split in SPLITS for question in QUESTIONS]
+    for split, question in keys:
+        count = next(iter(results.state.scores.values()))[split, question].questions
+        table.add_column(f"{SPLITS[split].split()[1]}\n{question}, n={count}", justify="right", no_wrap=True)
+    for when, found in results.state.scores.items():
+        table.add_row(when, *(f"{found[key].word_nll:.2f} {found[key].exact:4.0%}" for key in keys))
+    table.add_row("commonest answer", *(f"{commonest(results, key):4.0%}" for key in keys), style="dim")
     return table
 
 
-def commonest(state: Any, split: str, question: str) -> float:
+def commonest(results: Results, key: tuple[str, str]) -> float:
     """Share that is right when every question gets the commonest answer of the drawings trained on: what guessing earns."""
-    answers = Counter(getattr(item, question) for item in emoji.by_split(state.items, emoji.TRAIN))
-    (guess, _), asked = answers.most_common(1)[0], state.held_out(split)
-    return sum(getattr(item, question) == guess for item in asked) / len(asked)
+    answers = Counter(getattr(item, key[1]) for item in emoji.by_split(results.items, emoji.TRAIN))
+    (guess, _), asked = answers.most_common(1)[0], results.asked[key]
+    return sum(answer.text == guess for _, answer in asked) / len(asked)
 
 
 def token_table(name: str, rows: list[tuple[str, float, float]]) -> Table:
@@ -80,14 +98,17 @@ def token_table(name: str, rows: list[tuple[str, float, float]]) -> Table:
     return table
 
 
-def next_commands(state: Any) -> list[str]:
-    """Chat with the result, load it in Python, train again with another option."""
-    item = state.held_out(emoji.HELD_IMAGE)[0]
-    model, image = shlex.quote(str(state.folder)), shlex.quote(str(state.images[item.hexcode]))
-    other = "uniform" if state.options.weighting != "uniform" else "cal"
-    load = f"import seecal, transformers as t; print(t.AutoModelForImageTextToText.from_pretrained('{state.folder}'))"
+def next_commands(results: Results) -> list[str]:
+    """Chat with the result, load it in Python, train again with another option or another recipe."""
+    out, final = str(results.options.out), str(results.final)
+    other = "uniform" if results.options.weighting != "uniform" else "cal"
+    # As many steps as here, or the two could not be compared
+    again = replace(results.options, out=Path(f"{out}-{other}"), weighting=other, steps=results.steps, minutes=5.0)
+    load = f"import seecal, transformers as t; print(t.AutoModelForImageTextToText.from_pretrained('{final}'))"
+    recipe, mine = shlex.quote(f"{out}/recipe.yaml"), shlex.quote(f"{out}/mine")
     return [
-        f'seecal chat {model} {image} "{emoji.QUESTIONS["name"]}"',
+        f'seecal chat {shlex.quote(final)} {shlex.quote(str(results.image))} "{emoji.QUESTIONS["name"]}"',
         f'python -c "{load}"',
-        f"seecal demo --weighting {other} --out {shlex.quote(str(state.options.out) + '-' + other)}",
+        again.command(),
+        f"seecal train --config {recipe} --output_dir {mine}",
     ]

@@ -1,273 +1,294 @@
-"""``seecal demo``: train a real small vision-language model with CAL on real images, on two CPU cores in minutes.
+"""``seecal demo``: a real small vision-language model trained with CAL on real images, on two CPU cores in minutes.
 
-Stage 1 trains the projector alone, with plain cross-entropy: before the language model can read the image tokens, Δ says
-little. Stage 2 trains projector and language model with CAL. What is held out is measured before, between and after.
+It does what a user would, and leaves it all in its folder: images and records, a recipe of two stages, and then that
+recipe through ``seecal train``'s own path. Stage 1 trains the projector alone, with plain cross-entropy: before the
+language model can read the image tokens, Δ says little. Stage 2 trains projector and language model with CAL. What is held
+out is measured as shipped and after each stage.
+
+    out/images/ data.json eval.json     what it trains on, what it measures on
+    out/start/                          the model as shipped
+    out/recipe.yaml                     seecal train --config out/recipe.yaml
+    out/run/                            as every recipe's output_dir: run/stage-1/model, run/final
+    out/demo.json                       how far it is
+
+Run again in the same folder it goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
-import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .. import verbosity
-from . import emoji
-from .report import QUESTIONS, SPLITS, report
+from . import emoji, files
+from .plan import MOST_HELD_OUT, Plan, budget, of_steps, plan
+from .report import CAPTIONS_OF, Results, report
+from .state import DemoOptions, State, open_state
 
+if TYPE_CHECKING:
+    from ..recipes.folder import RunFolder
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """What ``seecal demo`` can be told. Steps are optimizer steps of ``batch_size`` questions each."""
+__all__ = ["DemoOptions", "run"]
 
-    out: Path = Path("seecal-demo")
-    align_steps: int = 15
-    tune_steps: int = 150
-    batch_size: int = 16
-    held_out: int = 150
-    weighting: str = "cal"
-    seed: int = 0
-
-
-TOWER = "seecal_efficientnet_lite"  # in the config.json of every model that the demo made
-MIX = {"name": 5, "kind": 2, "describe": 3}  # how often a training batch asks which question
-CAPTIONS_OF = (20, 70, 120)  # which unseen drawings are described at the end: fixed, not chosen by how it goes
+SPLITS = (emoji.HELD_IMAGE, emoji.HELD_CONCEPT)
+_TRIED = 32  # held-out questions that are timed
 
 
 def run(options: DemoOptions, console: Console) -> int:
-    """The whole demo. Returns the exit code: 0, or 130 after Ctrl-C, when everything trained so far has been saved."""
-    refuse_foreign_folder(options.out)
-    state = Demo(options, console)
+    """The whole demo. Returns the exit code: 0, or 130 (143) after Ctrl-C (SIGTERM), when all there is has been saved."""
+    demo = Demo(options, open_state(options), console)
+    code = 130
     try:
-        with state.progress:
-            state.prepare()
-            state.measure("as shipped")
-            state.align()
-            state.measure("after stage 1")
-            state.tune()
-            state.measure("after stage 2")
-            state.save()
-            captions, tokens = state.captions(), state.token_table()
+        with demo.progress:
+            results = demo.go()
+        if isinstance(results, Results):
+            report(results, console)
+            return 0
+        code = results
     except KeyboardInterrupt:
-        return state.interrupted()
-    report(state, captions, tokens, console)
-    return 0
+        pass
+    finally:
+        demo.note_time()
+    console.print(demo.how_to_go_on(), markup=False, highlight=False, soft_wrap=True)
+    return code
 
 
-@dataclass
 class Demo:
-    """The running demo: what there is so far, so that an interruption can save it."""
+    """The running demo."""
 
-    options: DemoOptions
-    console: Console
-    model: Any = None
-    processor: Any = None
-    images: dict[str, Path] = field(default_factory=dict)
-    scores: dict[str, dict[tuple[str, str], Any]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-    stage: str = "preparing"
+    def __init__(self, options: DemoOptions, state: State, console: Console) -> None:
+        self.options, self.state, self.console, self.out = options, state, console, options.out
+        self.progress = verbosity.Progress(console)
+        self.doing = "preparing"
+        self._started = time.monotonic()
+        self._features: Any = None  # of the tower, which is the same in all models
 
-    def __post_init__(self) -> None:
-        columns = (TextColumn("{task.description:24}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-        self.progress = Progress(*columns, *times, console=self.console)
-        self.folder = self.options.out / "model"
+    def go(self) -> Results | int:
+        """The results, or an exit code other than 0."""
+        self.prepare_images()
+        self.prepare_machine()
+        planned = (self.out / "recipe.yaml").exists()
+        if not planned or "as shipped" not in self.state.scores:
+            model, processor = self.start_model()
+            if not planned:
+                self.write_files(self.make_plan(model, processor))
+            self.measure("as shipped", model, processor)
+            del model
+        folder = self.recipe_folder()
+        code = self.train(folder)
+        if code:
+            return code
+        for stage in folder.recipe.stages:
+            self.doing = f"measuring after stage {stage.number}"
+            if f"after stage {stage.number}" not in self.state.scores:
+                self.measure(f"after stage {stage.number}", *self.load(folder.output_of(stage)))
+        return self.results(folder)
 
-    # ---- preparing ----
+    # ---- Preparing ----
 
-    def prepare(self) -> None:
-        """Render the images, build the model, find out how to compute on this machine."""
-        bar = self.bar("images and weights", 3)
-        items = emoji.catalogue()
-        self.images = emoji.render_openmoji(items, self.options.out / "images")
+    def prepare_images(self) -> None:
+        with self.progress.task("images"):
+            items = emoji.catalogue()
+            self.images = emoji.render_openmoji(items, self.out / "images")
         self.items = [item for item in items if item.hexcode in self.images]
-        self.progress.advance(bar)
+
+    def prepare_machine(self) -> None:
+        """Quiet libraries, one GPU at most, and the faster precision."""
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # on several GPUs Trainer would split every batch
+        from .compute import bf16_pays
+
+        verbosity.quiet()
+        if self.state.bf16 is None:
+            self.state.bf16, self.state.machine = bf16_pays()
+            self.state.save()
+
+    def start_model(self) -> tuple[Any, Any]:
+        """The model as shipped, on the device that it trains on; it lies in ``out/start`` from the first run on."""
         import torch
 
         from ..models import micro
-        from . import compute
 
-        verbosity.quiet()
-        torch.manual_seed(self.options.seed)
-        self.progress.advance(bar)
-        with verbosity.no_bars():
-            self.model, self.processor = micro.build()
-        self.bf16, why = compute.bf16_pays()
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.notes.append(why)
-        self.progress.advance(bar)
+        start = self.out / "start"
+        if start.exists():
+            model, processor = self.load(start)
+        else:
+            torch.manual_seed(self.options.seed)
+            with self.progress.task("weights"), verbosity.no_bars():
+                model, processor = micro.build()
+            part = start.with_name("start.part")
+            shutil.rmtree(part, ignore_errors=True)
+            model.save_pretrained(part)
+            processor.save_pretrained(part)
+            part.rename(start)
+        return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
-    def bar(self, name: str, total: int) -> TaskID:
-        self.stage = name
-        return self.progress.add_task(name, total=total, note="")
+    def load(self, folder: Path) -> tuple[Any, Any]:
+        """(model, processor) of a folder of the demo, on the device."""
+        from ..models.generate import load
 
-    # ---- training ----
+        gc.collect()  # a trainer and its model hold each other
+        with self.progress.task(f"loading {folder}"):
+            return load(str(folder))
 
-    def align(self) -> None:
-        """Stage 1: the projector alone, every label token alike."""
-        self.model.requires_grad_(False)
-        self.model.model.multi_modal_projector.requires_grad_(True)
-        self._train("stage 1: align", self.options.align_steps, "uniform", 5e-4)
+    def make_plan(self, model: Any, processor: Any) -> Plan:
+        """How many steps and held-out drawings, said in one line."""
+        options = self.options
+        if options.steps is not None:
+            found = of_steps(options.steps, options.held_out)
+        else:
+            from . import trial
 
-    def tune(self) -> None:
-        """Stage 2: projector and language model with CAL; the tower and the word table stay."""
-        self.model.requires_grad_(True)
-        self.model.model.vision_tower.requires_grad_(False)
-        # The word table, also the output layer, is a fifth of all parameters and half of the time of a step.
-        self.model.get_input_embeddings().requires_grad_(False)
-        self._train("stage 2: tune", self.options.tune_steps, self.options.weighting, 3e-4)
-
-    def _train(self, name: str, steps: int, weighting: str, lr: float) -> None:
-        if steps == 0:
-            return
-        from .. import CALConfig, CALTrainer
-        from .compute import BarCallback
-
-        bar = self.bar(name, steps)
-        # Trainer insists on a folder; it writes nothing there that anyone needs.
-        with tempfile.TemporaryDirectory(prefix="trainer-", dir=self.options.out) as scratch:
-            config = CALConfig(
-                output_dir=scratch,
-                weighting=weighting,
-                max_steps=steps,
-                per_device_train_batch_size=self.options.batch_size,
-                learning_rate=lr,
-                lr_scheduler_type="cosine",
-                warmup_steps=max(1, steps // 20),
-                train_sampling_strategy="sequential",  # the dataset is in its order already
-                logging_steps=1,
-                save_strategy="no",
-                report_to=[],
-                seed=self.options.seed,
-                data_seed=self.options.seed,
-                bf16=self.bf16,
-                use_cpu=self.model.device.type == "cpu",
-                gradient_checkpointing=False,
-                max_length=None,
-                disable_tqdm=True,
-                dataloader_pin_memory=False,
-            )
-            trainer = CALTrainer(
-                self.model,
-                config,
-                train_dataset=self.dataset(steps, name),
-                processing_class=self.processor,
-                callbacks=[BarCallback(self.progress, bar)],
-            )
-            trainer.remove_callback(_printer())
-            trainer.train()
-        self.model.eval()
-
-    def dataset(self, steps: int, key: str) -> Any:
-        """The questions of so many steps about the drawings to train on, in an order that depends on the seed only."""
-        from datasets import Dataset, Features, Image, List, Value
-
-        rng = random.Random(f"{self.options.seed}:{key}")
-        train, records = emoji.by_split(self.items, emoji.TRAIN), []
-        queue: list[emoji.Emoji] = []
-        for _ in range(steps):
-            # A batch asks one kind of question: one long answer would pad all the short ones.
-            question = rng.choices(list(MIX), list(MIX.values()))[0]
-            while len(queue) < self.options.batch_size:
-                queue += rng.sample(train, len(train))
-            batch, queue = queue[: self.options.batch_size], queue[self.options.batch_size :]
-            records += [emoji.record(self.images[i.hexcode], emoji.answer(i, question, rng)) for i in batch]
-        part = {"type": Value("string"), "text": Value("string")}
-        features = {"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image())}
-        return Dataset.from_list(records, features=Features(features))
-
-    # ---- measuring ----
-
-    def measure(self, when: str) -> None:
-        """Held-out drawings and held-out concepts, apart."""
-        from . import compute
-        from .measure import measure
-
-        bar = self.bar(f"measure {when}", sum(len(self.held_out(split)) for split in SPLITS) * len(QUESTIONS))
-        found = {}
-        for split in SPLITS:
-            for question in QUESTIONS:
-                rng = random.Random(0)
-                pairs = [(self.images[i.hexcode], emoji.answer(i, question, rng)) for i in self.held_out(split)]
-                with compute.precision(self.model.device, self.bf16):
-                    step = lambda done: self.progress.advance(bar, done)  # noqa: E731
-                    found[split, question] = measure(self.model, self.processor, pairs, on_batch=step)
-        self.scores[when] = found
-
-    def held_out(self, split: str) -> list[emoji.Emoji]:
-        """The first ``held_out`` of a split in an order that has nothing to do with code points or names."""
-        items = sorted(emoji.by_split(self.items, split), key=lambda item: random.Random(item.hexcode).random())
-        return items[: self.options.held_out]
-
-    def captions(self) -> list[tuple[str, str]]:
-        """(true name, what the model writes) for a few unseen drawings."""
-        from ..models.generate import reply
-
-        shown = self.held_out(emoji.HELD_IMAGE)
-        found = []
-        for index in CAPTIONS_OF:
-            item = shown[index % len(shown)]
-            text = reply(self.model, self.processor, self.images[item.hexcode], emoji.QUESTIONS["describe"])
-            found.append((item.name, text))
+            preparing = time.monotonic() - self._started
+            with self.progress.task("timing a few steps"):
+                begin, bf16 = time.monotonic(), bool(self.state.bf16)
+                step = trial.seconds_a_step(model, processor, self._trial_batches(), options.weighting, bf16)
+                shown = files.held_out(self.items, emoji.HELD_IMAGE, _TRIED)
+                asked = [(self.images[item.hexcode], emoji.answer(item, "name", random.Random(0))) for item in shown]
+                question = trial.seconds_a_question(model, processor, asked, bf16)
+            seconds = budget(options.minutes, preparing, time.monotonic() - begin)
+            found = plan(seconds, step, question, options.held_out)
+        self.console.print(f"{found.why}.", markup=False, highlight=False, soft_wrap=True)
         return found
 
-    def token_table(self) -> tuple[str, list[tuple[str, float, float]]]:
-        """The true description of one unseen drawing, and (token, Δ, weight) for each of its tokens."""
-        from .. import token_weights, visual_delta
+    def _trial_batches(self) -> list[tuple[float, list[tuple[Path, emoji.Answer]]]]:
+        """One batch of each kind of question, and how often that comes."""
+        shown = emoji.by_split(self.items, emoji.TRAIN)[: self.options.batch_size]
+        rng = random.Random(0)
+        return [
+            (share, [(self.images[item.hexcode], emoji.answer(item, question, rng)) for item in shown])
+            for question, share in files.MIX.items()
+        ]
+
+    def write_files(self, found: Plan) -> None:
+        """data.json, eval.json, and last recipe.yaml: where that is, the others are whole."""
+        import torch
+
+        options, steps = self.options, max(found.align_steps, found.tune_steps)
+        asked = files.questions(self.items, steps, options.batch_size, options.seed)
+        files.write_data(self.out / "data.json", asked, self.images)
+        shown = {split: files.held_out(self.items, split, found.held_out) for split in SPLITS}
+        files.write_eval(self.out / "eval.json", shown, self.images)
+        text = files.recipe(
+            self.out,
+            found,
+            batch_size=options.batch_size,
+            weighting=options.weighting,
+            seed=options.seed,
+            on_cpu=not torch.cuda.is_available(),
+            bf16=bool(self.state.bf16),
+        )
+        part = self.out / "recipe.part"
+        part.write_text(text, "utf8")
+        part.replace(self.out / "recipe.yaml")
+
+    # ---- Training ----
+
+    def recipe_folder(self) -> RunFolder:
+        """Where the recipe puts what, as it stands in ``recipe.yaml`` now."""
+        from ..recipes.folder import RunFolder
+        from ..recipes.recipe import read
+
+        return RunFolder(read(str(self.out / "recipe.yaml")))
+
+    def train(self, folder: RunFolder) -> int:
+        """The recipe through the path of ``seecal train --resume``; its exit code."""
+        from ..recipes.run import Run
+
+        self.doing = "training"
+        return Run(folder.recipe, self.progress, quiet=True).go(resume=True)
+
+    # ---- Measuring ----
+
+    def measure(self, when: str, model: Any, processor: Any) -> None:
+        """Held-out drawings and held-out concepts, apart, into the state."""
+        from ..models.feature_cache import VisionFeatureCache
+        from .compute import precision
+        from .measure import measure
+
+        asked = files.read_eval(self.out / "eval.json")
+        if self._features is None:
+            self._features = VisionFeatureCache(model.requires_grad_(False))
+        found = {}
+        with (
+            self.progress.task(f"measure {when}", sum(map(len, asked.values())), unit="question") as task,
+            precision(model.device, bool(self.state.bf16)),
+            self._features.on(model.requires_grad_(False)),
+        ):
+            for key, pairs in asked.items():
+                found[key] = measure(model, processor, pairs, on_batch=task.advance)
+        self.state.scores[when] = found
+        self.state.save()
+
+    def results(self, folder: RunFolder) -> Results:
+        """What the report shows: scores, some captions, the tokens of one description."""
+        from ..models.generate import reply
+
+        model, processor = self.load(folder.final)
+        shown = files.held_out(self.items, emoji.HELD_IMAGE, MOST_HELD_OUT)
+        captions = []
+        with self.progress.task("captions", len(CAPTIONS_OF)) as task:
+            for index in CAPTIONS_OF:
+                item = shown[index % len(shown)]
+                text = reply(model, processor, self.images[item.hexcode], emoji.QUESTIONS["describe"])
+                captions.append((item.name, text))
+                task.advance()
+        described = shown[CAPTIONS_OF[0] % len(shown)]
+        return Results(
+            options=self.options,
+            state=self.state,
+            seconds=self.state.seconds + time.monotonic() - self._started,
+            asked=files.read_eval(self.out / "eval.json"),
+            items=self.items,
+            final=folder.final,
+            steps=sum(stage.settings.get("max_steps", 0) for stage in folder.recipe.stages),
+            image=self.images[shown[0].hexcode],
+            captions=captions,
+            described=described.name,
+            tokens=self.tokens_of(model, processor, described),
+        )
+
+    def tokens_of(self, model: Any, processor: Any, item: emoji.Emoji) -> list[tuple[str, float, float]]:
+        """(token, Δ, weight) for each token of the drawing's true description."""
+        from ..core.enable import visual_delta
+        from ..core.weighting import token_weights
         from ..data.collators.vision import VisionCollator
         from ..data.images.decode import open_image
 
-        item = self.held_out(emoji.HELD_IMAGE)[CAPTIONS_OF[0] % len(self.held_out(emoji.HELD_IMAGE))]
-        answer = emoji.answer(item, "describe", random.Random(1))
-        path = self.images[item.hexcode]
-        batch = VisionCollator(self.processor)([{**emoji.record(path, answer), "images": [open_image(path)]}])
-        delta = visual_delta(self.model, {name: tensor.to(self.model.device) for name, tensor in batch.items()})
+        answer, path = emoji.answer(item, "describe", random.Random(1)), self.images[item.hexcode]
+        batch = VisionCollator(processor)([{**emoji.record(path, answer), "images": [open_image(path)]}])
+        delta = visual_delta(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
         weights = token_weights(delta.delta, delta.runs)
-        tokens = [self.processor.tokenizer.decode([label]) for label in delta.labels.tolist()]
-        return item.name, list(zip(tokens, delta.delta.tolist(), weights.tolist(), strict=True))
+        tokens = [processor.tokenizer.decode([label]) for label in delta.labels.tolist()]
+        return list(zip(tokens, delta.delta.tolist(), weights.tolist(), strict=True))
 
-    # ---- saving ----
+    # ---- Stopping ----
 
-    def save(self) -> None:
-        """Model and processor into ``out/model``, under another name first: what is there is always whole."""
-        part = self.folder.with_name("model.part")
-        shutil.rmtree(part, ignore_errors=True)
-        self.model.save_pretrained(part)
-        self.processor.save_pretrained(part)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        part.rename(self.folder)
+    def note_time(self) -> None:
+        """Count this run's time with those before it."""
+        self.state.seconds += time.monotonic() - self._started
+        self.state.save()
 
-    def interrupted(self) -> int:
-        """After Ctrl-C: save what there is, say so in one line."""
-        if self.model is None or self.processor is None:
-            said = "Stopped while preparing: there was no model to save yet."
-        else:
-            self.save()
-            said = f"Stopped during {self.stage}. Model and processor as trained so far: {self.folder}"
-        self.console.print(said, markup=False, highlight=False, soft_wrap=True)
-        return 130
+    def how_to_go_on(self) -> str:
+        """After Ctrl-C: where it stopped, what goes on, what can be used already."""
+        where, model = self.doing, self.out / "start" if (self.out / "start").exists() else None
+        if self.doing == "training":
+            from ..trainer.checkpoints import newest_checkpoint
 
-
-def refuse_foreign_folder(out: Path) -> None:
-    """ValueError if ``out`` cannot be written to, or holds a ``model`` that no demo made: the demo replaces that folder."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: this is a file. Give a folder with --out.")
-    config, folder = out / "model" / "config.json", out / "model"
-    ours = config.is_file() and TOWER in config.read_text("utf8", "replace")
-    if folder.exists() and not ours:
-        raise ValueError(f"{folder}: not made by the demo, which would replace it. Give another folder with --out.")
-
-
-def _printer() -> type:
-    from transformers import PrinterCallback
-
-    return PrinterCallback
+            folder = self.recipe_folder()
+            for stage in folder.recipe.stages:
+                if not folder.output_of(stage).exists():
+                    where = f"stage {stage.number}"
+                    model = newest_checkpoint(folder.of_stage(stage)) or model
+                    break
+                model = folder.output_of(stage)
+        elif self.doing.startswith("measuring"):
+            model = self.recipe_folder().final
+        said = f"Stopped during {where}. To go on: {self.options.command()}"
+        return said if model is None else f"{said}\nModel and processor as trained so far: {model}"

@@ -10,6 +10,8 @@ from torch import nn
 from .table import check_vlm, decoder_of
 
 GROUPS = ("projector", "language_model", "vision_tower", "lm_head", "lora")
+# What may stay frozen inside a group that trains
+FREEZABLE = ("embeddings",)
 
 
 # Where transformers' models keep them: attributes of the base model, or of the whole one. A new name is one entry.

@@ -76,8 +76,10 @@ def _refuse_missing(model: str, folder: Path) -> None:
 
 def _refuse_other_folders(folder: Path) -> None:
     config = folder / "config.json"
-    if (folder / "model" / "config.json").exists() and not config.exists():
-        raise ValueError(f"{folder}: no config.json here, but there is one in {folder / 'model'}: give that folder.")
+    # What a run and the demo leave, and where people put a model
+    inside = [folder / name for name in ("final", "run/final", "model") if (folder / name / "config.json").exists()]
+    if inside and not config.exists():
+        raise ValueError(f"{folder}: no config.json here, but there is one in {inside[0]}: give that folder.")
     if not config.exists():
         raise ValueError(f"{folder}: no model in this folder: it has no config.json.")
     try:

@@ -3,7 +3,8 @@
     EfficientNet-lite0 (ImageNet, frozen, Apache-2.0) -> LLaVA's two-layer MLP -> SmolLM2-135M-Instruct (Apache-2.0)
 
 It is a plain transformers ``LlavaForConditionalGeneration`` with a ``LlavaProcessor``. Only the vision tower is a class
-of ours, so ``from_pretrained`` needs ``import seecal`` before it, and nothing else: no hub, no remote code, no pickle.
+of ours, so ``from_pretrained`` needs ``import seecal`` before it, and nothing else: no hub, no remote code, no pickle. It
+is registered when a config that names it is read (seecal/__init__.py), not by the import.
 """
 
 from __future__ import annotations
@@ -45,8 +46,7 @@ CHAT_TEMPLATE = (
 
 
 def register() -> None:
-    """Tell AutoConfig and AutoModel about the vision tower. Importing seecal and transformers does it, in either order."""
-    # Not at the top of the file: the import of AutoModel is what makes seecal import this module (see seecal/__init__.py).
+    """Tell AutoConfig and AutoModel of the vision tower. After ``import seecal``, reading a config that names it does."""
     from transformers import AutoConfig, AutoModel
 
     AutoConfig.register(MODEL_TYPE, EfficientNetLiteConfig, exist_ok=True)

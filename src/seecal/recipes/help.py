@@ -33,7 +33,10 @@ def text(everything: bool = False) -> str:
     recipes = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
     parts = [_USAGE.format(recipes=recipes), "\nKeys of a recipe:"]
     parts += [_entry(name, f"{key.help}{_where(key.where)}") for name, key in KEYS.items()]
-    parts += ["\nCAL:", *(_entry(name, f"{help} Default: {default}.") for name, default, help in config_fields())]
+    parts += [
+        "\nCAL:",
+        *(_entry(name, f"{help} Default: {default}.") for name, default, help in config_fields() if name not in KEYS),
+    ]
     if not everything:
         return "\n".join([*parts, "\nAnd every argument of TRL's SFTConfig: seecal train --help-all"])
     from ..trainer.cal_config import CALConfig

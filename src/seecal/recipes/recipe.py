@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .schema import Text, checked
+from .overrides import arguments, override_stage, put
+from .schema import checked
 
 if TYPE_CHECKING:
     from ..trainer.cal_config import CALConfig
     from .trainable import LoraSettings
+
+__all__ = ["KEYS", "NOT_HERE", "SHIPPED", "Key", "Recipe", "Source", "Stage", "arguments", "load", "read", "unknown"]
 
 SHIPPED = Path(__file__).parent
 
@@ -53,12 +56,25 @@ KEYS: dict[str, Key] = {
         "What trains: projector, language_model, vision_tower, lm_head, lora. Default: projector, and lora if lora is "
         "set, else language_model.",
     ),
+    "freeze": Key(
+        str | list[str] | None,
+        "What stays frozen inside the groups that train: embeddings, the word table, and a lm_head that is tied to it.",
+    ),
     "learning_rates": Key(dict[str, float] | None, "Learning rates of single groups, such as {vision_tower: 2.0e-6}."),
     "lora": Key(dict | None, "Adapters: {r: 16, alpha: 32, dropout: 0.0, target: language_model}."),
     "chat_template": Key(str | None, "Jinja text, or a .jinja file, used instead of the model's in this stage."),
+    "cache_vision_features": Key(
+        bool,
+        "Run the frozen vision tower once for each image and keep its features, 2 GiB of them at most. Default: false.",
+    ),
     "check_gradients": Key(bool, "Stop at the first step if a trained tensor got no gradient. Default: true."),
 }
-_DEFAULTS: dict[str, Any] = {"streaming": False, "on_bad": "error", "check_gradients": True}
+_DEFAULTS: dict[str, Any] = {
+    "streaming": False,
+    "on_bad": "error",
+    "cache_vision_features": False,
+    "check_gradients": True,
+}
 # Fields of CALConfig that the whole run shares: one process cannot change them between stages
 _RUN_WIDE = ("bf16", "fp16", "tf32", "use_cpu", "fsdp", "fsdp_config", "deepspeed", "ddp_backend", "accelerator_config")
 # Fields of SFTConfig that would do nothing, or something else than they say, in `seecal train`
@@ -91,6 +107,7 @@ class Stage:
     number: int
     name: str
     train: tuple[str, ...]
+    freeze: tuple[str, ...]
     lora: LoraSettings | None
     learning_rates: dict[str, float]
     data: tuple[Source, ...]
@@ -98,6 +115,7 @@ class Stage:
     streaming: bool
     on_bad: str
     chat_template: str | None
+    cache_vision_features: bool
     check_gradients: bool
     settings: dict[str, Any] = field(repr=False)
 
@@ -105,6 +123,7 @@ class Stage:
         """The CALConfig of the stage, through TRL's parser. ValueError for values that contradict each other."""
         from trl import TrlParser
 
+        from ..core.contrasts import contrast_named
         from ..core.weighting import passes_read
         from ..trainer.cal_config import CALConfig
 
@@ -134,6 +153,11 @@ class Stage:
         finally:
             for one in here:
                 sys.path.remove(one)
+        if self.cache_vision_features and contrast_named(config.contrast).on_pixels:
+            raise ValueError(
+                f"stage {self.number}: cache_vision_features with contrast: {config.contrast}: that changes the pixels, so "
+                "the tower has to run on them. Set cache_vision_features: false, or contrast: drop"
+            )
         return config
 
 
@@ -167,9 +191,9 @@ def read(config: str | None, overrides: Sequence[tuple[str, list[str]]] = ()) ->
     for dotted, values in overrides:
         key = dotted.split(".")[0]
         if key == "stages":
-            _override_stage(top, dotted, values)
+            override_stage(top, dotted, values)
         elif KEYS.get(key, KEYS["data"]).where == "top":
-            top[key] = _put({key: top.get(key)}, dotted, values)[key]
+            top[key] = put({key: top.get(key)}, dotted, values)[key]
         else:
             for_stages.append((dotted, values))
     stages = top.pop("stages", None)
@@ -184,7 +208,7 @@ def read(config: str | None, overrides: Sequence[tuple[str, list[str]]] = ()) ->
         last = own.pop("", [])
         stage = {**base, **own}
         for dotted, values in [*for_stages, *last]:
-            _put(stage, dotted, values)
+            put(stage, dotted, values)
         local = {*own, *(dotted.split(".")[0] for dotted, _ in last)} if stages else set()
         prefixes = {name: f"stages.{number}." if name in local else "" for name in stage}
         merged.append({name: _checked(name, value, prefixes[name]) for name, value in stage.items()})
@@ -230,45 +254,6 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def arguments(argv: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """``--key value``, ``--key=value``, ``--key a b`` and ``--key`` (true) as (key, values); ValueError otherwise."""
-    found: list[tuple[str, list[str]]] = []
-    for one in argv:
-        if one.startswith("--") and len(one) > 2:
-            key, equals, value = one[2:].partition("=")
-            found.append((key.replace("-", "_"), [value] if equals else []))
-        elif found:
-            found[-1][1].append(one)
-        else:
-            raise ValueError(f"unexpected argument {one!r}: settings are written --key value, the recipe --config FILE")
-    return found
-
-
-def _override_stage(top: dict[str, Any], dotted: str, values: list[str]) -> None:
-    """Note ``--stages.N.key`` with stage N, under the key "": it goes in after the overrides for all stages."""
-    stages = top.get("stages")
-    if not isinstance(stages, list):
-        raise ValueError(f"--{dotted}: this recipe has no stages. Leave out 'stages.N.'")
-    _, number, rest = [*dotted.split(".", 2), "", ""][:3]
-    if not number.isdecimal() or not 1 <= int(number) <= len(stages) or not rest:
-        raise ValueError(f"--{dotted}: expected --stages.N.key with N from 1 to {len(stages)}")
-    if isinstance(stages[int(number) - 1], dict):
-        stages[int(number) - 1].setdefault("", []).append((rest, values))
-
-
-def _put(settings: dict[str, Any], dotted: str, values: list[str]) -> dict[str, Any]:
-    """Set one command-line override in place; ``lora.r`` goes into the mapping under ``lora``, or makes one."""
-    key, _, inner = dotted.partition(".")
-    value: Any = Text(values[0]) if len(values) == 1 else [Text(one) for one in values] if values else Text("true")
-    if not inner:
-        settings[key] = value
-    elif "." in inner or not (settings.get(key) is None or isinstance(settings[key], dict)):
-        raise ValueError(f"--{dotted}: {key} is not a mapping")
-    else:
-        settings[key] = {**(settings.get(key) or {}), inner: value}
-    return settings
-
-
 @functools.cache
 def _config_types() -> dict[str, Any]:
     from ..trainer.cal_config import CALConfig
@@ -303,18 +288,8 @@ def unknown(shown: str, name: str, known: Iterable[str], what: str = "key") -> V
 
 
 def _stage(number: int, stage: dict[str, Any], all_stages: Sequence[Mapping[str, Any]]) -> Stage:
-    from ..families.module_groups import GROUPS
-
     where = f"stage {number}" if len(all_stages) > 1 else "the recipe"
-    given = stage.get("train") or (["projector", "lora"] if stage.get("lora") else ["projector", "language_model"])
-    train = (given,) if isinstance(given, str) else tuple(given)
-    for key, names in (("train", train), ("learning_rates", stage.get("learning_rates") or {})):
-        for one in names:
-            if one not in GROUPS:
-                raise unknown(f"{where}: {key}: {one}", one, GROUPS, "group")
-    lora = _section("lora", stage.get("lora") or {}) if "lora" in train else None
-    if stage.get("lora") and lora is None and not any("lora" in (one.get("train") or ["lora"]) for one in all_stages):
-        raise ValueError(f"{where}: lora is set, but train is {', '.join(train)}. Add lora to train, or take lora out")
+    train, freeze, lora = _what_trains(where, stage, all_stages)
     data = _sources("data", stage.get("data"))
     if not data:
         raise ValueError(f"{where}: data is not set. {KEYS['data'].help}")
@@ -336,6 +311,7 @@ def _stage(number: int, stage: dict[str, Any], all_stages: Sequence[Mapping[str,
         number=number,
         name=stage.get("name") or f"stage {number}",
         train=train,
+        freeze=freeze,
         lora=lora,
         learning_rates=stage.get("learning_rates") or {},
         data=data,
@@ -344,6 +320,40 @@ def _stage(number: int, stage: dict[str, Any], all_stages: Sequence[Mapping[str,
         settings=settings,
         **{name: stage.get(name, default) for name, default in _DEFAULTS.items()},
     )
+
+
+def _what_trains(where: str, stage: Mapping[str, Any], all_stages: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, Any]:
+    """(train, freeze, lora) of a stage, checked against each other."""
+    from ..families.module_groups import FREEZABLE, GROUPS
+    from .trainable import check_freeze
+
+    train = stage.get("train") or (["projector", "lora"] if stage.get("lora") else ["projector", "language_model"])
+    train, freeze = _names(train), _names(stage.get("freeze") or ())
+    for key, names in (("train", train), ("learning_rates", stage.get("learning_rates") or {})):
+        for name in names:
+            if name not in GROUPS:
+                raise unknown(f"{where}: {key}: {name}", name, GROUPS, "group")
+    for name in freeze:
+        if name not in FREEZABLE:
+            raise unknown(f"{where}: freeze: {name}", name, FREEZABLE, "part")
+    lora = _section("lora", stage.get("lora") or {}) if "lora" in train else None
+    if stage.get("lora") and lora is None and not any("lora" in (one.get("train") or ["lora"]) for one in all_stages):
+        raise ValueError(f"{where}: lora is set, but train is {', '.join(train)}. Add lora to train, or take lora out")
+    # Set at the top level it holds for the stages in which the word table trains
+    trains = [_names(other.get("train") or ("projector", "language_model")) for other in all_stages]
+    if freeze and "language_model" not in train and any("language_model" in other for other in trains):
+        freeze = ()
+    check_freeze(train, freeze)
+    if stage.get("cache_vision_features") and "vision_tower" in {*train, *(lora.targets if lora else ())}:
+        raise ValueError(
+            f"{where}: cache_vision_features, but the vision_tower trains, so its features change with every step. Set "
+            "cache_vision_features: false, or take vision_tower out"
+        )
+    return train, freeze, lora
+
+
+def _names(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _sources(key: str, value: Any) -> tuple[Source, ...]:

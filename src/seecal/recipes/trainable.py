@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..families.dummy_images import feature_sum
-from ..families.module_groups import GROUPS, group_of, module_groups
+from ..families.module_groups import FREEZABLE, GROUPS, group_of, module_groups
 from ..families.table import family_of
 
 logger = logging.getLogger(__name__)
@@ -61,13 +61,15 @@ class Prepared:
     unused: tuple[str, ...] = ()  # of a group that trains, but nothing that is computed depends on them
 
 
-def prepare(model: Any, train: Sequence[str], lora: LoraSettings | None = None) -> Prepared:
+def prepare(model: Any, train: Sequence[str], lora: LoraSettings | None = None, freeze: Sequence[str] = ()) -> Prepared:
     """Freeze all of ``model`` but the groups named in ``train``; with ``lora`` among them, put adapters on it.
 
     Args:
         model: a transformers vision-language model without adapters.
         train: names out of :data:`GROUPS`.
         lora: settings of the adapters; None: the defaults.
+        freeze: what stays frozen inside those groups: ``embeddings``, the language model's word table. Where the lm_head is
+            tied to it, that stays too.
 
     Returns:
         :class:`Prepared`; its model is a PeftModel if ``lora`` is among ``train``, else ``model`` itself.
@@ -76,7 +78,7 @@ def prepare(model: Any, train: Sequence[str], lora: LoraSettings | None = None) 
         ValueError: an unknown group, one that the model does not have, or groups that contradict each other.
     """
     groups = module_groups(model)
-    check_groups(model, train)
+    check_groups(model, train, freeze)
     unused: set[str] = set()
     if "vision_tower" in {*train, *(lora.targets if lora and "lora" in train else ())}:
         unused = _unused_in_tower(model, groups)
@@ -85,13 +87,16 @@ def prepare(model: Any, train: Sequence[str], lora: LoraSettings | None = None) 
         return _with_adapters(model, train, lora or LoraSettings(), groups, unused)
     chosen = {name: group_of(name, groups, train) for name, _ in model.named_parameters()}
     trained = {name: group for name, group in chosen.items() if group and name not in unused}
+    if "embeddings" in freeze:
+        word_table = model.get_input_embeddings().weight
+        trained = {name: group for name, group in trained.items() if model.get_parameter(name) is not word_table}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     return Prepared(model, trained, tuple(sorted(unused & {name for name, group in chosen.items() if group})))
 
 
-def check_groups(model: Any, train: Sequence[str]) -> None:
-    """ValueError unless ``model`` has the groups of ``train`` and they can train together."""
+def check_groups(model: Any, train: Sequence[str], freeze: Sequence[str] = ()) -> None:
+    """ValueError unless ``model`` has the groups of ``train``, they can train together, and hold what ``freeze`` names."""
     groups = module_groups(model)
     if not train:
         raise ValueError(f"train is empty: name what trains, out of {', '.join(GROUPS)}")
@@ -111,11 +116,24 @@ def check_groups(model: Any, train: Sequence[str]) -> None:
             f"train: lora and {', '.join(sorted(whole))}: adapters go on frozen modules. Take one of the two out; "
             "lora.target says where adapters go."
         )
+    check_freeze(train, freeze)
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     if "lm_head" in train and tied:
         raise ValueError(
             f"train: the lm_head of this {type(model).__name__} is tied to the input embeddings, so it cannot train apart "
             "from them. Name language_model, which holds both."
+        )
+
+
+def check_freeze(train: Sequence[str], freeze: Sequence[str]) -> None:
+    """ValueError where ``freeze`` names something unknown, or what does not train anyway."""
+    for part in freeze:
+        if part not in FREEZABLE:
+            raise ValueError(f"freeze: nothing is called {part!r}; there is {', '.join(FREEZABLE)}")
+    if freeze and "language_model" not in train:
+        raise ValueError(
+            f"freeze: {', '.join(freeze)}: with train: {', '.join(train)} they do not train anyway. Take freeze out, or "
+            "add language_model to train"
         )
 
 

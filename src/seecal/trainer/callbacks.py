@@ -1,4 +1,4 @@
-"""What watches a training: the epoch for the collator, a stop that can be resumed, the check of the first gradients."""
+"""What watches a training: how far it is, the collator's epoch, a stop that can be resumed, the first gradients."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
+from transformers import ProgressCallback as TrainersBars
 
 from ..data.collators.vision import VisionCollator
 from ..ops.distributed import sum_over_ranks, world_size
+from ..verbosity import Progress, Task
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,59 @@ class EpochCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._collator.epoch = int(state.epoch or 0)
+
+
+class ProgressCallback(TrainerCallback):
+    """Trainer's steps and evaluations on a :class:`seecal.verbosity.Progress`, in place of Trainer's own bars.
+
+    Args:
+        progress: where to show them.
+        name: what is trained, "stage 1 of 2" for one.
+        logs: whether to print each log as a line, as Trainer does.
+    """
+
+    def __init__(self, progress: Progress, name: str, logs: bool = True) -> None:
+        self._progress, self._name, self._logs = progress, name, logs
+        self._steps: Task | None = None
+        self._batches: Task | None = None
+
+    def replace_bars_of(self, trainer: Any) -> None:
+        """Take the place of Trainer's own bars and lines."""
+        for other in (TrainersBars, PrinterCallback):
+            trainer.remove_callback(other)
+        trainer.add_callback(self)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._steps = self._progress.start(self._name, state.max_steps, unit="step", done=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._steps is not None:
+            self._steps.advance(state.global_step - self._steps.done)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        logs = {name: value for name, value in (logs or {}).items() if name != "total_flos"}
+        if self._steps is not None and "cross_entropy" in logs:
+            delta = f"  Δ {logs['delta_mean']:+.2f}" if "delta_mean" in logs else ""
+            self._steps.advance(0, note=f"loss {logs['cross_entropy']:.2f}{delta}")
+        if self._logs and state.is_world_process_zero:
+            print({name: f"{one:.4g}" if isinstance(one, float) else one for name, one in logs.items()}, flush=True)
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        if self._batches is None:
+            total = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else None
+            self._batches = self._progress.start(f"evaluate {self._name}", total, unit="batch")
+        self._batches.advance()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._batches is not None:
+            self._batches.end()
+            self._batches = None
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._steps is not None:
+            self._steps.end()
 
 
 class StopOnSignal(TrainerCallback):

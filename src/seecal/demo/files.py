@@ -1,0 +1,125 @@
+"""What ``seecal demo`` writes before it trains, as a user would: ``data.json``, ``eval.json`` and ``recipe.yaml``."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import emoji
+from .emoji import Answer, Emoji
+from .plan import Plan
+
+MIX = {"name": 5, "kind": 2, "describe": 3}  # how often a training batch asks which question
+Asked = dict[tuple[str, str], list[tuple[Path, Answer]]]  # (split, question) -> (image, true answer)
+
+
+def questions(items: Sequence[Emoji], steps: int, batch_size: int, seed: int) -> list[tuple[Emoji, Answer]]:
+    """The questions of so many steps about the drawings to train on, in an order that depends on the seed only.
+
+    The first steps are the same however many follow. Each batch asks one kind of question: one long answer would pad all
+    the short ones.
+    """
+    rng = random.Random(seed)
+    train = emoji.by_split(items, emoji.TRAIN)
+    queue: list[Emoji] = []
+    found: list[tuple[Emoji, Answer]] = []
+    for _ in range(steps):
+        question = rng.choices(list(MIX), list(MIX.values()))[0]
+        while len(queue) < batch_size:
+            queue += rng.sample(train, len(train))
+        batch, queue = queue[:batch_size], queue[batch_size:]
+        found += [(item, emoji.answer(item, question, rng)) for item in batch]
+    return found
+
+
+def held_out(items: Sequence[Emoji], split: str, count: int) -> list[Emoji]:
+    """The first ``count`` of a split in an order that has nothing to do with code points or names."""
+    return sorted(emoji.by_split(items, split), key=lambda item: random.Random(item.hexcode).random())[:count]
+
+
+def write_data(path: Path, asked: Sequence[tuple[Emoji, Answer]], images: Mapping[str, Path]) -> None:
+    """Training records in LLaVA's format, image paths relative to the file."""
+    _write(path, [_row(f"{i}-{item.hexcode}", images[item.hexcode], answer) for i, (item, answer) in enumerate(asked)])
+
+
+def write_eval(path: Path, shown: Mapping[str, Sequence[Emoji]], images: Mapping[str, Path]) -> None:
+    """The held-out questions, name and kind of each drawing in ``shown`` (split -> drawings). The id says which."""
+    rows = []
+    for split, items in shown.items():
+        for question in ("name", "kind"):
+            for item in items:
+                answer = emoji.answer(item, question, random.Random(0))
+                rows.append(_row(f"{split}/{question}/{item.hexcode}", images[item.hexcode], answer))
+    _write(path, rows)
+
+
+def read_eval(path: Path) -> Asked:
+    """What :func:`write_eval` wrote: these answers are words of the image from end to end."""
+    found: Asked = {}
+    for row in json.loads(path.read_text("utf8")):
+        split, question, _ = row["id"].split("/")
+        asked, reply = (turn["value"] for turn in row["conversations"])
+        answer = Answer(asked.removeprefix("<image>\n"), ((reply, True),))
+        found.setdefault((split, question), []).append((path.parent / row["image"], answer))
+    return found
+
+
+def _row(name: str, image: Path, answer: Answer) -> dict[str, Any]:
+    turns = [{"from": "human", "value": f"<image>\n{answer.question}"}, {"from": "gpt", "value": answer.text}]
+    return {"id": name, "image": f"{image.parent.name}/{image.name}", "conversations": turns}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text(f"[\n{lines}\n]\n", "utf8")
+
+
+def recipe(out: Path, plan: Plan, *, batch_size: int, weighting: str, seed: int, on_cpu: bool, bf16: bool) -> str:
+    """The two-stage recipe of the demo, with comments."""
+    quoted = {name: json.dumps(str(out / name)) for name in ("start", "data.json", "eval.json", "run", "mine")}
+    return f"""\
+# Written by seecal demo. Change what you like and run it again, into a folder of its own:
+#   seecal train --config {json.dumps(str(out / "recipe.yaml"))} --output_dir {quoted["mine"]}
+# {plan.why}
+
+model: {quoted["start"]} # EfficientNet-lite0, a projector, SmolLM2-135M, as they come
+data: {quoted["data.json"]}
+# eval_data: {quoted["eval.json"]} # the demo measures these itself, apart for each kind of question
+output_dir: {quoted["run"]}
+
+use_cpu: {_yaml(on_cpu)}
+bf16: {_yaml(bf16)} # what is faster here
+gradient_checkpointing: false
+per_device_train_batch_size: {batch_size}
+train_sampling_strategy: sequential # the data are in their order: each batch asks one kind of question
+cache_vision_features: true # the tower is frozen: it runs once for each image
+lr_scheduler_type: cosine
+warmup_steps: 0.05 # below 1: a share of all steps
+logging_steps: 1
+save_strategy: "no" # Ctrl-C saves a checkpoint all the same; --resume goes on there
+dataloader_pin_memory: false
+max_length: null
+report_to: none
+seed: {seed}
+data_seed: {seed}
+
+stages:
+  - name: align
+    train: projector
+    weighting: uniform # before the language model can read the image tokens, Δ says little
+    learning_rate: 5.0e-4
+    max_steps: {plan.align_steps}
+  - name: tune
+    train: [projector, language_model]
+    freeze: embeddings # the word table, also the output layer: a fifth of all parameters, half of the time of a step
+    weighting: {weighting}
+    learning_rate: 3.0e-4
+    max_steps: {plan.tune_steps}
+"""
+
+
+def _yaml(value: bool) -> str:
+    return "true" if value else "false"

@@ -1,0 +1,110 @@
+"""The folder of a run: what lies where in it, and whether a run may begin or go on there.
+
+output_dir/recipe.yaml      the resolved recipe, written first
+output_dir/stage-N/         checkpoints, trainer_state.json and metrics.json of stage N
+output_dir/stage-N/model/   what stage N hands to stage N + 1
+output_dir/final/           the last stage's model, processor, chat template, recipe.yaml, metrics.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .recipe import Recipe, Stage
+
+# What may differ when a run is resumed: it does not change what is learned.
+_HARMLESS = {
+    *("name", "run_name", "report_to", "log_level", "logging_steps", "logging_strategy", "logging_first_step"),
+    *("disable_tqdm", "save_steps", "save_total_limit", "per_device_eval_batch_size", "cache_vision_features"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+}
+
+
+class RunFolder:
+    """Paths of a recipe's run."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.path = recipe, recipe.output_dir
+        self.final = self.path / "final"
+
+    def of_stage(self, stage: Stage) -> Path:
+        """Its checkpoints and figures."""
+        return self.path / f"stage-{stage.number}"
+
+    def output_of(self, stage: Stage) -> Path:
+        """Where the stage's model goes."""
+        last = stage.number == len(self.recipe.stages)
+        return self.final if last else self.of_stage(stage) / "model"
+
+    def source_of(self, stage: Stage) -> Path | str:
+        """What the stage starts from: the recipe's model, or what the stage before it wrote."""
+        return self.recipe.model if stage.number == 1 else self.output_of(self.recipe.stages[stage.number - 2])
+
+    def write_recipe(self) -> None:
+        """Before anything else is in the folder, so that it can be told from others."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "recipe.yaml").write_text(_header() + self.recipe.to_yaml(), "utf8")
+
+    def check(self, resume: bool) -> None:
+        """ValueError unless a run of the recipe may begin here, or with ``resume`` go on."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"output_dir: {self.path}: this is a file. Give a folder.")
+        before = self.path / "recipe.yaml"
+        if not before.exists():
+            if self.path.exists() and any(self.path.iterdir()):
+                raise ValueError(
+                    f"output_dir: {self.path} holds other files. Give an empty folder, or one that is not there"
+                )
+            return
+        kept = ("stage-*/checkpoint-*", "stage-*/model", "final")
+        if not any(any(self.path.glob(pattern)) for pattern in kept):
+            return  # it stopped before it had anything to keep
+        if not resume:
+            state = "a finished run" if self.final.exists() else "an unfinished run"
+            remedy = (
+                "Give another folder" if self.final.exists() else "Continue it with --resume, or give another folder"
+            )
+            raise ValueError(f"output_dir: {self.path} holds {state}. {remedy}")
+        self._check_recipe(before)
+
+    def _check_recipe(self, before: Path) -> None:
+        try:
+            started = yaml.safe_load(before.read_text("utf8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            started = None
+        if not isinstance(started, dict) or "stages" not in started:
+            raise ValueError(
+                f"--resume: {before} is damaged, so what the run was started with is not known. Put it back"
+            )
+        changed = _differences(started, self.recipe.resolved)
+        if changed:
+            raise ValueError(
+                f"--resume: the run in {self.path} was started with another recipe: {'; '.join(changed)}. Go on with the "
+                "same settings, or give another output_dir"
+            )
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """'key was X, is Y' for all that matters."""
+    found = []
+    pairs = [({k: v for k, v in r.items() if k not in ("stages", "output_dir")}, r["stages"]) for r in (before, now)]
+    if len(pairs[0][1]) != len(pairs[1][1]):
+        return [f"it had {len(pairs[0][1])} stages, now {len(pairs[1][1])}"]
+    for number, (old, new) in enumerate(zip(*[[top, *stages] for top, stages in pairs], strict=True)):
+        for name in sorted({*old, *new} - _HARMLESS):
+            if old.get(name) != new.get(name):
+                where = f"stages.{number}." if number and len(pairs[0][1]) > 1 else ""
+                found.append(f"{where}{name} was {old.get(name)}, is {new.get(name)}")
+    return found
+
+
+def _header() -> str:
+    import transformers
+    import trl
+
+    from .. import __version__
+
+    return f"# seecal {__version__}, transformers {transformers.__version__}, trl {trl.__version__}\n"

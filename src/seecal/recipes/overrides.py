@@ -1,0 +1,47 @@
+"""Settings on the command line: ``--key value``, ``--mapping.key value``, ``--stages.2.key value``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .schema import Text
+
+
+def arguments(argv: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """``--key value``, ``--key=value``, ``--key a b`` and ``--key`` (true) as (key, values); ValueError otherwise."""
+    found: list[tuple[str, list[str]]] = []
+    for one in argv:
+        if one.startswith("--") and len(one) > 2:
+            key, equals, value = one[2:].partition("=")
+            found.append((key.replace("-", "_"), [value] if equals else []))
+        elif found:
+            found[-1][1].append(one)
+        else:
+            raise ValueError(f"unexpected argument {one!r}: settings are written --key value, the recipe --config FILE")
+    return found
+
+
+def override_stage(top: dict[str, Any], dotted: str, values: list[str]) -> None:
+    """Note ``--stages.N.key`` with stage N, under the key "": it goes in after the overrides for all stages."""
+    stages = top.get("stages")
+    if not isinstance(stages, list):
+        raise ValueError(f"--{dotted}: this recipe has no stages. Leave out 'stages.N.'")
+    _, number, rest = [*dotted.split(".", 2), "", ""][:3]
+    if not number.isdecimal() or not 1 <= int(number) <= len(stages) or not rest:
+        raise ValueError(f"--{dotted}: expected --stages.N.key with N from 1 to {len(stages)}")
+    if isinstance(stages[int(number) - 1], dict):
+        stages[int(number) - 1].setdefault("", []).append((rest, values))
+
+
+def put(settings: dict[str, Any], dotted: str, values: list[str]) -> dict[str, Any]:
+    """Set one command-line override in place; ``lora.r`` goes into the mapping under ``lora``, or makes one."""
+    key, _, inner = dotted.partition(".")
+    value: Any = Text(values[0]) if len(values) == 1 else [Text(one) for one in values] if values else Text("true")
+    if not inner:
+        settings[key] = value
+    elif "." in inner or not (settings.get(key) is None or isinstance(settings[key], dict)):
+        raise ValueError(f"--{dotted}: {key} is not a mapping")
+    else:
+        settings[key] = {**(settings.get(key) or {}), inner: value}
+    return settings
