@@ -86,6 +86,7 @@ def test_the_recipe_is_one(tmp_path):
     assert all(stage.cache_vision_features for stage in found.stages)
     for stage in found.stages:
         config = stage.config(tmp_path / "stage")
+        assert config.warmup_steps == (0.05 if stage is tune else 0), "4 steps are too few for one at a rate of 0"
         assert config.train_sampling_strategy == "sequential"
         assert (config.seed, config.data_seed, config.max_length, config.bf16) == (3, 3, None, False)
 

@@ -97,7 +97,6 @@ per_device_train_batch_size: {batch_size}
 train_sampling_strategy: sequential # the data are in their order: each batch asks one kind of question
 cache_vision_features: true # the tower is frozen: it runs once for each image
 lr_scheduler_type: cosine
-warmup_steps: 0.05 # below 1: a share of all steps
 logging_steps: 1
 save_strategy: "no" # Ctrl-C saves a checkpoint all the same; --resume goes on there
 dataloader_pin_memory: false
@@ -111,14 +110,21 @@ stages:
     train: projector
     weighting: uniform # before the language model can read the image tokens, Δ says little
     learning_rate: 5.0e-4
+    warmup_steps: {_warmup(plan.align_steps)} # below 1: a share of all steps
     max_steps: {plan.align_steps}
   - name: tune
     train: [projector, language_model]
     freeze: embeddings # the word table, also the output layer: a fifth of all parameters, half of the time of a step
     weighting: {weighting}
     learning_rate: 3.0e-4
+    warmup_steps: {_warmup(plan.tune_steps)}
     max_steps: {plan.tune_steps}
 """
+
+
+def _warmup(steps: int) -> float:
+    """The first step of a warm-up is at a learning rate of 0: of few steps that is too much to lose."""
+    return 0.05 if steps >= 10 else 0
 
 
 def _yaml(value: bool) -> str:
