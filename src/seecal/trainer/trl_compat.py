@@ -8,6 +8,7 @@ from typing import Any
 
 from trl.trainer.utils import add_fused_lm_head
 
+from ..core.state import state_of
 from ..families.table import family_of
 from .cal_config import CALConfig
 
@@ -44,6 +45,20 @@ def hide_cal_fields_from_trl(args: CALConfig, our_collator: bool) -> Iterator[No
         yield
     finally:
         args.padding_free, args.assistant_only_loss = kept
+
+
+def take_off_mixed_precision(model: Any) -> None:
+    """Takes off a wrapper that accelerate left on the forward of an earlier training, such as a plain SFTTrainer's.
+
+    The next trainer puts its own on. Left where it is, CAL would have to run outside of it, in float32. One that CAL's
+    forward is inside of stays: CAL is switched on and off within.
+    """
+    if "_original_forward" not in vars(model) or state_of(model).patched:
+        return
+    original = model.__dict__.pop("_original_forward")
+    del model.forward
+    if getattr(original, "__func__", None) is not type(model).forward:
+        model.forward = original
 
 
 def load_as_saved(model: Any, folder: str) -> None:
