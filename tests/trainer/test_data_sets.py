@@ -202,7 +202,7 @@ def test_text_and_precomputed_lengths_are_used(tmp_path):
     assert estimated_tokens({"conversations": [{"from": "human", "value": "abcdefgh"}], "image": "a.png"}) == 576 + 2
     transformed = tiny_dataset(2).with_transform(lambda rows: rows)
     with pytest.raises(
-        ValueError, match="groups by length.*Give it a column 'length'.*train_sampling_strategy='random'"
+        ValueError, match=r"groups by length.*Give it a column 'length'.*train_sampling_strategy='random'"
     ):
         trainer(tmp_path, transformed, train_sampling_strategy="group_by_length").train()
 
@@ -211,7 +211,7 @@ def test_the_column_of_lengths_reaches_the_sampler(tmp_path):
     data = tiny_dataset(8).add_column("tokens", [1, 2, 3, 4, 9, 8, 7, 6])
     changes = {"train_sampling_strategy": "group_by_length", "length_column_name": "tokens", "max_steps": 4}
     this = trainer(tmp_path, data, **changes, eval_dataset=tiny_dataset(3))
-    assert list(this.get_train_dataloader().batch_sampler.sampler)[0] == 4
+    assert next(iter(this.get_train_dataloader().batch_sampler.sampler)) == 4
     this.train()
     ours = VisionCollator(tiny_llava_processor())
     assert this.evaluate()["eval_label_tokens"] == label_count(ours, tiny_records(3))

@@ -86,9 +86,10 @@ class CALTrainer(DataTrainer):
         given |= {"formatting_func": formatting_func}
         train_dataset, eval_dataset = self._look_at_data(args, given, processing_class)
         if isinstance(model, nn.Module):
+            for wrapped in {model, unwrap(model)}:
+                take_off_mixed_precision(wrapped)
             if _left_on(unwrap(model)):
                 disable_cal(model)  # else enable_cal would refuse a second stage
-            take_off_mixed_precision(unwrap(model))
         with hide_cal_fields_from_trl(args, self._kind is Kind.CONVERSATIONS):
             super().__init__(
                 model=model,

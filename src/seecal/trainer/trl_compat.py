@@ -8,7 +8,6 @@ from typing import Any
 
 from trl.trainer.utils import add_fused_lm_head
 
-from ..core.state import state_of
 from ..families.table import family_of
 from .cal_config import CALConfig
 
@@ -48,14 +47,15 @@ def hide_cal_fields_from_trl(args: CALConfig, our_collator: bool) -> Iterator[No
 
 
 def take_off_mixed_precision(model: Any) -> None:
-    """Takes off a wrapper that accelerate left on the forward of an earlier training, such as a plain SFTTrainer's.
+    """Takes off what accelerate left on a model in an earlier training, such as a plain SFTTrainer's: its wrapper around
+    the forward, and its mark that nothing is to be wrapped again.
 
-    The next trainer puts its own on. Left where it is, CAL would have to run outside of it, in float32. One that CAL's
-    forward is inside of stays: CAL is switched on and off within.
+    The next trainer puts its own on. Under the old one CAL would run outside of mixed precision, or in that of before.
     """
-    if "_original_forward" not in vars(model) or state_of(model).patched:
+    vars(model).pop("_is_accelerate_prepared", None)
+    original = vars(model).pop("_original_forward", None)
+    if original is None:
         return
-    original = model.__dict__.pop("_original_forward")
     del model.forward
     if getattr(original, "__func__", None) is not type(model).forward:
         model.forward = original
