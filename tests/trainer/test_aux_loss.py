@@ -1,4 +1,4 @@
-"""The load-balancing loss of mixture-of-experts models in CALTrainer: what the model's own forward adds, a whole step long."""
+"""The load-balancing loss of mixture-of-experts models in CALTrainer: what the model's own forward adds, over a step."""
 
 import copy
 
