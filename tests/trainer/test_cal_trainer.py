@@ -300,13 +300,23 @@ def test_a_model_by_its_folder_and_a_stream(tmp_path):
     assert this.evaluate()["eval_label_tokens"] > 16 * 4
 
 
+def easy_model():
+    """A model that always says what ends an answer, and so is right about that."""
+    model, processor = tiny_llava().eval(), tiny_llava_processor()
+    batch = VisionCollator(processor)(tiny_records(4))
+    with torch.no_grad():
+        hidden = model.model(**{name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")})[0]
+        model.lm_head.weight[processor.tokenizer.eos_token_id] = hidden.mean((0, 1)) * 10
+    return model
+
+
 def test_metrics_of_a_log_window(tmp_path):
     """The log of two steps against the same two forwards by hand."""
     changes = {"logging_steps": 2, "learning_rate": 0.0, "train_sampling_strategy": "sequential"}
-    this = trainer(tmp_path, changes=changes)
+    this = trainer(tmp_path, easy_model(), changes=changes)
     this.train()
     log = this.state.log_history[0]
-    model = seecal.enable_cal(tiny_llava()).train()
+    model = seecal.enable_cal(easy_model()).train()
     rows = [tiny_dataset(16)[index] for index in range(8)]
     records = [model(**this.data_collator(rows[start : start + 4])).cal for start in (0, 4)]
     counts = [len(one.visual_delta) for one in records]
@@ -315,6 +325,17 @@ def test_metrics_of_a_log_window(tmp_path):
     total = sum(one.cross_entropy.item() * n for one, n in zip(records, counts, strict=True))
     assert log["cross_entropy"] == pytest.approx(total / sum(counts))
     assert log["loss"] == pytest.approx(sum((one.loss_sum / one.weight_sum).item() for one in records) / 2)
+    right, plain = 0, easy_model().eval()
+    for start in (0, 4):
+        batch = this.data_collator(rows[start : start + 4])
+        batch = {
+            name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and name != "long_records"
+        }
+        with torch.no_grad():
+            likeliest = plain(**batch).logits[:, :-1].argmax(-1)
+        right += int((likeliest == batch["labels"][:, 1:]).sum())
+    assert log["mean_token_accuracy"] == pytest.approx(right / sum(counts))
+    assert right > 5
     assert log["delta_mean"] == pytest.approx(delta.mean().item(), abs=1e-6)
     assert log["share_at_alpha"] == pytest.approx((delta <= 1).float().mean().item())
     assert log["share_at_alpha"] + log["share_inside"] + log["share_at_beta"] == pytest.approx(1)

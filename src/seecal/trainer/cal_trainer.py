@@ -28,24 +28,29 @@ from .trl_compat import hide_cal_fields_from_trl, load_as_saved, patch_eval_head
 
 
 class CALTrainer(DataTrainer):
-    """:class:`trl.SFTTrainer` that trains with CAL. Takes the same arguments, with a :class:`seecal.CALConfig`.
+    """:class:`trl.SFTTrainer` that trains with CAL. Takes the same arguments, with a :class:`seecal.CALConfig`; a
+    :class:`trl.SFTConfig` or ``TrainingArguments`` is made into one. docs/trl.md says what is the same and what is not.
 
     Training logs the CAL ``loss`` (Σ w·CE / Σ w, nats), the plain ``cross_entropy`` (nats a label token), ``delta_mean``
     (logits), ``share_at_alpha``, ``share_inside`` and ``share_at_beta`` (of the label tokens with a contrast),
     ``label_tokens``, ``tokens_per_second`` (without padding, evaluation not counted), ``contrast_token_share`` (of all
     token positions that went through the decoder), ``records_dropped`` and ``records_truncated`` (``on_long``, ``on_bad``),
-    and TRL's ``num_tokens``; all over the steps since the last log and over all ranks.
+    and TRL's ``mean_token_accuracy`` (of the label tokens), ``num_tokens`` and, for mixture-of-experts models, ``aux_loss``
+    (part of ``loss``, with its coefficient); all over the steps since the last log and over all ranks.
     ``data_wait_share`` is the share of that time spent waiting for the next batch, its copy to the device included; a share
     that stays high is said once. The first log includes the start of the dataloader's workers.
 
     ``eval_loss`` is the plain cross-entropy Σ CE / Σ tokens of the whole evaluation set; TRL's ``eval_entropy`` and
     ``eval_mean_token_accuracy`` are means over the same tokens.
 
-    Records with ``messages`` go through :class:`seecal.VisionCollator` unless ``data_collator`` is given: only assistant
-    turns are labels. Images are decoded when a batch is made, never up front.
+    A data set is any collection of records: of ``datasets``, a list, a torch data set. Its first record tells what it
+    holds, also for each one of several in an evaluation. Records with ``messages`` go through
+    :class:`seecal.VisionCollator` unless ``data_collator`` is given: only assistant turns are labels. Images are decoded
+    when a batch is made, never up front.
 
     Raises:
-        ValueError: ``args`` is no CALConfig; the model is not a vision-language model; an argument that CAL cannot honour.
+        ValueError: ``args`` is no config; the model is not a vision-language model; data that would be learnt wrongly; an
+            argument that CAL cannot honour; from ``train()``, a subclass that leaves CAL's loss out.
         FloatingPointError: from ``train()``, before the optimizer step whose loss or gradient norm is not finite.
     """
 
@@ -123,7 +128,9 @@ class CALTrainer(DataTrainer):
         self._oddity = check_processor(self.data_collator, model, ids)
         self.cal_options = args.cal_options()
         enable_cal(cast(nn.Module, self.model), self.cal_options)
-        state_of(model).by_trainer = True  # the next stage's trainer may change the options
+        state = state_of(model)
+        state.by_trainer = True  # the next stage's trainer may change the options
+        state.counts_top1 = True
         # Have Trainer count each step's labels whatever the model's signature, and leave accumulation to compute_loss.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]

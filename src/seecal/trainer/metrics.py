@@ -73,6 +73,8 @@ def count_tokens(sums: RunningSums, cal: CALOutput, attention_mask: Tensor | Non
         main=cal.main_tokens,
         contrast=cal.contrast_tokens,
     )
+    if cal.is_top1 is not None:
+        sums.add(correct=cal.is_top1.sum())
 
 
 def token_metrics(sums: dict[str, float]) -> dict[str, float]:
@@ -82,6 +84,8 @@ def token_metrics(sums: dict[str, float]) -> dict[str, float]:
         "label_tokens": sums["label_tokens"],
         "contrast_token_share": sums["contrast"] / max(sums["main"] + sums["contrast"], 1),
     }
+    if "correct" in sums:
+        metrics["mean_token_accuracy"] = sums["correct"] / max(sums["label_tokens"], 1)
     if "aux_loss" in sums:
         metrics["aux_loss"] = sums["aux_loss"] / sums["forwards"]
     if "dropped" in sums:
