@@ -42,7 +42,12 @@ FLOORS = {
         {"vision", "checked"},
     ],
     "models": [{"loading", "efficientnet_lite", "feature_cache"}, {"generate", "micro"}],
-    "trainer": [{"cal_config", "metrics", "checkpoints"}, {"callbacks", "trl_compat", "collators"}, {"cal_trainer"}],
+    "trainer": [
+        {"cal_config", "metrics", "checkpoints", "samples"},
+        {"callbacks", "trl_compat", "arguments", "collators", "sampling", "step"},
+        {"data_trainer"},
+        {"cal_trainer"},
+    ],
     "recipes": [
         {"launch", "schema", "tiny", "trainable"},
         {"overrides", "stage_trainer"},

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seecal import weighted_linear_cross_entropy
-from seecal.ops.linear_cross_entropy import label_logits
+from seecal.ops.linear_cross_entropy import label_logits, weighted_sum_of_ce
 
 N, D, V = 37, 16, 53
 
@@ -121,6 +121,23 @@ def test_nothing_to_learn_is_a_zero_with_gradients(why):
     for leaf in leaves:
         assert leaf.grad is not None
         assert not leaf.grad.any()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 5])
+@pytest.mark.parametrize("options", [{}, {"scale": -0.5}, {"softcap": 3.0}], ids=["plain", "scale", "soft-cap"])
+def test_is_top1_says_where_the_label_is_the_likeliest(chunk_size, options):
+    hidden, weight, labels, token_weights, bias = inputs(ignored=4)
+    logits = options.get("scale", 1.0) * (hidden @ weight.T + bias)
+    labels[::3] = logits.argmax(-1)[::3]
+    labels[:4] = -100
+    is_top1 = torch.zeros(N, dtype=torch.bool)
+    arguments = (hidden, weight, labels, token_weights)
+    loss, ce = weighted_sum_of_ce(*arguments, bias=bias, chunk_size=chunk_size, is_top1=is_top1, **options)
+    assert torch.equal(is_top1, logits.argmax(-1) == labels)
+    assert 8 < is_top1.sum() < N / 2
+    without = weighted_sum_of_ce(*arguments, bias=bias, chunk_size=chunk_size, **options)
+    assert torch.equal(loss, without[0])
+    assert torch.equal(ce, without[1])
 
 
 def test_ignored_rows_may_hold_anything():

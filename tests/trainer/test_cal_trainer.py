@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForImageTextToText, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 import seecal
 from seecal import CALConfig, CALTrainer
@@ -162,6 +162,33 @@ def test_records_without_an_answer(tmp_path, caplog):
     assert logs[0]["label_tokens"] == int((expected["labels"] != -100).sum())
 
 
+@pytest.mark.parametrize("form", ["messages", "prompts", "parts"])
+def test_a_record_without_an_id_is_called_by_its_first_words(tmp_path, form):
+    rows = [dict(row) for row in (prompt_completion(8) if form == "prompts" else unanswered(8))]
+    for row in rows:
+        del row["id"]
+        if form == "prompts":  # nothing is left to learn of the first one
+            row["completion"] = row["completion"] if row is not rows[0] else []
+        if form == "parts":
+            row["messages"] = [
+                {
+                    **turn,
+                    "content": [
+                        *[{"type": "image"}] * len(row["images"]) * (number == 0),
+                        {"type": "text", "text": turn["content"]},
+                    ],
+                }
+                for number, turn in enumerate(row["messages"])
+            ]
+    changes = {"train_sampling_strategy": "sequential"}
+    with pytest.raises(ValueError, match=r"record 0 of the batch \(it has no id; it begins 'What colour is it\?"):
+        trainer(tmp_path, changes=changes, data=rows).train()
+    this = trainer(tmp_path, changes={**changes, "on_bad": "skip"}, data=rows)
+    if form != "prompts":
+        this.train()
+        assert [entry["records_dropped"] for entry in this.state.log_history if "loss" in entry] == [2, 1]
+
+
 def test_weights_of_prompts_and_completions_are_honoured(tmp_path):
     data = prompt_completion(4)
     this = trainer(tmp_path, data=data, changes={"max_steps": 1})
@@ -273,13 +300,23 @@ def test_a_model_by_its_folder_and_a_stream(tmp_path):
     assert this.evaluate()["eval_label_tokens"] > 16 * 4
 
 
+def easy_model():
+    """A model that always says what ends an answer, and so is right about that."""
+    model, processor = tiny_llava().eval(), tiny_llava_processor()
+    batch = VisionCollator(processor)(tiny_records(4))
+    with torch.no_grad():
+        hidden = model.model(**{name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")})[0]
+        model.lm_head.weight[processor.tokenizer.eos_token_id] = hidden.mean((0, 1)) * 10
+    return model
+
+
 def test_metrics_of_a_log_window(tmp_path):
     """The log of two steps against the same two forwards by hand."""
     changes = {"logging_steps": 2, "learning_rate": 0.0, "train_sampling_strategy": "sequential"}
-    this = trainer(tmp_path, changes=changes)
+    this = trainer(tmp_path, easy_model(), changes=changes)
     this.train()
     log = this.state.log_history[0]
-    model = seecal.enable_cal(tiny_llava()).train()
+    model = seecal.enable_cal(easy_model()).train()
     rows = [tiny_dataset(16)[index] for index in range(8)]
     records = [model(**this.data_collator(rows[start : start + 4])).cal for start in (0, 4)]
     counts = [len(one.visual_delta) for one in records]
@@ -288,6 +325,17 @@ def test_metrics_of_a_log_window(tmp_path):
     total = sum(one.cross_entropy.item() * n for one, n in zip(records, counts, strict=True))
     assert log["cross_entropy"] == pytest.approx(total / sum(counts))
     assert log["loss"] == pytest.approx(sum((one.loss_sum / one.weight_sum).item() for one in records) / 2)
+    right, plain = 0, easy_model().eval()
+    for start in (0, 4):
+        batch = this.data_collator(rows[start : start + 4])
+        batch = {
+            name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and name != "long_records"
+        }
+        with torch.no_grad():
+            likeliest = plain(**batch).logits[:, :-1].argmax(-1)
+        right += int((likeliest == batch["labels"][:, 1:]).sum())
+    assert log["mean_token_accuracy"] == pytest.approx(right / sum(counts))
+    assert right > 5
     assert log["delta_mean"] == pytest.approx(delta.mean().item(), abs=1e-6)
     assert log["share_at_alpha"] == pytest.approx((delta <= 1).float().mean().item())
     assert log["share_at_alpha"] + log["share_inside"] + log["share_at_beta"] == pytest.approx(1)
@@ -394,13 +442,13 @@ def test_no_image_is_decoded_before_its_batch(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda given: given.update(args=SFTConfig("x", use_cpu=True, report_to="none")), "args is a SFTConfig.*CALConfig"),
+        (lambda given: given.update(args={"output_dir": "x"}), "args is a dict.*CALConfig"),
         (lambda given: given.update(compute_loss_func=lambda *_, **__: 0), "compute_loss_func"),
         (lambda given: setattr(given["args"], "packing", True), "packing=True"),
         (lambda given: setattr(given["args"], "_n_gpu", 2), "nn.DataParallel"),
         (lambda given: given.update(processing_class=tiny_tokenizer()), "does not seem to be a vision-language model"),
     ],
-    ids=["SFTConfig", "compute_loss_func", "changed later", "several GPUs", "no processor"],
+    ids=["a dict", "compute_loss_func", "changed later", "several GPUs", "no processor"],
 )  # fmt: skip
 def test_what_is_refused(tmp_path, change, message):
     given = {"args": config(tmp_path), "train_dataset": tiny_dataset(4), "processing_class": tiny_llava_processor()}

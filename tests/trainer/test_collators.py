@@ -7,7 +7,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, DataCollato
 
 from seecal import CALConfig, CALTrainer, VisionCollator
 from seecal.data.collators.checked import CheckedCollator
-from seecal.trainer.collators import collator_for, has_conversations, without_contrast
+from seecal.trainer.collators import PromptCollator, TextCollator, collator_for, without_contrast
+from seecal.trainer.samples import Kind, first_sample, kind_of
 from tests.support.tiny import tiny_dataset, tiny_image, tiny_llava, tiny_llava_processor, tiny_records, tiny_tokenizer
 
 
@@ -69,8 +70,28 @@ def made_by_a_transform():
     return Dataset.from_dict(columns).with_transform(transform)
 
 
+class Records(torch.utils.data.Dataset):
+    """A data set of torch's, which is asked for its samples by number."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return tiny_records(4)[index]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(tiny_records(4))
+
+
 DATA = {
     "a column of images": lambda: tiny_dataset(4),
+    "one image each": lambda: tiny_dataset(4).map(lambda row: {"image": row["images"][0]}, remove_columns="images"),
+    "a list": lambda: tiny_records(4),
+    "a list without images": lambda: list(text_only()),
+    "a data set of torch": Records,
+    "a stream of torch": Stream,
     "no image at all": text_only,
     "images inside the parts": own_images,
     "made by a transform": made_by_a_transform,
@@ -82,11 +103,10 @@ DATA = {
 @pytest.mark.parametrize("name", DATA)
 def test_conversations_are_ours_wherever_their_images_are(tmp_path, name):
     data = DATA[name]()
-    assert has_conversations(data)
-    settings = {"remove_unused_columns": False} if "transform" in name else {}
+    assert kind_of(first_sample(data, "data")) is Kind.CONVERSATIONS
     this = Seen(
         tiny_llava(),
-        config(tmp_path, **settings),
+        config(tmp_path),
         train_dataset=data,
         eval_dataset=data,
         processing_class=tiny_llava_processor(),
@@ -94,6 +114,7 @@ def test_conversations_are_ours_wherever_their_images_are(tmp_path, name):
     assert isinstance(this.data_collator, VisionCollator)
     this.train()
     rows = tiny_records(2) if "no image" not in name and "without images" not in name else list(text_only())[:2]
+    assert this.train_dataset is data
     expected = VisionCollator(tiny_llava_processor())(rows)
     assert this.batch.pop("long_records").tolist() == [0, 0]
     assert this.batch.keys() == {*expected}
@@ -106,22 +127,18 @@ def test_conversations_are_ours_wherever_their_images_are(tmp_path, name):
 def test_one_that_is_given_stays(tmp_path):
     for data in (tiny_dataset(2), text_only()):
         given = VisionCollator(tiny_llava_processor(), contrast="noise", strength=1.0)
-        assert not has_conversations(data, given)
-        this = CALTrainer(
-            tiny_llava(),
-            config(tmp_path, dataset_kwargs={"skip_prepare_dataset": True}),
-            given,
-            data,
-            processing_class=tiny_llava_processor(),
-        )
+        this = Seen(tiny_llava(), config(tmp_path), given, data, processing_class=tiny_llava_processor())
         assert this.data_collator is given
+        this.train()
+        expected = VisionCollator(tiny_llava_processor())([data[0], data[1]])
+        assert torch.equal(this.batch["labels"], expected["labels"]), "it gets the records, not TRL's token ids of them"
 
 
 def test_a_contrast_on_pixels_reaches_the_collator_and_not_the_evaluation(tmp_path):
     made = {
         (contrast, weighting): collator_for(
             config(tmp_path, contrast=contrast, weighting=weighting, pad_to_multiple_of=8, on_bad="skip", max_length=77),
-            tiny_llava_processor(), None, set(), True,
+            tiny_llava_processor(), None, set(), Kind.CONVERSATIONS,
         )
         for contrast, weighting in (("noise", "cal"), ("drop", "cal"), ("noise", "uniform"))
     }  # fmt: skip
@@ -141,53 +158,92 @@ def test_trls_own_collators(tmp_path):
     processor = tiny_llava_processor()
     args = config(tmp_path, max_length=50, on_long="drop", on_bad="skip")
     trl = DataCollatorForVisionLanguageModeling(processor, max_length=50)
-    made = collator_for(args, processor, trl, {3}, False)
+    made = collator_for(args, processor, trl, {3}, Kind.PROMPTS)
     assert isinstance(made, CheckedCollator)
+    assert isinstance(made.collator, PromptCollator)
     assert made.collator.max_length is None, "it would cut, perhaps inside an image"
     assert (made.max_length, made.on_long, made.on_bad, made.image_ids) == (50, "drop", "skip", {3})
-    text = DataCollatorForLanguageModeling(pad_token_id=0)
-    assert collator_for(args, processor, text, {3}, False) is text
+    text = DataCollatorForLanguageModeling(pad_token_id=3, pad_to_multiple_of=8)
+    made = collator_for(args, processor, text, {3}, Kind.TEXT)
+    assert isinstance(made, TextCollator)
+    batch = made([{"input_ids": [5, 6], "labels": [-100, 6]}])
+    assert {name: value.tolist() for name, value in batch.items()} == {
+        name: value.tolist() for name, value in text([{"input_ids": [5, 6], "labels": [-100, 6]}]).items()
+    }, "padding of the same id is no image"
+    with pytest.raises(ValueError, match=r"position 1 of row 0 of a batch, id 3, stands for an image.*'images'"):
+        made([{"input_ids": [5, 3], "labels": [-100, 3]}])
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"train_dataset is a list: .*seecal\.load_records"):
-        CALTrainer(
-            tiny_llava(), config(tmp_path), train_dataset=tiny_records(2), processing_class=tiny_llava_processor()
-        )
     with pytest.raises(ValueError, match=r"processing_class is a .*Tokenizer.*: conversations .*AutoProcessor"):
         CALTrainer(tiny_llava(), config(tmp_path), train_dataset=text_only(), processing_class=tiny_tokenizer())
     chats = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in own_images()]
-    with pytest.raises(ValueError, match="an image inside its 'prompt' and no column 'images'"):
-        has_conversations(Dataset.from_list(chats, features=Features({
+    with pytest.raises(ValueError, match="train_dataset has an image inside its 'prompt' and no column 'images'"):
+        first_sample(Dataset.from_list(chats, features=Features({
             key: own_images().features["messages"] for key in ("prompt", "completion")
-        })))  # fmt: skip
+        })), "train_dataset")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"train": tiny_dataset(1), "test": tiny_dataset(1)}, r"is a dict of train, test: pass one.*data\['train'\]"),
+        ("data.json", r"is a str: .*seecal\.load_records"),
+        (3, "is a int: expected"),
+        ([], "train_dataset is empty"),
+        (tiny_dataset(1).select([]), "train_dataset is empty"),
+        ([["a", "b"]], "gives a list: each sample must be a dict"),
+        ([{**tiny_records(1)[0], "weights": 0.5}], "'weights' whose first value is 0.5: expected a list"),
+        ([{**tiny_records(1)[0], "weights": ["a"]}], r"'weights' whose first value is \['a'\]: expected a list"),
+        (tiny_dataset(2).add_column("weights", [1.0, 2.0]), "'weights' whose first value is 1.0.*rename or remove"),
+        ([{**tiny_records(1)[0], "videos": ["clip.mp4"]}], "train_dataset has 'videos': only images are read"),
+        ([{**tiny_records(1)[0], "audio": "a.wav"}], "train_dataset has 'audio': only images are read"),
+    ],
+    ids=["splits", "path", "number", "empty", "no rows", "lists", "a weight", "words", "a column", "videos", "audio"],
+)
+def test_data_that_cannot_be_read_is_told_at_construction(tmp_path, data, message):
+    with pytest.raises(ValueError, match=message):
+        CALTrainer(tiny_llava(), config(tmp_path), train_dataset=data, processing_class=tiny_llava_processor())
+
+
+def test_weights_as_lists_or_arrays_are_fine():
+    for weights in (None, [1.0, 2], (1, 2), torch.ones(2)):
+        assert first_sample([{"messages": [], "weights": weights}], "data")["messages"] == []
+
+
+def test_conversations_are_not_left_to_trls_text_collator(tmp_path):
+    given = DataCollatorForLanguageModeling(pad_token_id=0)
+    with pytest.raises(
+        ValueError, match=r"DataCollatorForLanguageModeling and the data set has messages.*the user's too"
+    ):
+        CALTrainer(tiny_llava(), config(tmp_path), given, text_only(), processing_class=tiny_llava_processor())
 
 
 def test_what_is_not_ours():
-    texts = Dataset.from_list([{"prompt": "a", "completion": "b"}])
-    assert not has_conversations(texts)
-    assert not has_conversations(Dataset.from_list([{"text": "a"}]))
-    assert not has_conversations(Dataset.from_list([{"messages": [], "input_ids": [1]}])), "tokenised already"
-    assert not has_conversations(None), "TRL says that it is required"
     chats = tiny_dataset(2).map(
         lambda row: {"prompt": row["messages"][:1], "completion": row["messages"][1:]}, remove_columns="messages"
     )
-    assert not has_conversations(chats)
+    kinds = {
+        Kind.TEXT: [{"prompt": "a", "completion": "b"}, {"text": "a"}],
+        Kind.TOKENS: [{"messages": [], "input_ids": [1]}],  # tokenised already
+        Kind.PROMPTS: [chats[0], {"prompt": "a", "completion": "b", "image": None}],
+        Kind.CONVERSATIONS: [{"conversations": []}, {"messages": [], "images": [], "input_ids": [1]}],
+    }
+    assert all(kind_of(sample) is kind for kind, samples in kinds.items() for sample in samples)
 
 
-def test_a_formatting_function_is_said_to_have_no_use(caplog):
-    assert has_conversations(tiny_dataset(2), formatting_func=str)
-    assert "formatting_func is not used" in caplog.text
+def test_what_nobody_reads_is_said_once(tmp_path, caplog):
+    data = [{**row, "image_path": "a.png", "score": 1} for row in tiny_records(4)]
+    CALTrainer(tiny_llava(), config(tmp_path), train_dataset=data, processing_class=tiny_llava_processor()).train()
+    assert caplog.text.count("not read of the samples of train_dataset: image_path, score") == 1
 
 
-def test_no_sample_is_read_where_columns_tell():
-    read = []
-
-    def rows():
-        read.append(1)
-        yield from tiny_records(2)
-
-    from datasets import IterableDataset
-
-    assert has_conversations(IterableDataset.from_generator(rows, features=tiny_dataset(1).features))
-    assert not read
+def test_a_formatting_function_is_said_to_have_no_use(tmp_path, caplog):
+    CALTrainer(
+        tiny_llava(),
+        config(tmp_path),
+        train_dataset=tiny_dataset(2),
+        processing_class=tiny_llava_processor(),
+        formatting_func=str,
+    )
+    assert "formatting_func is not used: the chat template" in caplog.text

@@ -79,9 +79,16 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
         weights = torch.ones_like(delta.delta) if skipped else weights_of(delta, options)
     weight_sum = weights.sum()
     rows, factor = _normaliser(weights, weight_sum, delta, options.normalize, len(both.main.batch.valid))
+    is_top1 = torch.zeros_like(delta.labels, dtype=torch.bool) if state_of(model).counts_top1 else None
     # Divided before the sum: see weighted_linear_cross_entropy
     loss, ce_N = weighted_sum_of_ce(
-        both.hidden, head.weight, delta.labels, rows * factor, chunk_size=options.chunk_size, **head.options()
+        both.hidden,
+        head.weight,
+        delta.labels,
+        rows * factor,
+        chunk_size=options.chunk_size,
+        is_top1=is_top1,
+        **head.options(),
     )
     aux = aux_loss_of(model, both.main)
     weighted_aux = None if aux is None else aux[0] * aux[1]
@@ -94,6 +101,7 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
         main_tokens=both.main.tokens,
         contrast_tokens=both.contrast.tokens,
         aux_loss=weighted_aux,
+        is_top1=is_top1,
     )
     output_class = _output_class(type(model))  # type: ignore[arg-type]
     names = {field.name for field in dataclasses.fields(output_class)} - {"loss", "logits", "past_key_values"}

@@ -67,6 +67,7 @@ class CALOutput:
         cross_entropy: plain Σ CE / N in nats, scalar, detached; 0 without label tokens.
         aux_loss: the load-balancing loss of a mixture-of-experts decoder times its coefficient, scalar, carries gradients;
             None where there is none. It is in ``output.loss`` and not in ``loss_sum``.
+        is_top1: whether no other token is likelier than the label, [N] bool; None unless CALTrainer counts it.
         main_tokens, contrast_tokens: token positions that went through the decoder in either pass, padding included.
     """
 
@@ -78,3 +79,4 @@ class CALOutput:
     main_tokens: int
     contrast_tokens: int
     aux_loss: Tensor | None = None
+    is_top1: Tensor | None = None

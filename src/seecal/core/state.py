@@ -19,6 +19,7 @@ class CALState:
         patched: our forward stands on the instance, even if a wrapper put on later hides it.
         previous_forward: what stood on the instance before our forward; None: nothing, the class's own.
         by_trainer: a trainer enabled CAL, not the caller: the next stage's trainer may change the options.
+        counts_top1: training forwards say at which label tokens the label is the likeliest token.
         step: the number of the optimizer step, as a trainer says it; None: nobody does.
         forwards: training forwards so far, for when nobody says the step.
         tested: an undeclared family has passed its self-test.
@@ -28,6 +29,7 @@ class CALState:
     patched: bool = False
     previous_forward: Any = None
     by_trainer: bool = False
+    counts_top1: bool = False
     step: int | None = None
     forwards: int = 0
     tested: bool = False

@@ -86,8 +86,13 @@ def weighted_sum_of_ce(
     scale: float = 1.0,
     softcap: float | None = None,
     chunk_size: int | None = None,
+    is_top1: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(Σ w·CE, a float32 scalar with gradients; CE of every row, [N] float32, detached, 0 where the label is -100)."""
+    """(Σ w·CE, a float32 scalar with gradients; CE of every row, [N] float32, detached, 0 where the label is -100).
+
+    ``is_top1``, [N] bool, is filled in: whether no logit of the row is above its label's; False where that is -100. That is
+    one more reduction over the logits, with every tie for the label.
+    """
     _check_shapes(hidden, weight, labels, token_weights, bias)
     counts = labels != IGNORE_INDEX
     row_weight = token_weights.detach().float().masked_fill(~counts, 0)
@@ -100,7 +105,7 @@ def weighted_sum_of_ce(
     elif hidden.dtype != weight.dtype:
         hidden = hidden.to(weight.dtype)
     rows = chunk_size or max(1, min(max(len(hidden), 1), _CHUNK_LOGITS // weight.shape[0]))
-    return _WeightedSumOfCE.apply(hidden, weight, bias, labels, row_weight, counts, scale, softcap, rows)
+    return _WeightedSumOfCE.apply(hidden, weight, bias, labels, row_weight, counts, scale, softcap, rows, is_top1)
 
 
 def label_logits(
@@ -186,6 +191,7 @@ class _WeightedSumOfCE(torch.autograd.Function):
         scale: float,
         softcap: float | None,
         rows: int,
+        is_top1: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         # float16 has few exponents: gradients of a mean are lifted into its range, and kept in float32 until the backward
@@ -208,7 +214,10 @@ class _WeightedSumOfCE(torch.autograd.Function):
                 logits_CV = logits_CV.float() if bias is None else logits_CV.float().add_(bias.float())
                 _post(logits_CV, scale, softcap)
                 lse_C1 = logits_CV.logsumexp(-1, keepdim=True)
-                ce_N[part] = (lse_C1 - logits_CV.gather(1, label_C1))[:, 0] * counts[part]
+                at_label_C1 = logits_CV.gather(1, label_C1)
+                ce_N[part] = (lse_C1 - at_label_C1)[:, 0] * counts[part]
+                if is_top1 is not None:
+                    is_top1[part] = (at_label_C1[:, 0] >= logits_CV.amax(-1)) & counts[part]
                 if not (need_hidden or need_weight or grad_bias is not None):
                     continue
                 _logit_gradient_(logits_CV, lse_C1, label_C1, row_weight[part, None] * lift, scale, softcap)
@@ -238,7 +247,7 @@ class _WeightedSumOfCE(torch.autograd.Function):
             None if grad is None else _scaled(grad, by, dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*grads, None, None, None, None, None, None)
+        return (*grads, *[None] * 7)
 
 
 def _logit_gradient_(

@@ -9,22 +9,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import TrainerState
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..trainer.cal_trainer import CALTrainer
 from .trainable import split_by_learning_rate
-
-
-class _GroupedByEpoch(LengthGroupedSampler):
-    """Batches that depend on the seed and the epoch alone: the same on all ranks, and after a resume."""
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int):
-        super().__init__(batch_size, lengths=lengths)
-        self._seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.generator = torch.Generator().manual_seed(self._seed + epoch)
 
 
 class StageTrainer(CALTrainer):
@@ -38,20 +25,6 @@ class StageTrainer(CALTrainer):
     def __init__(self, *args: Any, groups: Mapping[str, str], learning_rates: Mapping[str, float], **kwargs: Any):
         self._groups, self._rates = groups, learning_rates
         super().__init__(*args, **kwargs)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        columns = cast("list[str]", self._signature_columns)
-        if self.args.length_column_name not in columns:
-            columns.append(self.args.length_column_name)  # the sampler looks for it in what is left
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        sampler = super()._get_train_sampler(train_dataset)
-        if not isinstance(sampler, LengthGroupedSampler):
-            return sampler
-        # transformers' own draws from the global random numbers, which differ after a resume and between ranks
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return _GroupedByEpoch(sampler.batch_size, sampler.lengths, seed)
 
     def take(self, checkpoint: Path) -> bool:
         """Load a checkpoint if it is of the last step; False if there are steps left. Trainer would take one step more.

@@ -14,10 +14,11 @@ _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(CALOptions))
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "auto": "auto"}
 
 
-def _same(options: type, name: str) -> Any:
-    """A config field with the default and the help of the field of that name in ``options``."""
+def _same(options: type, name: str, **command_line: Any) -> Any:
+    """A config field with the default and the help of the field of that name in ``options``; ``command_line``: what
+    argparse is told beside them."""
     (source,) = (field for field in dataclasses.fields(options) if field.name == name)
-    return dataclasses.field(default=source.default, metadata=dict(source.metadata))
+    return dataclasses.field(default=source.default, metadata={**source.metadata, **command_line})
 
 
 @dataclass
@@ -46,7 +47,8 @@ class CALConfig(SFTConfig):
     contrast: str = _same(CALOptions, "contrast")
     contrast_strength: float | None = _same(CALOptions, "contrast_strength")
     normalize: str = _same(CALOptions, "normalize")
-    padding_free: str = _same(CALOptions, "padding_free")  # type: ignore[assignment]  # argparse knows one type a field
+    # argparse knows one type a field; a bare --padding_free is SFTConfig's way to say True
+    padding_free: str = _same(CALOptions, "padding_free", nargs="?", const="true")  # type: ignore[assignment]
     chunk_size: int | None = _same(CALOptions, "chunk_size")
     threshold: float = _same(CALOptions, "threshold")
     contrast_every: int = _same(CALOptions, "contrast_every")
@@ -77,8 +79,9 @@ class CALConfig(SFTConfig):
         if self.packing or self.eval_packing:
             name = "packing" if self.packing else "eval_packing"
             raise ValueError(
-                f"{name}=True: TRL packs token sequences before training, which images cannot go through. Set "
-                f"{name}=False; padding_free packs CAL's own second pass."
+                f"{name}=True: TRL joins token sequences of the whole data set before training. Images cannot go through "
+                f"that, and in joined text no sample tells what its answer follows. Set {name}=False: padding_free packs a "
+                "batch into one row without padding, text-only batches too."
             )
         if self.loss_type != "nll":
             raise ValueError(

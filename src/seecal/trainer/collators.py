@@ -1,112 +1,141 @@
-"""Which collator makes the batches of a training, told by the first sample and by what the caller passed.
+"""Which collator makes the batches of a data set, told by what its samples are and by what the caller passed.
 
 ``data_collator`` given                → that one, as it is
 ``messages`` (wherever the images are) → :class:`seecal.VisionCollator`: assistant turns are labels
 other vision data, such as prompts     → TRL's, held to our rules by CheckedCollator
-text without ``messages``              → TRL's
+text without ``messages``, token ids   → TRL's, which may not hold what stands for an image
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
-from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
-from trl.data_utils import get_dataset_column_names
-from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+import torch
+from transformers import ProcessorMixin
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, DataCollatorForVisionLanguageModeling
 
 from ..core.contrasts import contrast_named
 from ..core.weighting import passes_read
 from ..data.collators.checked import CheckedCollator
+from ..data.collators.conversation import record_name
 from ..data.collators.vision import VisionCollator
 from .cal_config import CALConfig
-
-logger = logging.getLogger(__name__)
-
-_IMAGES = {"image", "images"}
+from .samples import Kind
 
 
-def has_conversations(
-    train_dataset: Any, data_collator: Any = None, processing_class: Any = None, formatting_func: Any = None
-) -> bool:
-    """Whether the data is conversations for :class:`seecal.VisionCollator`. Decodes no image but, where only a sample can
-    tell (a transform, parts of prompts), that of the first.
+@dataclass
+class TextCollator(DataCollatorForLanguageModeling):
+    """TRL's batches of token ids. ValueError for one that holds what stands for an image, since none goes with it."""
 
-    Raises:
-        ValueError: ``train_dataset`` is no ``datasets`` set; conversations with a tokenizer instead of a processor; images
-            inside the parts of a prompt, where TRL's collator would not see them.
-    """
-    if train_dataset is None:
-        return False  # TRL says that it is required
-    if not isinstance(train_dataset, (Dataset, IterableDataset)):
-        raise ValueError(
-            f"train_dataset is a {type(train_dataset).__name__}: expected a datasets.Dataset or IterableDataset. "
-            "seecal.load_records makes one of a list of records, or of a file."
-        )
-    if data_collator is not None:
-        return False
-    names = _keys_of_samples(train_dataset)
-    has_images = not names.isdisjoint(_IMAGES)
-    if "messages" not in names or ("input_ids" in names and not has_images):  # tokenised already
-        if {"prompt", "completion"} <= names and not has_images:
-            _refuse_images_in_prompt(next(iter(train_dataset)))
-        return False
-    if isinstance(processing_class, PreTrainedTokenizerBase) and not has_images:  # with images TRL says it
-        raise ValueError(
-            f"processing_class is a {type(processing_class).__name__}: conversations for a vision-language model go "
-            "through its processor. Pass AutoProcessor.from_pretrained(its folder)."
-        )
-    if formatting_func is not None:
-        logger.warning("formatting_func is not used: the chat template puts the column 'messages' into text")
-    return True
+    image_ids: frozenset[int] = frozenset()
 
-
-def _keys_of_samples(dataset: Dataset | IterableDataset) -> set[str]:
-    """What a sample is made of: columns, but where a transform makes samples of them, the keys of the first."""
-    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
-        return set(next(iter(dataset)))
-    return set(get_dataset_column_names(dataset))
-
-
-def _refuse_images_in_prompt(sample: Mapping[str, Any]) -> None:
-    for key in ("prompt", "completion"):
-        messages = sample[key] if isinstance(sample[key], list) else []
-        contents = [message.get("content") for message in messages if isinstance(message, Mapping)]
-        parts = [part for content in contents if isinstance(content, list) for part in content]
-        if any(isinstance(part, Mapping) and part.get("type") == "image" for part in parts):
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        images = torch.isin(batch["input_ids"], torch.tensor(sorted(self.image_ids)))
+        images &= batch["attention_mask"].bool()  # padding may have the same id
+        if bool(images.any()):
+            row, column = images.nonzero()[0].tolist()
+            index = int(batch["input_ids"][row, column])
             raise ValueError(
-                f"the first sample has an image inside its {key!r} and no column 'images', so its image would not reach "
-                "the model. Pass the data through seecal.load_records, or put the images under 'images'."
+                f"the token at position {column} of row {row} of a batch, id {index}, stands for an image, and no image "
+                "goes with text that is tokenised up front. Give the records 'messages' and 'images', or take the image "
+                "token out of the text."
             )
+        return batch
 
 
-def collator_for(args: CALConfig, processor: Any, trl_collator: Any, image_ids: set[int], conversations: bool) -> Any:
-    """The collator that makes the batches, where the caller passed none.
+@dataclass
+class PromptCollator(DataCollatorForVisionLanguageModeling):
+    """TRL's batches of prompts and completions with images; leaves the records as they are, and names one that fails."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return super().torch_call([dict(example) for example in examples])
+        except Exception as error:  # whatever a family's own code says of its inputs
+            names = [record_name(record, index) for index, record in enumerate(examples)]
+            failing = [name for name, record in zip(names, examples, strict=True) if self._fails_on(record)]
+            processor = type(self.processor).__name__
+            raise ValueError(f"{', '.join(failing or names)}: {processor} failed on it: {error}") from error
+
+    def _fails_on(self, record: Mapping[str, Any]) -> bool:
+        try:
+            super().torch_call([dict(record)])
+        except Exception:
+            return True
+        return False
+
+
+def collator_for(args: CALConfig, processor: Any, trl_collator: Any, image_ids: set[int], kind: Kind) -> Any:
+    """The collator that makes the batches of samples of a kind, where the caller passed none.
 
     Args:
         args: ``max_length``, ``on_long``, ``on_bad``, ``pad_to_multiple_of``, ``image_decoding``, and the contrast.
         processor: of the model.
-        trl_collator: the one that SFTTrainer chose.
+        trl_collator: the one that SFTTrainer makes for that kind.
         image_ids: the ids whose embeddings the model replaces by image features.
-        conversations: what :func:`has_conversations` says.
     """
-    if conversations:
+    if kind is Kind.CONVERSATIONS:
         return _vision_collator(args, processor)
-    if not isinstance(trl_collator, DataCollatorForVisionLanguageModeling):
-        return trl_collator
-    trl_collator.max_length = None  # it would cut, perhaps inside an image
-    return CheckedCollator(
-        trl_collator,
-        args.max_length,
-        frozenset(image_ids),
-        args.on_long,
-        with_ids=True,
-        on_bad=args.on_bad,
-        pad_to_multiple_of=_multiple(args),
+    if isinstance(trl_collator, DataCollatorForVisionLanguageModeling):
+        prompts = _made_of(PromptCollator, trl_collator)
+        prompts.max_length = None  # it would cut, perhaps inside an image
+        return CheckedCollator(
+            prompts,
+            args.max_length,
+            frozenset(image_ids),
+            args.on_long,
+            with_ids=True,
+            on_bad=args.on_bad,
+            pad_to_multiple_of=_multiple(args),
+        )
+    return _made_of(TextCollator, trl_collator, image_ids=frozenset(image_ids))
+
+
+def trl_collator_for(args: CALConfig, processor: Any, sample: Mapping[str, Any], kind: Kind) -> Any:
+    """The collator that SFTTrainer would make for such samples, for a data set that it did not see."""
+    if kind is Kind.CONVERSATIONS:
+        return None
+    if kind is Kind.PROMPTS:
+        return DataCollatorForVisionLanguageModeling(
+            processor,
+            completion_only_loss=completions_only(args, sample),
+            pad_to_multiple_of=_multiple(args),
+            dataset_text_field=args.dataset_text_field,
+        )
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return DataCollatorForLanguageModeling(tokenizer.pad_token_id, pad_to_multiple_of=_multiple(args))
+
+
+def completions_only(args: CALConfig, sample: Mapping[str, Any]) -> bool:
+    """Whether only the completion of a sample is a label: as asked, and by default where there is one."""
+    if args.completion_only_loss is None:
+        return "prompt" in sample and "completion" in sample
+    return args.completion_only_loss
+
+
+def check_given_collator(data_collator: Any, kind: Kind, assistant_only: bool) -> Kind:
+    """The kind of the samples as ``data_collator`` is to see them.
+
+    Raises:
+        ValueError: conversations for TRL's collator of token ids, which would make every token a label.
+    """
+    if kind is not Kind.CONVERSATIONS or not isinstance(data_collator, DataCollatorForLanguageModeling):
+        return kind
+    if assistant_only:
+        return Kind.TEXT
+    raise ValueError(
+        f"data_collator is a {type(data_collator).__name__} and the data set has messages: every token of them would be a "
+        "label, the user's too. Leave data_collator out: seecal.VisionCollator then labels the assistant's turns."
     )
+
+
+def _made_of(kind: type, collator: Any, **more: Any) -> Any:
+    """A ``kind``, a subclass of the collator's class, with all its settings."""
+    settings = {field.name: getattr(collator, field.name) for field in dataclasses.fields(collator) if field.init}
+    return kind(**{**settings, **more})
 
 
 def _vision_collator(args: CALConfig, processor: ProcessorMixin) -> VisionCollator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -73,6 +73,8 @@ def count_tokens(sums: RunningSums, cal: CALOutput, attention_mask: Tensor | Non
         main=cal.main_tokens,
         contrast=cal.contrast_tokens,
     )
+    if cal.is_top1 is not None:
+        sums.add(correct=cal.is_top1.sum())
 
 
 def token_metrics(sums: dict[str, float]) -> dict[str, float]:
@@ -82,6 +84,10 @@ def token_metrics(sums: dict[str, float]) -> dict[str, float]:
         "label_tokens": sums["label_tokens"],
         "contrast_token_share": sums["contrast"] / max(sums["main"] + sums["contrast"], 1),
     }
+    if "correct" in sums:
+        metrics["mean_token_accuracy"] = sums["correct"] / max(sums["label_tokens"], 1)
+    if "aux_loss" in sums:
+        metrics["aux_loss"] = sums["aux_loss"] / sums["forwards"]
     if "dropped" in sums:
         metrics |= {"records_dropped": sums["dropped"], "records_truncated": sums["truncated"]}
     if seen := sums["seen"]:
@@ -95,10 +101,13 @@ def evaluation_metrics(sums: dict[str, float]) -> dict[str, float]:
     """The figures of an evaluation, in nats and shares a label token: means over all of its tokens, not over batches."""
     tokens = sums["tokens"]
     means = {"loss": "nll", "entropy": "entropy", "mean_token_accuracy": "correct"}
-    return {**{name: sums[summed] / tokens for name, summed in means.items()}, "label_tokens": tokens}
+    metrics = {**{name: sums[summed] / tokens for name, summed in means.items()}, "label_tokens": tokens}
+    if "aux_loss" in sums:
+        metrics["aux_loss"] = sums["aux_loss"] / sums["forwards"]
+    return metrics
 
 
-def listed_records(names: list[str]) -> str:
+def listed_records(names: Sequence[str]) -> str:
     """`` (record 'a', record 'b')``, the first eight of them, for an error; nothing for none."""
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f" ({', '.join(names[:8])}{more})" if names else ""

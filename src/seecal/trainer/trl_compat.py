@@ -46,6 +46,21 @@ def hide_cal_fields_from_trl(args: CALConfig, our_collator: bool) -> Iterator[No
         args.padding_free, args.assistant_only_loss = kept
 
 
+def take_off_mixed_precision(model: Any) -> None:
+    """Takes off what accelerate left on a model in an earlier training, such as a plain SFTTrainer's: its wrapper around
+    the forward, and its mark that nothing is to be wrapped again.
+
+    The next trainer puts its own on. Under the old one CAL would run outside of mixed precision, or in that of before.
+    """
+    vars(model).pop("_is_accelerate_prepared", None)
+    original = vars(model).pop("_original_forward", None)
+    if original is None:
+        return
+    del model.forward
+    if getattr(original, "__func__", None) is not type(model).forward:
+        model.forward = original
+
+
 def load_as_saved(model: Any, folder: str) -> None:
     """Loads a whole model's weights from what save_pretrained wrote to ``folder``.
 

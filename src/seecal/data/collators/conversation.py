@@ -244,8 +244,26 @@ class ConversationEncoder:
 
 
 def record_name(record: Mapping[str, Any], index: int) -> str:
-    """How errors call a record: by its ``id``, else by its place in the batch."""
-    return f"record {record['id']!r}" if record.get("id") is not None else f"record {index} of the batch (it has no id)"
+    """How errors call a record: by its ``id``, else by its place in the batch and its first words."""
+    if record.get("id") is not None:
+        return f"record {record['id']!r}"
+    words = _first_words(record.get("messages") or record.get("prompt"))
+    begins = f"; it begins {words!r}" if words else ""
+    return f"record {index} of the batch (it has no id{begins})"
+
+
+def _first_words(messages: Any, most: int = 40) -> str:
+    """The beginning of the first text in ``messages``, by which a record can be found again."""
+    turns = [messages] if isinstance(messages, str) else messages if isinstance(messages, (list, tuple)) else []
+    for turn in turns:
+        content = turn.get("content") if isinstance(turn, Mapping) else turn
+        parts = content if isinstance(content, (list, tuple)) else [content]
+        for part in parts:
+            text = part.get("text") if isinstance(part, Mapping) else part
+            if isinstance(text, str) and text.strip():
+                words = " ".join(text.split())
+                return words if len(words) <= most else f"{words[:most].rstrip()}…"
+    return ""
 
 
 def in_parts(record: Mapping[str, Any], name: str) -> tuple[list[dict[str, Any]], list[Any]]:

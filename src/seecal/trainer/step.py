@@ -1,0 +1,93 @@
+"""The loss of one optimizer step over all its micro-batches and ranks, and what stops a step that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.outputs import CALOutput
+from .metrics import RunningSums, listed_records
+
+
+class GlobalStep:
+    """normalize="global": Σ w·CE of a step over the Σ w of all its micro-batches and ranks.
+
+    Σ w of the step is known only after its last forward. Until then any divisor that is the same in all micro-batches and
+    ranks will do; the label count keeps fp16 gradients in range. :meth:`finish` puts Σ w in its place.
+
+    A load-balancing loss aux_k of micro-batch k goes in as W_k·aux_k with W_k = Σ w of the micro-batch, so that
+    Σ W_k/W · aux_k is left of it: exactly aux in one micro-batch, the mean weighted by Σ w in several.
+
+    Args:
+        accelerator: of the trainer.
+        sums: ``loss``, of this rank's micro-batches of the step so far; :meth:`finish` leaves the whole step's there.
+        device: of the gradients.
+    """
+
+    def __init__(self, accelerator: Any, sums: RunningSums, device: torch.device) -> None:
+        self._accelerator, self._sums, self._device = accelerator, sums, device
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing of the step that was begun counts any more."""
+        self._sums.clear()
+        self._divisor: Tensor | None = None  # of the losses of this step's micro-batches
+        self._provisional = False  # whether it stands for a Σ w that was not known yet
+
+    def share(self, cal: CALOutput, label_count: Any) -> Tensor:
+        """What to back-propagate for one micro-batch. ``label_count``: of the whole step, over all ranks."""
+        loss_sum = cal.loss_sum if cal.aux_loss is None else cal.loss_sum + cal.weight_sum * cal.aux_loss
+        self._sums.add(loss=loss_sum, weight=cal.weight_sum)
+        if self._divisor is None:
+            self._provisional = not self._accelerator.sync_gradients  # else the first micro-batch is also the last
+            if self._provisional:
+                divisor = torch.as_tensor(label_count)
+            else:
+                divisor = self._accelerator.reduce(cal.weight_sum.clone(), "sum")
+            self._divisor = torch.where(divisor > 0, divisor, 1).to(self._device)
+        # Wrappers for several ranks average gradients: a sum over ranks needs their number.
+        return loss_sum * (self._accelerator.num_processes / self._divisor)
+
+    def finish(self, model: nn.Module) -> Tensor:
+        """Gradients and loss of the step over Σ w of all its micro-batches and ranks, before they are clipped.
+
+        Under an fp16 loss scale the gradients are still scaled here, which a factor does not mind.
+        """
+        total = self._sums.over_ranks(self._accelerator)
+        weight = torch.where(total["weight"] > 0, total["weight"], 1)  # no label anywhere: the gradients are zeros
+        assert self._divisor is not None
+        factor = (self._divisor / weight).float()
+        self._divisor = None
+        if self._provisional:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        grad = parameter.grad
+                        grad = grad.to_local() if hasattr(grad, "to_local") else grad
+                        grad.mul_(factor.to(grad.device))
+        loss = (total["loss"] / weight).float()
+        self._sums.add(loss=loss)
+        return loss
+
+
+def stop_unless_finite(loss: Tensor, norm: Tensor, scaler: Any, step: int, records: Sequence[str]) -> None:
+    """FloatingPointError unless the step's loss and gradient norm are finite; waits once for the device.
+
+    Args:
+        scaler: of an fp16 training, which skips a step whose gradients overflow; None without.
+        step: its number, for the error.
+        records: what it is made of on this rank, for the error.
+    """
+    values = torch.stack([loss.float(), norm.to(loss.device).float()]).tolist()
+    finite = [abs(value) < float("inf") for value in values]
+    if finite[0] and not finite[1] and scaler is not None and scaler.get_scale() >= 1:
+        return  # fp16: the scaler skips this step and halves its scale
+    if not all(finite):
+        raise FloatingPointError(
+            f"step {step}: the loss is {values[0]:g} and the gradient norm {values[1]:g}. "
+            "Stopped before the optimizer step; the weights are those of the step before. Look at the records of this "
+            f"step{listed_records(records)}, lower learning_rate, or use bf16 instead of fp16."
+        )

@@ -1,0 +1,103 @@
+"""Callbacks: a signal that one of two ranks gets, and the collator's epoch."""
+
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from seecal import CALTrainer, VisionCollator
+from seecal.trainer.callbacks import EpochCallback, StopOnSignal
+from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
+from tests.support.sgd import sgd_config
+from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
+
+WORKER = """
+import os, sys, signal
+from pathlib import Path
+import torch
+from transformers import TrainerCallback
+from seecal import CALTrainer
+from seecal.trainer import StopOnSignal
+from tests.support.sgd import sgd_config
+from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
+
+torch.set_num_threads(1)
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+rank = int(os.environ["RANK"])
+
+class SignalOne(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if rank == 1 and state.global_step == 1:
+            os.kill(os.getpid(), number)
+
+stop = StopOnSignal()
+args = sgd_config(folder / "run", 2, 1, max_steps=6, save_strategy="no")
+trainer = CALTrainer(
+    tiny_llava(), args, train_dataset=tiny_dataset(32), processing_class=tiny_llava_processor(),
+    callbacks=[SignalOne(), stop],
+)
+with stop.listening():
+    trainer.train()
+(folder / f"{rank}.txt").write_text(f"{trainer.state.global_step} {stop.signal}")
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_one_of_two_ranks_stops_both_at_the_same_step(tmp_path, number):
+    """All ranks have to ask each other in each step: were it only the signalled one, it would wait for ever."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, str(script), str(tmp_path), str(int(number))],
+        cwd=ROOT,
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        capture_output=True,
+        text=True,
+        timeout=limit(2),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = f"2 {int(number)}"
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == [expected, expected]
+    assert (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").exists()
+
+
+def test_the_reduction_happens_in_every_step_of_every_rank(monkeypatch):
+    """The same in one process: a rank without a signal takes part in the sum, and hears of the other's."""
+    from seecal.trainer import callbacks
+
+    asked = []
+
+    def sum_over_two(values):
+        asked.append(values.tolist())
+        return values + torch.tensor([1, 0])  # the other rank got SIGTERM
+
+    monkeypatch.setattr(callbacks, "world_size", lambda: 2)
+    monkeypatch.setattr(callbacks, "sum_over_ranks", sum_over_two)
+    stop, control = StopOnSignal(), SimpleNamespace(should_save=False, should_training_stop=False)
+    stop.on_step_end(SimpleNamespace(device=torch.device("cpu")), None, control)
+    assert asked == [[0, 0]]
+    assert stop.signal == signal.SIGTERM
+    assert control.should_save
+    assert control.should_training_stop
+
+
+def test_the_collator_hears_of_each_epoch(tmp_path):
+    seen = []
+
+    class Seen(VisionCollator):
+        def __call__(self, records):
+            seen.append(self.epoch)
+            return super().__call__(records)
+
+    collator = Seen(tiny_llava_processor())
+    args = sgd_config(tmp_path, 4, 1, max_steps=-1, num_train_epochs=3)
+    this = CALTrainer(tiny_llava(), args, collator, tiny_dataset(4), processing_class=tiny_llava_processor())
+    assert any(isinstance(callback, EpochCallback) for callback in this.callback_handler.callbacks)
+    this.train()
+    assert seen == [0, 1, 2]
