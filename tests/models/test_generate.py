@@ -21,7 +21,7 @@ def red(tmp_path):
     return path
 
 
-def asked(processor, image, question=QUESTION):
+def asked(processor, image, question=QUESTION, dtype=torch.float32):
     """What the model is given for a question."""
     seen = {}
 
@@ -29,7 +29,7 @@ def asked(processor, image, question=QUESTION):
         seen.update(input_ids=input_ids, **rest)
         return torch.cat([input_ids, input_ids[:, :0]], 1)
 
-    reply(SimpleNamespace(device="cpu", dtype=torch.float32, generate=generate), processor, image, question)
+    reply(SimpleNamespace(device="cpu", dtype=dtype, generate=generate), processor, image, question)
     return seen
 
 
@@ -55,6 +55,13 @@ def test_paligemma_reads_all_of_the_question_in_both_directions(red):
     found = asked(processors.paligemma(), red)
     assert not found["token_type_ids"].any()
     assert found["token_type_ids"].shape == found["input_ids"].shape
+
+
+def test_pixels_have_the_models_precision(red):
+    for dtype in (torch.bfloat16, torch.float32):
+        found = asked(tiny_llava_processor(), red, dtype=dtype)
+        assert found["pixel_values"].dtype == dtype
+        assert found["input_ids"].dtype == torch.long
 
 
 def test_where_the_image_stands_in_a_question(red):
