@@ -286,6 +286,13 @@ def test_freeze_at_the_top_holds_for_the_stages_in_which_the_word_table_trains(r
     assert (first.freeze, second.freeze) == ((), ("embeddings",))
 
 
+def test_ddp_does_not_look_for_unused_parameters_in_each_step(recipe, tmp_path):
+    """Every trained tensor has a gradient in every step, as check_gradients sees to."""
+    for settings, expected in (({}, False), ({"ddp_find_unused_parameters": True}, True)):
+        (stage,) = recipe({**CPU, **settings}).stages
+        assert stage.config(tmp_path).ddp_find_unused_parameters is expected
+
+
 def test_what_a_stage_does_when_nothing_is_said(recipe):
     (stage,) = recipe({}).stages
     assert stage.check_gradients is True, "an untrained projector would go unnoticed"

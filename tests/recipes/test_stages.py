@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from seecal import load_records
 from seecal.recipes import run as train
 from seecal.recipes.folder import RunFolder
-from seecal.recipes.recipe import read
+from seecal.recipes.recipe import arguments, read
 from seecal.recipes.stage_runner import Speech, StageRunner, with_lengths
 from seecal.trainer.callbacks import GradientCheck
 from seecal.verbosity import Progress
@@ -50,6 +50,18 @@ def two_stages(tiny, tmp_path_factory):
     settings = {"stages": stages, "max_steps": 2, "learning_rate": 1e-2, "save_strategy": "no"}
     assert train.run(["--config", recipe_file(base / "r.yaml", tiny, base / "run", **settings)]) == 0
     return base / "run", template
+
+
+def test_a_finished_run_is_not_written_over(two_stages):
+    run, _ = two_stages
+    file = str(run.parent / "r.yaml")
+    before = (run / "final" / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(ValueError, match=r"holds a finished run\. Give another folder"):
+        train.run(["--config", file])
+    with pytest.raises(ValueError, match=r"another recipe: stages\.1\.learning_rate was 0\.01, is 0\.5"):
+        RunFolder(read(file, arguments(["--stages.1.learning_rate", "0.5"]))).check(resume=True)
+    assert train.run(["--config", file, "--resume"]) == 0
+    assert (run / "final" / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_stage_2_starts_with_stage_1s_weights(two_stages, tiny):
