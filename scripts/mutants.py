@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import sys
@@ -184,6 +185,7 @@ def _import_libraries() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="files or folders below src/seecal; none: all that the lists name")
+    parser.add_argument("--match", default="", help="only those that hurt what this regular expression finds")
     parser.add_argument("--workers", type=int, default=2, help="changes tried at a time")
     parser.add_argument("--minutes", type=float, default=None, help="stop planting after so long")
     parser.add_argument("--all", action="store_true", help="try the whole suite on what lives")
@@ -194,6 +196,7 @@ def main() -> int:
         mutant
         for mutant in listed()
         if not asked or any(mutant.file == name or mutant.file.startswith(name + "/") for name in asked)
+        if re.search(options.match, mutant.hurts)
     ]
     wrong = [why for why in (mutant.fits() for mutant in chosen) if why]
     for why in wrong:
