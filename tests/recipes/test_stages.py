@@ -1,6 +1,7 @@
 """A stage as it is run: what it starts from, in which precision, and which of the recipe's settings reach it."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -72,6 +73,21 @@ def test_stage_2_starts_with_stage_1s_weights(two_stages, tiny):
     assert not same(first, start)
     assert same(final, first), "the second stage did not train the projector, but it had the first one's"
     assert not same(trained, others)
+
+
+def test_killed_after_its_last_step_a_run_goes_on_with_what_comes_then(tiny, tmp_path):
+    """No step more, and the figures of those that there were."""
+    settings = {"train": "projector", "max_steps": 2, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2}
+    file = recipe_file(tmp_path / "r.yaml", tiny, tmp_path / "run", **settings)
+    assert train.run(["--config", file]) == 0
+    final = tmp_path / "run" / "final"
+    weights, metrics = load_file(final / "model.safetensors"), json.loads((final / "metrics.json").read_text())
+    shutil.rmtree(final)
+    assert train.run(["--config", file, "--resume"]) == 0
+    again = json.loads((final / "metrics.json").read_text())
+    assert again == metrics
+    assert again["stages"][0]["steps"] == 2
+    assert same(weights, load_file(final / "model.safetensors"))
 
 
 def test_the_template_of_one_stage_is_not_the_models(two_stages, tiny):
