@@ -8,15 +8,21 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 # Says what it does, and every 25 s that it still does
 STEP := $(PYTHON) scripts/setup_step.py
 WORKERS ?= 2
+# The oldest versions that pyproject.toml allows, in an environment of their own
+OLDEST := .venv-oldest
+# What depends most on the versions around us, quick enough to be run by hand
+OLDEST_TESTS ?= tests/ops tests/core tests/families tests/data tests/trainer tests/recipes/test_recipe.py tests/models/test_loading.py tests/models/test_generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test test-oldest mutants check bench format clean
 
 help:
 	@echo "make demo    train a real small VLM with CAL on real images (CPU, a few minutes)"
 	@echo "make test    run the tests"
 	@echo "make check   lint, format check, type check, import-graph test"
 	@echo "make bench   run the benchmarks at CPU size"
+	@echo "make mutants      plant mistakes in the code and see which of them no test notices (an hour)"
+	@echo "make test-oldest  run the quick tests with the oldest versions that pyproject.toml allows"
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (about 6 GB, a few minutes the first time)"
@@ -33,6 +39,20 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
+# MUTANTS: files or folders below src/seecal, such as core; none: all that tests/mutants lists
+mutants: $(READY)
+	$(BIN)/python -m scripts.mutants --workers $(WORKERS) $(MUTANTS)
+
+$(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
+	@echo "Setting up $(OLDEST) (about 6 GB)"
+	@$(STEP) "set-up 1 of 3: an environment of the oldest versions" $(PYTHON) -m venv $(OLDEST)
+	@$(STEP) "set-up 2 of 3: torch" $(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints-oldest.txt torch torchvision
+	@$(STEP) "set-up 3 of 3: seecal and what it builds on" $(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints-oldest.txt --editable . num2words pytest pytest-timeout pytest-xdist
+	@touch $@
+
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not real" $(OLDEST_TESTS)
+
 check: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -48,4 +68,4 @@ format: $(READY)
 	$(BIN)/python -m ruff format .
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist src/*.egg-info

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import seecal
@@ -49,6 +50,21 @@ def test_only_inside_the_block_and_only_what_fits():
         torch.testing.assert_close(inside, plain[0], atol=0.1, rtol=0.1)
     assert not any("forward" in one.__dict__ for one in layers)
     assert torch.equal(layers(inputs), plain[1])
+
+
+def test_adapters_stay_as_they_are_and_so_does_a_forward_that_was_there():
+    """accelerate and others put a forward on a layer, too: it comes back when the block is left."""
+    model = get_peft_model(nn.Sequential(nn.Linear(32, 32)), LoraConfig(r=16, target_modules=["0"])).base_model.model
+    layer, plain = model[0], nn.Linear(32, 32)
+    adapters = [layer.lora_A["default"], layer.lora_B["default"]]
+    plain.forward = mine = lambda inputs: inputs
+    decoder = nn.ModuleList([model, plain])
+    with fp8_linears(decoder):
+        assert "forward" in layer.base_layer.__dict__
+        assert not any("forward" in one.__dict__ for one in adapters)
+        assert plain.forward is not mine
+    assert "forward" not in layer.base_layer.__dict__
+    assert plain.forward is mine
 
 
 @pytest.mark.parametrize("contrast", ["drop", "mask"])

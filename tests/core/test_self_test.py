@@ -32,6 +32,17 @@ def test_an_exact_one_works_and_says_so_once(unheard_of, caplog):
     assert "CAL is exact" in caplog.text
 
 
+def test_the_size_of_its_logits_is_no_leak(unheard_of, caplog):
+    """Rounding grows with what is rounded: logits of a million differ by more than small ones do, and leak as little."""
+    model, batch, _ = unheard_of
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1e6)
+    seecal.enable_cal(model.train())
+    with caplog.at_level(logging.WARNING, logger="seecal"):
+        model(**batch)
+    assert "CAL is exact" in caplog.text
+
+
 def test_one_that_leaks_is_refused_with_the_reason(unheard_of):
     """The image also comes in through an input of the decoder that nobody knows."""
     model, batch, _ = unheard_of

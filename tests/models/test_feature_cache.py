@@ -124,3 +124,33 @@ def test_the_model_is_as_before_afterwards_and_other_precisions_are_other_featur
             seecal.visual_delta(model, batch)
     assert cache.hits == 0
     assert "forward" not in model.model.vision_tower.__dict__
+
+
+def test_each_image_is_kept_by_itself():
+    """A slice of the batch would hold the whole batch, however few of its images are kept."""
+    model, tokens, pixels = build("llava")
+    batch = batch_of(MIXED, tokens, pixels)
+    cache = VisionFeatureCache(frozen_tower(model))
+    with cache.on():
+        seecal.visual_delta(model, batch)
+    kept = [tensor for tensors in cache._found.values() for tensor in tensors]
+    assert len(cache._found) == len(batch["pixel_values"])
+    assert sum(one.untyped_storage().nbytes() for one in kept) == sum(one.nbytes for one in kept) == cache._bytes
+
+
+def test_other_outputs_of_the_tower_are_its_own():
+    """Evaluation may ask for attentions, which are not kept; in training that is told."""
+    model, tokens, pixels = build("llava", attention="eager")
+    batch = batch_of(MIXED, tokens, pixels)
+    tower = frozen_tower(model).model.vision_tower
+    with torch.no_grad():
+        expected = tower(batch["pixel_values"], output_attentions=True)
+        cache = VisionFeatureCache(model)
+        with cache.on():
+            found = tower(batch["pixel_values"], output_attentions=True)
+            assert cache.hits == cache.misses == 0
+            tower.train()
+            with pytest.raises(ValueError, match="in training this model calls its vision tower in another way"):
+                tower(batch["pixel_values"], output_attentions=True)
+    assert len(found.attentions) == len(expected.attentions) > 0
+    assert torch.equal(found.last_hidden_state, expected.last_hidden_state)

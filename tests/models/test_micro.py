@@ -47,6 +47,13 @@ def test_tower_features_are_the_reference_packages(built):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_an_answer_ends_at_the_end_of_a_turn_which_is_no_padding(built):
+    model, processor = built
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id == end
+    assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id != end
+
+
 def test_train_mode_changes_nothing_in_the_tower(built, batch):
     tower = built[0].model.vision_tower
     before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}

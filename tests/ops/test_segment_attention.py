@@ -75,6 +75,22 @@ def test_equals_the_dense_mask(route, lengths, options):
     assert calls == ([(ends, ends, max(lengths), max(lengths))] if name == "kernel" else [])
 
 
+def test_under_autocast_the_kernel_gets_autocasts_precision(monkeypatch):
+    """Rotary embeddings leave float32 queries: scaled_dot_product_attention casts them, the kernel does not take them."""
+    seen = []
+
+    def kernel(query, key, value, *rest):
+        seen.extend([query.dtype, key.dtype, value.dtype])
+        return query
+
+    monkeypatch.setattr(segments, "suits_the_kernel", lambda *_: True)
+    monkeypatch.setattr(segments, "variable_length_kernel", lambda: kernel)
+    query, key, value = (one.detach().float() for one in inputs((3, 2)))
+    with torch.autocast("cpu", torch.bfloat16):
+        scaled_dot_product_attention(query, key, value, attn_mask=SegmentMask((3, 2), torch.device("cpu")))
+    assert seen == [torch.bfloat16] * 3
+
+
 @pytest.mark.parametrize("options", [{}, {"scale": 0.5}, {"key_heads": 2, "enable_gqa": True}], ids=str)
 def test_keys_kept_from_another_row_are_as_good_as_ones_own(route, options):
     """Segments of 4 + 3, 0 + 2 and 1 + 5 slots: the first of each kept from the whole row, the rest attends with them."""

@@ -286,6 +286,21 @@ def test_freeze_at_the_top_holds_for_the_stages_in_which_the_word_table_trains(r
     assert (first.freeze, second.freeze) == ((), ("embeddings",))
 
 
+def test_ddp_does_not_look_for_unused_parameters_in_each_step(recipe, tmp_path):
+    """Every trained tensor has a gradient in every step, as check_gradients sees to."""
+    for settings, expected in (({}, False), ({"ddp_find_unused_parameters": True}, True)):
+        (stage,) = recipe({**CPU, **settings}).stages
+        assert stage.config(tmp_path).ddp_find_unused_parameters is expected
+
+
+def test_what_a_stage_does_when_nothing_is_said(recipe):
+    (stage,) = recipe({}).stages
+    assert stage.check_gradients is True, "an untrained projector would go unnoticed"
+    assert stage.on_bad == "error"
+    assert stage.streaming is stage.cache_vision_features is False
+    assert stage.train == ("projector", "language_model")
+
+
 @pytest.mark.parametrize("contrast", ["blur", "patch_mask", "noise", "swap"])
 def test_kept_features_and_changed_pixels_exclude_each_other(recipe, tmp_path, contrast):
     (stage,) = recipe({**CPU, "cache_vision_features": True, "contrast": contrast}).stages

@@ -74,6 +74,17 @@ def test_what_is_in_another_group_stays_out():
     assert group_of("model.other.weight", groups, ["vision_tower"]) is None
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_word_table_stays_frozen_and_so_does_a_head_that_is_tied_to_it(tied):
+    model, *_ = build("llava", tied=tied)
+    train = ["projector", "language_model"]
+    everything = set(prepare(model, train).groups)
+    trained = set(prepare(model, train, freeze=["embeddings"]).groups)
+    assert everything - trained == {"model.language_model.embed_tokens.weight"}
+    assert trained == trainable(model)
+    assert model.get_output_embeddings().weight.requires_grad is not tied
+
+
 def test_the_lm_head_alone_or_at_its_own_rate():
     model, *_ = build("llava")
     assert set(prepare(model, ["lm_head"]).groups.values()) == {"lm_head"}

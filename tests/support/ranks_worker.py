@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import seecal
 from seecal import CALOptions
+from seecal.ops.distributed import max_over_ranks, sum_over_ranks
 from tests.support.builders import MIXED, Row, batch_of, build
 
 HALVES = {
@@ -109,8 +110,11 @@ def main():
     seecal.core.delta.whole_tensor = lambda one, dtype: (heads.add(type(one).__name__), gather(one, dtype))[1]
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
-    found = [case.together(dist.get_rank(), mesh, heads) for case in cases]
-    if dist.get_rank() == 0:
+    rank = dist.get_rank()
+    assert max_over_ranks(torch.tensor([rank, -rank])).tolist() == [1, 0]
+    assert sum_over_ranks(torch.tensor([rank, -rank])).tolist() == [1, -1]
+    found = [case.together(rank, mesh, heads) for case in cases]
+    if rank == 0:
         results.write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()

@@ -12,18 +12,21 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
     """(model in eval mode, processor or None). No code of a model's author is run; a folder is read offline.
 
     Args:
-        model: a folder, or a hub id (owner/name).
+        model: a folder, or a hub id (owner/name). The folder of an adapter stands for the model that it was trained on with
+            the adapter in its weights.
         dtype: "auto": the precision it was saved in.
         processor: whether to load it too.
         options: more arguments of ``from_pretrained``.
 
     Raises:
         ValueError: nothing there, no model, a model that takes no images, or one that lacks tensors: those would start from
-            random numbers.
+            random numbers; an adapter whose model is not there.
     """
     folder = Path(model)
     if not folder.is_dir():
         _refuse_missing(model, folder)
+    elif _is_adapter(folder):
+        return _with_adapter(folder, processor, {"dtype": dtype, **options})
     else:
         _refuse_other_folders(folder)
 
@@ -76,16 +79,76 @@ def _refuse_missing(model: str, folder: Path) -> None:
 
 def _refuse_other_folders(folder: Path) -> None:
     config = folder / "config.json"
-    # What a run and the demo leave, and where people put a model
-    inside = [folder / name for name in ("final", "run/final", "model") if (folder / name / "config.json").exists()]
-    if inside and not config.exists():
-        raise ValueError(f"{folder}: no config.json here, but there is one in {inside[0]}: give that folder.")
     if not config.exists():
-        raise ValueError(f"{folder}: no model in this folder: it has no config.json.")
+        if inside := _model_inside(folder):
+            raise ValueError(f"{folder}: no config.json here, but there is one in {inside}: give that folder.")
+        if any(folder.glob("pytorch_model_fsdp_*")) or any(folder.glob("global_step*")):
+            raise ValueError(
+                f"{folder}: no config.json here: this is a checkpoint in the shards of FSDP or DeepSpeed. Continue its run "
+                "with --resume and give its final folder."
+            )
+        raise ValueError(
+            f"{folder}: no model in this folder: it has no config.json, and no adapter_config.json of an adapter."
+        )
     try:
         json.loads(config.read_text("utf8"))
     except ValueError:
         raise ValueError(f"{config}: not valid JSON; the model's folder is damaged. Copy it again.") from None
+
+
+def _model_inside(folder: Path) -> Path | None:
+    """The folder further inside that is meant: what a run and the demo leave, where people put a model, and of a run that
+    has not ended the newest that it has."""
+    for name in ("final", "run/final", "model", "adapter"):
+        if _is_model(folder / name):
+            return folder / name
+    stages = sorted(folder.glob("stage-*"), key=_number, reverse=True)
+    for stage in [*stages, folder]:
+        if _is_model(stage / "model"):
+            return stage / "model"
+        for checkpoint in sorted(stage.glob("checkpoint-*"), key=_number, reverse=True):
+            if _is_model(checkpoint):
+                return checkpoint
+    return None
+
+
+def _number(path: Path) -> int:
+    number = path.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").exists() or _is_adapter(folder)
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists()
+
+
+def _with_adapter(adapter: Path, processor: bool, options: dict[str, Any]) -> tuple[Any, Any]:
+    """What :func:`load_vlm` gives for the folder of an adapter, which names the model that it was trained on."""
+    from transformers import AutoProcessor
+
+    config = adapter / "adapter_config.json"
+    try:
+        source = json.loads(config.read_text("utf8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        raise ValueError(f"{config}: not valid JSON; the adapter's folder is damaged. Copy it again.") from None
+    remedy = "Write the folder of the model that it was trained on there."
+    if not source or Path(source).resolve() == adapter.resolve():
+        raise ValueError(f"{config}: its base_model_name_or_path is {source!r}, which is no model. {remedy}")
+    try:
+        network = merge(source, adapter, **options)
+    except ValueError as error:
+        raise ValueError(
+            f"{adapter}: an adapter for the model that base_model_name_or_path in {config.name} names: {error} If it lies "
+            f"elsewhere: {remedy}"
+        ) from None
+    if not processor:
+        return network.eval(), None
+    own = any((adapter / name).exists() for name in ("processor_config.json", "preprocessor_config.json"))
+    local = {"local_files_only": own or Path(source).is_dir(), "trust_remote_code": False}
+    return network.eval(), AutoProcessor.from_pretrained(adapter if own else source, **local)
 
 
 def _first_line(error: Exception) -> str:
@@ -96,11 +159,13 @@ def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
     """The model in ``source`` with the adapter in its weights. ValueError if the adapter lacks a tensor."""
     from peft import PeftModel
 
-    model, _ = load_vlm(source, **init_kwargs)
+    model, _ = load_vlm(source, processor=False, **init_kwargs)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             adapted: Any = PeftModel.from_pretrained(model, str(adapter))
         except (UserWarning, KeyError) as error:
             raise ValueError(f"{adapter} does not hold all that was trained: {error}") from None
+        except (RuntimeError, ValueError) as error:  # other shapes, other modules
+            raise ValueError(f"{adapter} was not trained on {source}: {_first_line(error)}") from None
     return adapted.merge_and_unload()

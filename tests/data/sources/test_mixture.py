@@ -94,6 +94,15 @@ def test_the_seed_and_only_the_seed_chooses(three):
     assert draws(0) != draws(1)
 
 
+def test_weights_go_by_name_in_whatever_order_they_are_written(three):
+    def draws(weights):
+        return mix(three, weights, seed=3, stopping="first_exhausted")["source"][:300]
+
+    backwards = dict(reversed(WEIGHTS.items()))
+    assert list(backwards) != list(three)
+    assert draws(backwards) == draws(WEIGHTS)
+
+
 def test_when_to_stop():
     parts = {"a": load_records(rows("a", 20)), "b": load_records(rows("b", 40))}
     first = Counter(mix(parts, [1, 1], stopping="first_exhausted")["source"])

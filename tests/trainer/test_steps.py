@@ -1,0 +1,94 @@
+"""What one optimizer step is made of where it is not like the others: the last of an epoch, an overflow under fp16."""
+
+import math
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from seecal import CALTrainer
+from seecal.data.collators.vision import VisionCollator
+from seecal.trainer.callbacks import EpochCallback, StopOnSignal
+from tests.support.sgd import sgd_config
+from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
+
+
+def trainer_of(folder, batch_size, accumulation, n, **changes):
+    args = sgd_config(folder, batch_size, accumulation, **changes)
+    return CALTrainer(tiny_llava(), args, train_dataset=tiny_dataset(n), processing_class=tiny_llava_processor())
+
+
+@pytest.mark.parametrize("normalize", ["global", "micro_batch", "sample"])
+def test_a_last_step_of_fewer_micro_batches_is_a_whole_step(normalize, tmp_path):
+    """4 records where a step has two micro-batches of 4: the one that there is counts in full, not by half."""
+    found = []
+    for accumulation in (1, 2):
+        settings = {"normalize": normalize, "max_steps": -1, "num_train_epochs": 1, "max_grad_norm": 0.0}
+        trainer = trainer_of(tmp_path / str(accumulation), 4, accumulation, 4, **settings)
+        before = trainer.model.lm_head.weight.detach().clone()
+        trainer.train()
+        log = next(entry for entry in trainer.state.log_history if "loss" in entry)
+        found.append((log["loss"], trainer.model.lm_head.weight.detach() - before))
+    (loss, moved), (split_loss, split_moved) = found
+    assert float(moved.abs().max()) > 1e-3
+    assert split_loss == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(split_moved, moved, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "scale", "stops"),
+    [
+        (1.0, math.inf, 65536.0, False),  # fp16's first steps: the scaler skips them and halves its scale
+        (1.0, math.nan, 2.0, False),
+        (1.0, math.inf, 0.5, True),  # it has nothing left to halve
+        (math.nan, math.inf, 65536.0, True),
+        (1.0, math.inf, None, True),  # no scaler: bf16 or float32
+        (1.0, 2.0, None, False),
+    ],
+)
+def test_an_overflow_is_the_scalers_as_long_as_it_has_a_scale(loss, norm, scale, stops, tmp_path):
+    trainer = trainer_of(tmp_path, 4, 1, 4)
+    trainer.accelerator.scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
+    if stops:
+        with pytest.raises(FloatingPointError, match="step 1: the loss is"):
+            trainer._stop_unless_finite(torch.tensor(loss), torch.tensor(norm))
+    else:
+        trainer._stop_unless_finite(torch.tensor(loss), torch.tensor(norm))
+
+
+def test_an_error_names_the_records_of_its_own_step_only(tmp_path):
+    trainer = trainer_of(tmp_path, 2, 1, 6, max_steps=3)
+    names = []
+    stop = CALTrainer._stop_unless_finite
+
+    def noting(self, *given):
+        names.append([*self._step_records])
+        stop(self, *given)
+
+    trainer._stop_unless_finite = noting.__get__(trainer)
+    trainer.train()
+    assert names == [[f"record 'r{index}'" for index in pair] for pair in ((0, 1), (2, 3), (4, 5))]
+
+
+def test_the_epoch_reaches_the_collator():
+    collator = VisionCollator(tiny_llava_processor())
+    callback = EpochCallback(collator)
+    for epoch, expected in ((0, 0), (1.0, 1), (2.0000001, 2), (None, 0)):
+        callback.on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
+        assert collator.epoch == expected
+
+
+def test_a_stopped_run_is_saved_and_ends():
+    stop, control = StopOnSignal(), SimpleNamespace(should_save=False, should_training_stop=False)
+    args = SimpleNamespace(device=torch.device("cpu"))
+    stop.on_step_end(args, None, control)
+    assert not control.should_save
+    for number in (signal.SIGTERM, signal.SIGINT):
+        stop, control = StopOnSignal(), SimpleNamespace(should_save=False, should_training_stop=False)
+        with stop.listening():
+            signal.raise_signal(number)
+            stop.on_step_end(args, None, control)
+        assert stop.signal == number
+        assert control.should_save
+        assert control.should_training_stop
