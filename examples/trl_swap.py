@@ -2,7 +2,8 @@
 
     python examples/trl_swap.py [MODEL] [OUTPUT_DIR]
 
-MODEL is a vision-language model's folder or id; without it, a tiny one is built and trained in seconds.
+MODEL is a vision-language model's folder or id; without it, a tiny one is built and trained in seconds. What every field
+and argument becomes stands in docs/trl.md.
 """
 
 import sys

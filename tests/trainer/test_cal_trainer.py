@@ -143,52 +143,6 @@ def test_the_default_cuts_text_and_stops_only_at_an_image(tmp_path, caplog):
             trainer(tmp_path, changes={"max_length": IMAGE_TOKENS}, data=data).train()
 
 
-def unanswered(n):
-    """Every third record has no answer."""
-    rows = tiny_dataset(n)
-    return rows.map(lambda row, index: {"messages": row["messages"][: 2 if index % 3 else 1]}, with_indices=True)
-
-
-def test_records_without_an_answer(tmp_path, caplog):
-    changes = {"max_steps": 2, "train_sampling_strategy": "sequential"}
-    with pytest.raises(ValueError, match="record 'r0': no label: it has no assistant message with text"):
-        trainer(tmp_path, changes=changes, data=unanswered(8)).train()
-    this = trainer(tmp_path, changes={**changes, "on_bad": "skip"}, data=unanswered(8))
-    this.train()
-    logs = [entry for entry in this.state.log_history if "loss" in entry]
-    assert [entry["records_dropped"] for entry in logs] == [2, 1]
-    assert caplog.text.count("left out, record 'r0': no label") == 1
-    expected = VisionCollator(tiny_llava_processor())([row for row in tiny_records(8) if row["id"] in ("r1", "r2")])
-    assert logs[0]["label_tokens"] == int((expected["labels"] != -100).sum())
-
-
-@pytest.mark.parametrize("form", ["messages", "prompts", "parts"])
-def test_a_record_without_an_id_is_called_by_its_first_words(tmp_path, form):
-    rows = [dict(row) for row in (prompt_completion(8) if form == "prompts" else unanswered(8))]
-    for row in rows:
-        del row["id"]
-        if form == "prompts":  # nothing is left to learn of the first one
-            row["completion"] = row["completion"] if row is not rows[0] else []
-        if form == "parts":
-            row["messages"] = [
-                {
-                    **turn,
-                    "content": [
-                        *[{"type": "image"}] * len(row["images"]) * (number == 0),
-                        {"type": "text", "text": turn["content"]},
-                    ],
-                }
-                for number, turn in enumerate(row["messages"])
-            ]
-    changes = {"train_sampling_strategy": "sequential"}
-    with pytest.raises(ValueError, match=r"record 0 of the batch \(it has no id; it begins 'What colour is it\?"):
-        trainer(tmp_path, changes=changes, data=rows).train()
-    this = trainer(tmp_path, changes={**changes, "on_bad": "skip"}, data=rows)
-    if form != "prompts":
-        this.train()
-        assert [entry["records_dropped"] for entry in this.state.log_history if "loss" in entry] == [2, 1]
-
-
 def test_weights_of_prompts_and_completions_are_honoured(tmp_path):
     data = prompt_completion(4)
     this = trainer(tmp_path, data=data, changes={"max_steps": 1})

@@ -138,6 +138,55 @@ def test_a_record_that_a_processor_fails_on_is_named(tmp_path):
     assert isinstance(data[0]["prompt"][0]["content"], str)
 
 
+# ---- records without an answer or an id ----
+
+
+def unanswered(n):
+    """Every third record has no answer."""
+    rows = tiny_dataset(n)
+    return rows.map(lambda row, index: {"messages": row["messages"][: 2 if index % 3 else 1]}, with_indices=True)
+
+
+def test_records_without_an_answer(tmp_path, caplog):
+    changes = {"max_steps": 2, "batch_size": 4}
+    with pytest.raises(ValueError, match="record 'r0': no label: it has no assistant message with text"):
+        trainer(tmp_path, unanswered(8), **changes).train()
+    this = trainer(tmp_path, unanswered(8), **changes, on_bad="skip")
+    this.train()
+    logs = [entry for entry in this.state.log_history if "loss" in entry]
+    assert [entry["records_dropped"] for entry in logs] == [2, 1]
+    assert caplog.text.count("left out, record 'r0': no label") == 1
+    expected = VisionCollator(tiny_llava_processor())([row for row in tiny_records(8) if row["id"] in ("r1", "r2")])
+    assert logs[0]["label_tokens"] == int((expected["labels"] != -100).sum())
+
+
+@pytest.mark.parametrize("form", ["messages", "prompts", "parts"])
+def test_a_record_without_an_id_is_called_by_its_first_words(tmp_path, form):
+    rows = [dict(row) for row in (prompts(8) if form == "prompts" else unanswered(8))]
+    for row in rows:
+        del row["id"]
+        if form == "prompts":  # nothing is left to learn of the first one
+            row["completion"] = row["completion"] if row is not rows[0] else []
+        if form == "parts":
+            row["messages"] = [
+                {
+                    **turn,
+                    "content": [
+                        *[{"type": "image"}] * len(row["images"]) * (number == 0),
+                        {"type": "text", "text": turn["content"]},
+                    ],
+                }
+                for number, turn in enumerate(row["messages"])
+            ]
+    changes = {"max_steps": 2, "batch_size": 4}
+    with pytest.raises(ValueError, match=r"record 0 of the batch \(it has no id; it begins 'What colour is it\?"):
+        trainer(tmp_path, rows, **changes).train()
+    this = trainer(tmp_path, rows, **changes, on_bad="skip")
+    if form != "prompts":
+        this.train()
+        assert [entry["records_dropped"] for entry in this.state.log_history if "loss" in entry] == [2, 1]
+
+
 # ---- order by length ----
 
 
