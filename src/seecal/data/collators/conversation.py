@@ -41,6 +41,8 @@ class Conversation:
         images: as the record holds them, in the order of their placeholders.
         ids: of the text.
         labelled: for each id, whether it is a label.
+        offsets: for each id its [start, stop) in ``text``, in characters, as the tokenizer gives it.
+        answers: [start, stop) in ``text`` of what each assistant turn says, without the token that ends it.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Conversation:
     images: list[Any]
     ids: TextIds
     labelled: list[bool]
+    offsets: list[tuple[int, int]] = field(default_factory=list)
+    answers: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -121,7 +125,10 @@ class ConversationEncoder:
         movable = [
             bool(piece) and not piece.strip() and not is_label for piece, is_label in zip(pieces, labelled, strict=True)
         ]
-        return Conversation(name, rendered.text, prefix, images, TextIds(ids, places, movable), labelled)
+        answers = [self._answer(rendered.text, span, ids, offsets) for span in rendered.spans]
+        return Conversation(
+            name, rendered.text, prefix, images, TextIds(ids, places, movable), labelled, offsets, answers
+        )
 
     def empty(self, name: str, adds_special_tokens: bool) -> Conversation:
         """A row of one word without a label and without an image, so that a batch keeps its number of rows.
@@ -186,6 +193,19 @@ class ConversationEncoder:
             for position in turn:
                 labelled[position] = True
         return labelled
+
+    def _answer(
+        self, text: str, span: tuple[int, int], ids: list[int], offsets: list[tuple[int, int]]
+    ) -> tuple[int, int]:
+        """The turn's span, cut before the token that ends it where the template's markers enclose that too."""
+        start, stop = span
+        worded = [
+            position
+            for position, (first, last) in enumerate(offsets)
+            if first < stop and last > start and text[first:last].strip()
+        ]
+        ends_inside = bool(worded) and ids[worded[-1]] in self._special
+        return start, max(start, offsets[worded[-1]][0]) if ends_inside else stop
 
     def _end_of_turn(
         self, text: str, stop: int, position: int, ids: list[int], offsets: list[tuple[int, int]]
