@@ -165,5 +165,7 @@ def digest_of_processor(processor: Any) -> str:
     images = getattr(processor, "image_processor", None)
     settings = None if images is None else images.to_dict()
     templates = [getattr(part, "chat_template", None) for part in (processor, tokenizer)]
-    parts = [tokenizer.backend_tokenizer.to_str(), templates, settings, type(processor).__name__]
+    words = json.loads(tokenizer.backend_tokenizer.to_str())
+    words.update(padding=None, truncation=None)  # how it was called last
+    parts = [words, templates, settings, type(processor).__name__]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()

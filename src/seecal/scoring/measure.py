@@ -62,11 +62,15 @@ class Scorer:
         self._measured = dataclasses.replace(self.options, delta="logprob") if self.logprobs else self.options
 
     def shard(
-        self, located: Sequence[Located], done: Callable[[int], Any] = lambda rows: None
+        self, located: Sequence[Located], done: Callable[[int], Any] = lambda rows: None, spare: Any = None
     ) -> tuple[dict[str, list[Any]], ShardNote]:
-        """(column → values, what to note) of consecutive rows of the data; ``done`` gets how many rows, batch by batch.
+        """(column → values, what to note) of consecutive rows of the data.
 
         The numbers depend on these rows alone: batches are cut among them.
+
+        Args:
+            done: gets how many rows, batch by batch.
+            spare: an image to swap with, should only one of the rows have any.
 
         Raises:
             ValueError, OSError: with on_bad="error", the first record that cannot be used, by name.
@@ -77,6 +81,7 @@ class Scorer:
         usable = [row for row in located if row.record is not None]
         # contrast="swap" keeps an image of an earlier batch: of this shard's, not of what a restart happened to score
         collator = dataclasses.replace(self._collator)
+        collator._spare = spare
         found: dict[str, list[Any]] = {name: [] for name in columns(self.logprobs)}
         scored = 0
         done(len(skipped))

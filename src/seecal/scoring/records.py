@@ -30,7 +30,7 @@ class Data:
     """
 
     def __init__(self, data: Any, format: str | None = None, image_root: str | Path | None = None) -> None:
-        self._records = data if isinstance(data, Dataset) and set(FEATURES) <= set(data.column_names) else None
+        self._records = data if isinstance(data, Dataset) and FEATURES.items() <= data.features.items() else None
         if self._records is not None:
             self.name, self.format, self.root = "the data set", "records", None
             return

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ..core.options import CALOptions, check_choice
+from ..data.images.decode import decode_image
 from ..data.options import check_on_bad
 from ..data.sources.load import Located
 from ..models.loading import load_vlm
@@ -102,35 +104,63 @@ def score(
             something else, naming what differs.
         FileNotFoundError: no such data.
     """
-    options = options or CALOptions()
-    _check(options, on_long, on_bad, batch_size, records_per_shard)
-    folder, rank, ranks = Path(out), *_place_among_ranks()
+    settings = _Settings(options or CALOptions(), logprobs, max_length, on_long, batch_size, records_per_shard, on_bad)
     source = Data(data, format, image_root)  # a wrong path should not take a model's loading to show
+    return _run(source, lambda: _loaded(model, processor, adapter, dtype), Path(out), settings, console)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What of the arguments changes a number or a row; the names are those of :func:`score`."""
+
+    options: CALOptions
+    logprobs: bool
+    max_length: int | None
+    on_long: str
+    batch_size: int
+    records_per_shard: int
+    on_bad: str
+
+    def __post_init__(self) -> None:
+        check_on_bad(self.on_bad)
+        check_choice("on_long", self.on_long, ON_LONG)
+        for name in ("batch_size", "records_per_shard"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a whole number of records, 1 or more")
+        if self.options.pool_scope == "released":
+            raise ValueError(
+                "pool_scope='released' lets a token's weight depend on the other records of its batch, so it is no score "
+                "of its record. Set pool_scope='answer'."
+            )
+
+    def manifest(self, model: dict[str, Any], data: dict[str, Any]) -> Manifest:
+        named = dataclasses.asdict(self)
+        size = named.pop("records_per_shard")
+        return Manifest(model, data, named | named.pop("options"), list(columns(self.logprobs)), size, versions())
+
+    def scorer(self, model: Any, processor: Any) -> Scorer:
+        rest = {name: getattr(self, name) for name in ("max_length", "on_long", "batch_size", "on_bad")}
+        return Scorer(model, processor, self.options, self.logprobs, **rest)
+
+
+def _run(data: Data, load: Callable[[], Any], folder: Path, settings: _Settings, console: Any) -> ScoreReport:
+    rank, ranks = _place_among_ranks()
     with Progress(console, shown=rank == 0) as progress:
         with progress.task("read the data") as task:
-            fingerprint, count = source.fingerprint(on_bad, task.advance)
-        network, processor, told = _loaded(model, processor, adapter, dtype)
-        settings = {"logprobs": logprobs, "max_length": max_length, "on_long": on_long, "batch_size": batch_size}
-        settings |= {"on_bad": on_bad, **dataclasses.asdict(options)}
-        where = {"name": source.name, "format": source.format, "image_root": source.root}
-        manifest = Manifest(
-            told,
-            {**where, "fingerprint": fingerprint, "rows": count},
-            settings,
-            list(columns(logprobs)),
-            records_per_shard,
-            versions(),
-        )
+            fingerprint, rows = data.fingerprint(settings.on_bad, task.advance)
+        model, processor, told = load()
+        where = {"name": data.name, "format": data.format, "image_root": data.root}
+        manifest = settings.manifest(told, {**where, "fingerprint": fingerprint, "rows": rows})
         begin(folder, manifest)
-        scorer = Scorer(network, processor, options, logprobs, max_length, on_long, batch_size, on_bad)
         mine = range(rank, manifest.shards, ranks)
         missing = {number for number in mine if not is_there(folder, number, manifest)}
-        training = network.training
-        network.eval()
+        training = model.training
+        model.eval()
         try:
-            _score_shards(scorer, source, folder, manifest, missing, mine, progress)
+            _score_shards(settings.scorer(model, processor), data, folder, manifest, missing, mine, progress)
         finally:
-            network.train(training)
+            model.train(training)
     return report_of(folder, manifest)
 
 
@@ -147,19 +177,6 @@ def report_of(folder: Path, manifest: Manifest) -> ScoreReport:
         report.skipped += len(said.skipped)
         report.first_skipped += said.skipped[: _NAMED - len(report.first_skipped)]
     return report
-
-
-def _check(options: CALOptions, on_long: str, on_bad: str, batch_size: int, records_per_shard: int) -> None:
-    check_on_bad(on_bad)
-    check_choice("on_long", on_long, ON_LONG)
-    for name, value in (("batch_size", batch_size), ("records_per_shard", records_per_shard)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: expected a whole number of records, 1 or more")
-    if options.pool_scope == "released":
-        raise ValueError(
-            "pool_scope='released' lets a token's weight depend on the other records of its batch, so it is no score of its "
-            "record. Set pool_scope='answer'."
-        )
 
 
 def _place_among_ranks() -> tuple[int, int]:
@@ -222,8 +239,10 @@ def _score_shards(
     with progress.task("score", total=total, unit="record", done=total - rows_of(missing)) as task:
         if not missing:
             return
+        spares = _spares(data, size) if scorer.options.contrast == "swap" else {}
         for number, rows in _shards_of(data, size, missing):
-            values, said = scorer.shard(rows, task.advance)
+            spare = next((image for of_shard, image in spares.items() if of_shard != number), None)
+            values, said = scorer.shard(rows, task.advance, spare)
             write(folder, number, manifest, values, said)
 
 
@@ -233,3 +252,16 @@ def _shards_of(data: Data, size: int, missing: set[int]) -> Iterator[tuple[int, 
     for number, rows in groupby(numbered, lambda pair: pair[0] // size):
         if number in missing:
             yield number, [row for _, row in rows]
+
+
+def _spares(data: Data, size: int) -> dict[int, Any]:
+    """The first image of the first two shards that have any that opens: one of them is never a shard's own."""
+    found: dict[int, Any] = {}
+    for place, row in enumerate(data.rows()):
+        if row.record is None or place // size in found or not row.record["images"]:
+            continue
+        with contextlib.suppress(ValueError, OSError):  # said when its own shard is scored
+            found[place // size] = decode_image(row.record["images"][0], row.record["id"])
+        if len(found) == 2:
+            break
+    return found

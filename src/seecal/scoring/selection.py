@@ -101,6 +101,8 @@ def filter(
         FileNotFoundError: no such data.
     """
     rules = Rules(max_contradictory, below, min_delta, top, by)
+    if Path(out).exists():
+        raise ValueError(f"{out}: is there already. Set --out to a new name.")
     manifest = read_manifest(scores)
     told = manifest.data
     if data is None:

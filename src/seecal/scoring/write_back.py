@@ -26,10 +26,8 @@ def write_back(data: Any, out: Path, keep: np.ndarray) -> None:
         data: the path of a file or folder that :func:`seecal.load_records` reads, or a ``datasets`` set.
 
     Raises:
-        ValueError: ``out`` is there already, has another suffix than the data, or data that has no format of its own.
+        ValueError: ``out`` has another suffix than the data, or data that has no format of its own.
     """
-    if out.exists():
-        raise ValueError(f"{out}: is there already. Set --out to a new name.")
     saved = data if isinstance(data, Dataset) else None
     if saved is None and not isinstance(data, (str, Path)):
         raise ValueError(

@@ -81,7 +81,9 @@ class ConversationEncoder:
         self._placeholders = placeholder_tokens(self.processor)
         self._placeholder_ids = [self._id_of(token) for token in self._placeholders]
         added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        self._special = (added | set(self.tokenizer.all_special_ids)) - set(self._placeholder_ids)
+        # What no word of the vocabulary stands for is text, unless the same token ends turns (GPT-2's)
+        unknown = {self.tokenizer.unk_token_id} - {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
+        self._special = (added | set(self.tokenizer.all_special_ids)) - set(self._placeholder_ids) - unknown
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
