@@ -46,7 +46,7 @@ FLOORS = {
         {"manifest", "records", "spans", "write_back"},
         {"shards"},
         {"measure", "read"},
-        {"run", "selection", "show"},
+        {"join", "run", "selection", "show"},
         {"calibration"},
     ],
     "trainer": [{"cal_config", "metrics", "checkpoints"}, {"callbacks", "trl_compat", "collators"}, {"cal_trainer"}],

@@ -20,6 +20,7 @@ from ..core.state import state_of
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
 from ..data.collators.vision import VisionCollator
 from ..families.table import image_ids, unwrap
+from ..scoring.join import with_weights
 from .cal_config import CALConfig
 from .callbacks import EpochCallback
 from .collators import collator_for, has_conversations, without_contrast
@@ -87,6 +88,8 @@ class CALTrainer(SFTTrainer):
                 f"args is a {type(args).__name__}: CALTrainer needs a seecal.CALConfig, which has the same fields"
             )
         args.refuse_unsupported()  # it may have been changed since it was made
+        if args.weights is not None:
+            train_dataset = with_weights(train_dataset, args.weights)
         self._conversations = has_conversations(train_dataset, data_collator, processing_class, formatting_func)
         if isinstance(model, nn.Module) and _left_on(unwrap(model)):
             disable_cal(model)  # else enable_cal would refuse a second stage
@@ -164,7 +167,7 @@ class CALTrainer(SFTTrainer):
         super()._set_signature_columns_if_needed()
         columns = cast("list[str]", self._signature_columns)
         if self._is_vision_dataset:  # the collators name records by their id; weights may have been measured before
-            columns += [name for name in ("id", "weights") if name not in columns]
+            columns += [name for name in ("id", "weights", "weight_ids") if name not in columns]
 
     # ---- Training ----
 
