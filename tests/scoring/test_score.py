@@ -81,6 +81,7 @@ def test_columns_and_numbers(score, model, processor, tmp_path):
         torch.testing.assert_close(torch.tensor(rows[name]), getattr(delta, name), atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(torch.tensor(rows["weight"]), weights_of(delta, CALOptions()), atol=2e-4, rtol=1e-4)
     assert max(rows["weight"]) > min(rows["weight"])
+    assert report.with_contrast == int(delta.has_contrast.sum()) < len(delta)
     answers = [record["messages"][1]["content"] for record in tiny_records(10)]
     for number, answer in enumerate(answers):
         mine = [index for index, row in enumerate(rows["row"]) if row == number]
@@ -262,7 +263,9 @@ def test_truncated_records_keep_what_is_left(score, tmp_path):
 
 def test_a_text_only_set(score, tmp_path):
     records = [record for record in tiny_records(15) if not record["images"]]
-    assert score(records).records == 3
+    report = score(records)
+    assert (report.records, report.with_contrast) == (3, 0)
+    assert report.sentence().endswith("in 1 shards; none has an image before it, so Δ is 0 everywhere")
     rows = table(tmp_path / "scores").to_pydict()
     assert not any(rows["has_contrast"])
     assert {*rows["delta"]} == {0.0}

@@ -94,7 +94,7 @@ class Scorer:
             done(len(together))
         order = {(row.source, row.row): number for number, row in enumerate(located)}
         skipped.sort(key=lambda bad: order[bad.source, bad.row])
-        return found, ShardNote(scored, len(found["row"]), skipped)
+        return found, ShardNote(scored, len(found["row"]), sum(found["has_contrast"]), skipped)
 
     def one(self, row: Located) -> tuple[VisualDelta, list[LabelToken]]:
         """(Δ of one record, its label tokens)."""

@@ -37,6 +37,7 @@ class ScoreReport:
         missing: how many of them are not written yet (by other ranks, or because the run was stopped).
         records: how many records have scores.
         tokens: how many label tokens those have.
+        with_contrast: how many of those have an image before them.
         skipped: how many rows of the data have none.
         first_skipped: the first 20 of those.
     """
@@ -46,6 +47,7 @@ class ScoreReport:
     missing: int = 0
     records: int = 0
     tokens: int = 0
+    with_contrast: int = 0
     skipped: int = 0
     first_skipped: list[Skipped] = field(default_factory=list)
 
@@ -54,6 +56,8 @@ class ScoreReport:
         line = f"{self.folder}: {self.tokens} label tokens of {self.records} records in {self.shards} shards"
         if self.missing:
             line += f", {self.missing} of them still missing"
+        if self.tokens and not self.with_contrast:
+            line += "; none has an image before it, so Δ is 0 everywhere"
         if self.skipped:
             line += f"; {self.skipped} rows left out, the first: {self.first_skipped[0].reason}"
         return line
@@ -174,6 +178,7 @@ def report_of(folder: Path, manifest: Manifest) -> ScoreReport:
         said = note(folder, number, manifest)
         report.records += said.records
         report.tokens += said.tokens
+        report.with_contrast += said.with_contrast
         report.skipped += len(said.skipped)
         report.first_skipped += said.skipped[: _NAMED - len(report.first_skipped)]
     return report

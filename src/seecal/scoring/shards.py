@@ -58,11 +58,13 @@ class ShardNote:
     Attributes:
         records: how many records have rows in it.
         tokens: how many rows it has.
+        with_contrast: how many of those have an image before them.
         skipped: the rows of its part of the data that have none.
     """
 
     records: int
     tokens: int
+    with_contrast: int
     skipped: list[Skipped]
 
 
@@ -79,7 +81,7 @@ def path_of(folder: Path, number: int) -> Path:
 def write(folder: Path, number: int, manifest: Manifest, rows: dict[str, list[Any]], note: ShardNote) -> None:
     """Writes a shard aside, synced, and then gives it its name: what has the name is whole."""
     types = {name: kind for name, kind in columns(logprobs=True).items() if name in manifest.columns}
-    said = {"manifest": manifest.key, "shard": number, "records": note.records}
+    said = {"manifest": manifest.key, "shard": number, "records": note.records, "with_contrast": note.with_contrast}
     said["skipped"] = [vars(skipped) for skipped in note.skipped]
     schema = pyarrow.schema(list(types.items()), metadata={_NOTE: json.dumps(said).encode()})
     table = pyarrow.table({name: pyarrow.array(rows[name], type=kind) for name, kind in types.items()}, schema=schema)
@@ -130,7 +132,8 @@ def note(folder: Path, number: int, manifest: Manifest) -> ShardNote:
         raise ValueError(
             f"{path}: a shard of another run than _manifest.json beside it. Delete it and run the same seecal score again."
         )
-    return ShardNote(int(said["records"]), found.num_rows, [Skipped(**skipped) for skipped in said["skipped"]])
+    skipped = [Skipped(**row) for row in said["skipped"]]
+    return ShardNote(int(said["records"]), found.num_rows, int(said["with_contrast"]), skipped)
 
 
 def whole(folder: Path, manifest: Manifest) -> Iterator[tuple[Path, ShardNote]]:

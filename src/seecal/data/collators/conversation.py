@@ -118,7 +118,7 @@ class ConversationEncoder:
         places = self._places_of_images(ids)
         if len(places) != len(images):
             raise ValueError(f"{name}: {self._misplaced(len(images), len(places))}")
-        labelled = self._labelled(rendered, ids, offsets)
+        labelled, answers = self._labelled(rendered, ids, offsets)
         for position in places:
             labelled[position] = False
         if not any(labelled):
@@ -127,7 +127,6 @@ class ConversationEncoder:
         movable = [
             bool(piece) and not piece.strip() and not is_label for piece, is_label in zip(pieces, labelled, strict=True)
         ]
-        answers = [self._answer(rendered.text, span, ids, offsets) for span in rendered.spans]
         return Conversation(
             name, rendered.text, prefix, images, TextIds(ids, places, movable), labelled, offsets, answers
         )
@@ -179,35 +178,27 @@ class ConversationEncoder:
             begin = stop
         return ids, offsets
 
-    def _labelled(self, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]]) -> list[bool]:
-        """Which ids are the assistant's, or end its turn."""
-        labelled = [False] * len(ids)
+    def _labelled(
+        self, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> tuple[list[bool], list[tuple[int, int]]]:
+        """(which ids are the assistant's, or end its turn; [start, stop) of each turn's words, without what ends it)."""
+        labelled, answers = [False] * len(ids), []
         for start, stop in rendered.spans:
             turn = [position for position, (first, last) in enumerate(offsets) if first < stop and last > start]
             # A turn that the template's own markers enclose may hold the token that ends it already, blanks behind it; one
             # further inside is the record's own text.
             worded = [position for position in turn if rendered.text[slice(*offsets[position])].strip()]
-            if not worded or ids[worded[-1]] not in self._special:
+            if worded and ids[worded[-1]] in self._special:
+                answers.append((start, max(start, offsets[worded[-1]][0])))
+            else:
+                answers.append((start, stop))
                 end = self._end_of_turn(rendered.text, stop, turn[-1] + 1, ids, offsets)
                 if not end:
                     self._say_no_end()
                 turn += end
             for position in turn:
                 labelled[position] = True
-        return labelled
-
-    def _answer(
-        self, text: str, span: tuple[int, int], ids: list[int], offsets: list[tuple[int, int]]
-    ) -> tuple[int, int]:
-        """The turn's span, cut before the token that ends it where the template's markers enclose that too."""
-        start, stop = span
-        worded = [
-            position
-            for position, (first, last) in enumerate(offsets)
-            if first < stop and last > start and text[first:last].strip()
-        ]
-        ends_inside = bool(worded) and ids[worded[-1]] in self._special
-        return start, max(start, offsets[worded[-1]][0]) if ends_inside else stop
+        return labelled, answers
 
     def _end_of_turn(
         self, text: str, stop: int, position: int, ids: list[int], offsets: list[tuple[int, int]]
