@@ -14,6 +14,7 @@ import seecal
 from seecal import CALOptions, VisionCollator
 from seecal.core.weighting import weights_of
 from seecal.scoring import read_manifest, read_scores
+from seecal.scoring.manifest import digest_of_processor
 from tests.support import sources
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor, tiny_records
 
@@ -292,6 +293,15 @@ def test_another_processor(score, scored):
     other.chat_template = other.chat_template.replace("<|start|>", "<|start|> ")
     with pytest.raises(ValueError, match="another tokenizer, chat template or image processor"):
         score(scored, processor=other)
+
+
+def test_a_processor_that_was_used_is_the_same(processor):
+    before = digest_of_processor(tiny_llava_processor())
+    used = tiny_llava_processor()
+    used.tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
+    assert digest_of_processor(used) == before
+    used.tokenizer.add_tokens(["red"])
+    assert digest_of_processor(used) != before
 
 
 def test_another_version_of_the_data(score, scored):

@@ -87,6 +87,19 @@ def test_low_means_go(scored, tmp_path):
     ]
 
 
+def test_only_tokens_with_an_image_before_them_count(tmp_path):
+    """The first answer comes before the image: its Δ of 0 would hide what the image says of the second."""
+    turns = [*sources.turn("a b", "It is. " * 8), *sources.turn("<image>a", "It is red.")]
+    data = write_llava(tmp_path / "data", 2, r1={"conversations": turns})
+    score(data, tmp_path / "scores")
+    (mixed,) = [record for record in read_scores(tmp_path / "scores") if record.row == 1]
+    seen = mixed.columns["has_contrast"]
+    assert 0 < seen.sum() < len(seen)
+    seecal.filter(tmp_path / "scores", tmp_path / "kept.json", min_delta=1e9)
+    (line,) = [line for line in log_of(tmp_path / "kept.json") if line["row"] == 1]
+    assert line["value"] == pytest.approx(float(mixed.columns["delta"][seen].mean()), abs=1e-4)
+
+
 @pytest.mark.parametrize(("by", "place"), [("delta", 0), ("gain", 2)])
 def test_the_top_stays(scored, tmp_path, by, place):
     scores, _ = scored

@@ -80,14 +80,13 @@ class Scorer:
             raise ValueError(skipped[0].reason)
         usable = [row for row in located if row.record is not None]
         # contrast="swap" keeps an image of an earlier batch: of this shard's, not of what a restart happened to score
-        collator = dataclasses.replace(self._collator)
-        collator._spare = spare
+        self._collator._spare = spare
         found: dict[str, list[Any]] = {name: [] for name in columns(self.logprobs)}
         scored = 0
         done(len(skipped))
         for begin in range(0, len(usable), self.batch_size):
             together = usable[begin : begin + self.batch_size]
-            rows, batch = self._batch(collator, together, skipped)
+            rows, batch = self._batch(together, skipped)
             if rows:
                 self._add(found, rows, batch)
             scored += len(rows)
@@ -116,12 +115,10 @@ class Scorer:
             delta = dataclasses.replace(delta, delta=delta.logit_with - delta.logit_without)
         return delta
 
-    def _batch(
-        self, collator: VisionCollator, rows: list[Located], skipped: list[Skipped]
-    ) -> tuple[list[Located], dict[str, Any]]:
+    def _batch(self, rows: list[Located], skipped: list[Skipped]) -> tuple[list[Located], dict[str, Any]]:
         """(the rows that can be used, their batch). Images are opened once, unless a record of the batch is bad."""
         try:
-            return rows, _collated(collator, rows)
+            return rows, _collated(self._collator, rows)
         except (ValueError, OSError):
             if self.on_bad == "error":
                 raise
@@ -135,7 +132,7 @@ class Scorer:
                 skipped.append(Skipped(row.source, row.row, _id_of(row), reason))
             else:
                 good.append(row)
-        return (good, _collated(collator, good)) if good else ([], {})
+        return (good, _collated(self._collator, good)) if good else ([], {})
 
     def _add(self, found: dict[str, list[Any]], rows: list[Located], batch: dict[str, Any]) -> None:
         """One row a label token, in the order of VisualDelta's: row by row of the batch."""
