@@ -25,7 +25,7 @@ FLOORS = {
         {"main_pass"},
         {"contrast_pass", "aux_loss"},
         {"contrasts"},
-        {"options"},
+        {"options", "coloured"},
         {"outputs", "state"},
         {"weighting", "self_test"},
         {"delta"},
@@ -42,6 +42,13 @@ FLOORS = {
         {"vision", "checked"},
     ],
     "models": [{"loading", "efficientnet_lite", "feature_cache"}, {"generate", "micro"}],
+    "scoring": [
+        {"manifest", "records", "spans", "write_back"},
+        {"shards"},
+        {"measure", "read"},
+        {"join", "run", "selection", "show"},
+        {"calibration"},
+    ],
     "trainer": [
         {"cal_config", "metrics", "checkpoints", "samples"},
         {"callbacks", "trl_compat", "arguments", "collators", "sampling", "step"},
@@ -57,20 +64,21 @@ FLOORS = {
         {"run"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"report", "trial"}, {"run"}],
-    "cli": [{"bench", "families"}, {"main"}],
+    "cli": [{"bench", "families", "score"}, {"main"}],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.
 TORCH_ONLY = {
     "ops",
     "core.options",
+    "core.coloured",
     "core.outputs",
     "core.weighting",
     "core.token_positions",
     "core.self_test",
     "trainer.metrics",
 }
-NO_TRL = {"constants", "verbosity", "ops", "families", "core", "data", "models"}
+NO_TRL = {"constants", "verbosity", "ops", "families", "core", "data", "models", "scoring"}
 
 
 def modules():

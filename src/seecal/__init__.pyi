@@ -19,6 +19,10 @@ from .data.sources.mixture import mix as mix
 from .families.table import FAMILIES as FAMILIES
 from .families.table import Family as Family
 from .ops.linear_cross_entropy import weighted_linear_cross_entropy as weighted_linear_cross_entropy
+from .scoring.calibration import calibrate as calibrate
+from .scoring.run import score as score
+from .scoring.selection import filter as filter
+from .scoring.show import show as show
 from .trainer.cal_config import CALConfig as CALConfig
 from .trainer.cal_trainer import CALTrainer as CALTrainer
 

@@ -10,7 +10,10 @@ from seecal.recipes import accelerate_config, accelerate_configs
 from tests.support.paths import ROOT
 from tests.support.processes import environment, limit
 
-COMMANDS = ("demo", "train", "accelerate-config", "tiny-folder", "chat", "families", "bench")
+COMMANDS = (
+    *("demo", "train", "accelerate-config", "tiny-folder", "chat", "families", "bench"),
+    *("score", "filter", "calibrate"),
+)
 HEAVY = ("torch", "transformers", "trl", "datasets", "PIL")
 
 

@@ -14,7 +14,9 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from typer.testing import CliRunner
 
+from seecal.cli.main import app
 from seecal.recipes import run as train
 from seecal.recipes.help import config_fields
 from seecal.recipes.recipe import KEYS
@@ -41,6 +43,10 @@ def place(tmp_path_factory):
     assert rest == RECIPE_COMMANDS
     assert first == "python examples/tiny_folder.py out/tiny"
     run_example("tiny_folder.py", folder / "out" / "tiny")
+    (line,) = re.findall(r"# (seecal score .*)", PAGE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        CliRunner().invoke(app, shlex.split(line)[1:], catch_exceptions=False)
     return folder
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import verbosity
+from . import score
 
 # typer does not export it, and has moved it between versions: unknown options, missing arguments, wrong types
 _UsageError: Any = typer.BadParameter.__base__
@@ -161,6 +162,11 @@ def bench(
     from .bench import run
 
     raise typer.Exit(run(name, context.args))
+
+
+app.command()(score.score)
+app.command("filter")(score.filter_)
+app.command()(score.calibrate)
 
 
 def _write(text: str) -> None:

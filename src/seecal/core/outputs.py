@@ -5,10 +5,18 @@ B rows of the batch, L columns, N label tokens (``labels[:, 1:] != -100``, row b
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .coloured import ColouredToken, coloured, legend
+
+# What .tokens() shows, in this order, where it was measured.
+_SHOWN = ("has_contrast", "delta", "logit_with", "logit_without", "logprob_with", "logprob_without")
 
 
 @dataclass
@@ -43,12 +51,48 @@ class VisualDelta:
     logprob_without: Tensor | None = None
     delta_grid: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        self._texts: list[str] = []  # the tokens' texts, once .tokens() has been asked for them
+
     @property
     def runs(self) -> Tensor:
         """[N] int64: an id that changes when the sample changes or the position skips."""
         first = torch.ones_like(self.sample, dtype=torch.bool)
         first[1:] = (self.sample[1:] != self.sample[:-1]) | (self.position[1:] != self.position[:-1] + 1)
         return first.cumsum(0) - 1
+
+    def tokens(self, tokenizer: Any) -> Any:
+        """One row a label token: ``sample``, ``position``, ``token_id``, ``token`` (its text) and what was measured.
+
+        From then on a notebook shows this object with words instead of ids.
+
+        Args:
+            tokenizer: of the model, or its processor.
+
+        Returns:
+            A pandas DataFrame; a list of dicts where pandas is not installed.
+        """
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        ids = self.labels.tolist()
+        self._texts = [tokenizer.decode([index]) for index in ids]
+        columns = {"sample": self.sample.tolist(), "position": self.position.tolist()}
+        columns |= {"token_id": ids, "token": self._texts}
+        columns |= {name: getattr(self, name).tolist() for name in _SHOWN if getattr(self, name) is not None}
+        if importlib.util.find_spec("pandas") is not None:
+            return importlib.import_module("pandas").DataFrame(columns)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the label tokens of each sample, coloured by Δ."""
+        ids = self.labels.tolist()
+        texts = self._texts or [f"{index} " for index in ids]
+        deltas, seen, samples = self.delta.tolist(), self.has_contrast.tolist(), self.sample.tolist()
+        rows: dict[int, list[ColouredToken]] = {}
+        for sample, text, delta, has_contrast in zip(samples, texts, deltas, seen, strict=True):
+            rows.setdefault(sample, []).append(ColouredToken(text, delta, has_contrast))
+        lines = [f"<p>sample {sample}: {coloured(tokens)}</p>" for sample, tokens in rows.items()]
+        hint = "" if self._texts else "<p><small>token ids; call .tokens(tokenizer) once to see words</small></p>"
+        return f"<div>{''.join(lines)}{legend()}{hint}</div>"
 
     def __len__(self) -> int:
         return len(self.delta)

@@ -39,6 +39,12 @@ class DataOptions:
         "that is no smaller than what the processor resizes them to: faster, with slightly other pixels.",
     )
 
+    weights: str | None = option(
+        None,
+        "Folder that seecal score wrote for the same data: its weights are used, and no image is taken away. A record "
+        "without scores, with another id or with other tokens is an error that names it.",
+    )
+
     def __post_init__(self) -> None:
         check_on_long(self.on_long)
         check_on_bad(self.on_bad)

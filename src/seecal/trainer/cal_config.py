@@ -27,7 +27,8 @@ class CALConfig(SFTConfig):
 
     The fields of :class:`seecal.CALOptions` have the same names, meanings and defaults here.
     ``on_long`` says what happens to records longer than ``max_length``, ``on_bad`` what happens to those without a label,
-    ``image_decoding`` how JPEG files are decoded. Two inherited fields differ:
+    ``image_decoding`` how JPEG files are decoded, ``weights`` where those that were measured before
+    lie. Two inherited fields differ:
 
     - ``padding_free`` is CAL's (how both passes go through the decoder: "auto", True or False), not TRL's, which vision
       data does not support.
@@ -56,6 +57,7 @@ class CALConfig(SFTConfig):
     on_long: str = _same(DataOptions, "on_long")
     on_bad: str = _same(DataOptions, "on_bad")
     image_decoding: str = _same(DataOptions, "image_decoding")
+    weights: str | None = _same(DataOptions, "weights")
     logging_nan_inf_filter: bool = dataclasses.field(
         default=False,
         metadata={"help": "Keep False: CALTrainer stops at a non-finite loss instead of leaving it out of the log."},

@@ -17,6 +17,7 @@ from ..core.state import state_of
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
 from ..data.collators.vision import VisionCollator
 from ..families.table import image_ids, unwrap
+from ..scoring.join import with_weights
 from .arguments import cal_config, check_reporting, other_loss, refuse_other_losses, refuse_prompt_learning
 from .cal_config import CALConfig
 from .callbacks import EpochCallback
@@ -85,6 +86,8 @@ class CALTrainer(DataTrainer):
     ) -> None:
         args = cal_config(args, model)
         args.refuse_unsupported()  # it may have been changed since it was made
+        if args.weights is not None:
+            train_dataset = with_weights(train_dataset, args.weights)
         check_reporting(args)
         refuse_prompt_learning(model, peft_config)
         given = {"data_collator": data_collator, "train_dataset": train_dataset, "eval_dataset": eval_dataset}

@@ -139,7 +139,8 @@ def _made_of(kind: type, collator: Any, **more: Any) -> Any:
 
 
 def _vision_collator(args: CALConfig, processor: ProcessorMixin) -> VisionCollator:
-    contrasts = contrast_named(args.contrast).on_pixels and "without" in passes_read(args.weighting)
+    measured = args.weights is None and "without" in passes_read(args.weighting)
+    contrasts = contrast_named(args.contrast).on_pixels and measured
     return VisionCollator(
         processor,
         args.max_length,

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # What collators and SFTTrainer's preparation read of a sample. The others do not reach them.
 _READ = (
-    *("messages", "conversations", "prompt", "completion", "image", "images", "id", "weights"),
+    *("messages", "conversations", "prompt", "completion", "image", "images", "id", "weights", "weight_ids"),
     *("input_ids", "labels", "seq_lengths"),
 )
 _PREPARED = ("text", "tools", "chat_template_kwargs", "attention_mask", "completion_mask", "assistant_masks")

@@ -41,6 +41,8 @@ class Conversation:
         images: as the record holds them, in the order of their placeholders.
         ids: of the text.
         labelled: for each id, whether it is a label.
+        offsets: for each id its [start, stop) in ``text``, in characters, as the tokenizer gives it.
+        answers: [start, stop) in ``text`` of what each assistant turn says, without the token that ends it.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Conversation:
     images: list[Any]
     ids: TextIds
     labelled: list[bool]
+    offsets: list[tuple[int, int]] = field(default_factory=list)
+    answers: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -77,7 +81,9 @@ class ConversationEncoder:
         self._placeholders = placeholder_tokens(self.processor)
         self._placeholder_ids = [self._id_of(token) for token in self._placeholders]
         added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        self._special = (added | set(self.tokenizer.all_special_ids)) - set(self._placeholder_ids)
+        # What no word of the vocabulary stands for is text, unless the same token ends turns (GPT-2's)
+        unknown = {self.tokenizer.unk_token_id} - {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
+        self._special = (added | set(self.tokenizer.all_special_ids)) - set(self._placeholder_ids) - unknown
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -112,7 +118,7 @@ class ConversationEncoder:
         places = self._places_of_images(ids)
         if len(places) != len(images):
             raise ValueError(f"{name}: {self._misplaced(len(images), len(places))}")
-        labelled = self._labelled(rendered, ids, offsets)
+        labelled, answers = self._labelled(rendered, ids, offsets)
         for position in places:
             labelled[position] = False
         if not any(labelled):
@@ -121,7 +127,9 @@ class ConversationEncoder:
         movable = [
             bool(piece) and not piece.strip() and not is_label for piece, is_label in zip(pieces, labelled, strict=True)
         ]
-        return Conversation(name, rendered.text, prefix, images, TextIds(ids, places, movable), labelled)
+        return Conversation(
+            name, rendered.text, prefix, images, TextIds(ids, places, movable), labelled, offsets, answers
+        )
 
     def empty(self, name: str, adds_special_tokens: bool) -> Conversation:
         """A row of one word without a label and without an image, so that a batch keeps its number of rows.
@@ -170,22 +178,27 @@ class ConversationEncoder:
             begin = stop
         return ids, offsets
 
-    def _labelled(self, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]]) -> list[bool]:
-        """Which ids are the assistant's, or end its turn."""
-        labelled = [False] * len(ids)
+    def _labelled(
+        self, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> tuple[list[bool], list[tuple[int, int]]]:
+        """(which ids are the assistant's, or end its turn; [start, stop) of each turn's words, without what ends it)."""
+        labelled, answers = [False] * len(ids), []
         for start, stop in rendered.spans:
             turn = [position for position, (first, last) in enumerate(offsets) if first < stop and last > start]
             # A turn that the template's own markers enclose may hold the token that ends it already, blanks behind it; one
             # further inside is the record's own text.
             worded = [position for position in turn if rendered.text[slice(*offsets[position])].strip()]
-            if not worded or ids[worded[-1]] not in self._special:
+            if worded and ids[worded[-1]] in self._special:
+                answers.append((start, max(start, offsets[worded[-1]][0])))
+            else:
+                answers.append((start, stop))
                 end = self._end_of_turn(rendered.text, stop, turn[-1] + 1, ids, offsets)
                 if not end:
                     self._say_no_end()
                 turn += end
             for position in turn:
                 labelled[position] = True
-        return labelled
+        return labelled, answers
 
     def _end_of_turn(
         self, text: str, stop: int, position: int, ids: list[int], offsets: list[tuple[int, int]]

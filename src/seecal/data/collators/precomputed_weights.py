@@ -22,8 +22,8 @@ def precomputed_weights(
         left_out: rows that take no part, whose weights are not looked at.
 
     Raises:
-        ValueError: a record whose weights are not one finite number ≥ 0 for each label token, or that has none while others
-            do; names it.
+        ValueError: a record whose weights are not one finite number ≥ 0 for each label token, or belong to other tokens
+            (``weight_ids``), or that has none while others do; names it.
     """
     if all(record.get("weights") is None for record in records):
         return None
@@ -38,6 +38,12 @@ def precomputed_weights(
             raise ValueError(
                 f"{name}: {has} for {count} label tokens. Give one for each token of its assistant turns and of what "
                 "ends them, in order, in every record or in none."
+            )
+        ids = record.get("weight_ids")
+        if ids is not None and list(ids) != labels_BL[row, places].tolist():
+            raise ValueError(
+                f"{name}: its weights were measured for other tokens than its labels. Score the data again, with this "
+                "processor and chat template."
             )
         values = torch.tensor(weights, dtype=torch.float32)
         if not bool((values.isfinite() & (values >= 0)).all()):

@@ -65,8 +65,9 @@ class VisionCollator:
 
     In place of a record that is left out stands a row of one word without a label, so that the batch keeps its size.
 
-    A record may bring the weights of its label tokens, ``weights``, a list with one number ≥ 0 for each in order. The batch
-    then has ``token_weights`` [B, L], and training takes those instead of measuring any (no pass without the image).
+    A record may bring the weights of its label tokens, ``weights``, a list with one number ≥ 0 for each in order, and
+    the ids that they belong to, ``weight_ids``, to be compared. The batch then has ``token_weights`` [B, L], and training
+    takes those instead of measuring any (no pass without the image).
 
     Raises:
         ValueError: no fast tokenizer, or no chat template (PaliGemma needs none for one question and one answer); or a

@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -202,6 +202,54 @@ def _records(
     if not report.accepted and len(parts) == len(source.parts):  # a worker's share may well hold none
         why = f" The first: {report.reasons[0][0]}: {report.reasons[0][1]}" if report.reasons else ""
         raise ValueError(f"{source.where}: not one of {report.total} records can be used.{why}")
+
+
+@dataclass(frozen=True)
+class Located:
+    """One row of the data and where it stands: what it became, or why it cannot be used.
+
+    Attributes:
+        source: the name of its file; "dataset" for one in memory.
+        row: its place there, bad rows counted.
+        record: ``id``, ``messages``, ``images``; None if it cannot be used, or was not asked for.
+        error: one line with file, record, key and what to do; None if it can be used.
+    """
+
+    source: str
+    row: int
+    record: dict[str, Any] | None = None
+    error: str | None = None
+
+
+class LocatedRecords:
+    """Every row of the data with its place, for callers that have to find it again. Arguments as of
+    :func:`load_records`; nothing is written, and each pass reads anew.
+    """
+
+    def __init__(self, data: Any, *, format: str | None = None, image_root: str | Path | None = None) -> None:
+        self._source = _open(data, image_root)
+        self.where, self.root = self._source.where, self._source.root
+        self.format = _format_of(self._source, format)
+
+    def rows(self, wanted: Callable[[int], bool] = lambda number: True) -> Iterator[Located]:
+        """The rows in order. One whose number ``wanted`` does not want is only counted: it costs no look at its images."""
+        number = 0
+        for part in self._source.parts:
+            name = part.name if isinstance(part, Path) else "dataset"
+            for index, (place, row) in enumerate(_rows(part)):
+                yield self._located(name, index, place, row) if wanted(number) else Located(name, index)
+                number += 1
+
+    def _located(self, name: str, index: int, place: str, row: Any) -> Located:
+        record_id = f"{name}:{index}"
+        try:
+            if isinstance(row, RecordError):
+                raise row
+            record_id = _id_of(row, record_id)
+            messages, images = FORMATS[self.format].convert(row)
+            return Located(name, index, make_record(record_id, messages, images, self.root))
+        except RecordError as error:
+            return Located(name, index, error=f"{name}: record {show(record_id)} ({place}): {error}")
 
 
 def _id_of(row: dict[str, Any], default: str) -> str:

@@ -1,0 +1,53 @@
+"""Tokens as coloured HTML, for notebooks. Without torch; every text is data's, so nothing of it is read as HTML."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# Orange against purple: told apart with every common colour blindness (ColorBrewer's PuOr)
+_AGAINST, _FOR = "230,97,1", "94,60,153"
+_STRONGEST = 5.0  # |Δ| in logits from which the colour is full: the paper's β
+# Control characters, and those that turn the direction of what follows
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True)
+class ColouredToken:
+    """A token's text, its Δ in logits, and whether the image could have mattered to it."""
+
+    text: str
+    delta: float
+    has_contrast: bool
+
+
+def coloured(tokens: Iterable[ColouredToken]) -> str:
+    """The tokens in one line of HTML: purple where the image speaks for a token, orange where it speaks against it, plain
+    where there was no image to look at. What speaks against is underlined too, and each token has its Δ as a title.
+    """
+    return "".join(_span(token) for token in tokens)
+
+
+def legend() -> str:
+    """What the colours mean, as HTML."""
+    scale = [(-_STRONGEST, f"Δ ≤ -{_STRONGEST:g}: the image speaks against it"), (0.0, "0")]
+    scale += [(_STRONGEST, f"Δ ≥ {_STRONGEST:g}: the image speaks for it")]
+    return "<small>" + " ".join(_span(ColouredToken(text, delta, True)) for delta, text in scale) + "</small>"
+
+
+def visible(text: str) -> str:
+    """``text`` escaped, with control characters and changes of direction written out."""
+    return html.escape(_INVISIBLE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text))
+
+
+def _span(token: ColouredToken) -> str:
+    words = visible(token.text).replace("\n", "↵<br>")
+    if not token.has_contrast:
+        return f'<bdi title="no image before it" style="white-space:pre-wrap">{words}</bdi>'
+    strength = min(abs(token.delta) / _STRONGEST, 1.0)
+    style = f"white-space:pre-wrap;background:rgba({_FOR if token.delta > 0 else _AGAINST},{0.45 * strength:.2f})"
+    if token.delta < -1:
+        style += f";text-decoration:underline rgb({_AGAINST})"
+    return f'<bdi title="Δ {token.delta:+.2f}" style="{style}">{words}</bdi>'

@@ -1,0 +1,89 @@
+"""Scores as the weights of a training: a folder of scores beside the records that it was made of."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from datasets import Dataset, concatenate_datasets
+
+from .manifest import read_manifest
+from .read import RecordScores, read_scores
+from .shards import Skipped, whole
+
+_SCHEMA = pyarrow.schema(
+    [("weights", pyarrow.list_(pyarrow.float32())), ("weight_ids", pyarrow.list_(pyarrow.int32()))]
+)
+_WRITE = 1000  # records written at once
+# Arrow files of this process. They are mapped, not read, and removed when Python ends.
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def with_weights(data: Any, scores: str | Path) -> Dataset:
+    """``data`` with two more columns from a folder of scores: ``weights`` and the ``weight_ids`` that they belong to.
+
+    The n-th record that could be read is the n-th of the data: what was scored and what is trained have to be the same
+    file, or the same set. Ids must agree, and the set's names in a mixture; token ids are compared when batches are made.
+
+    Raises:
+        ValueError: a set that streams or has ``weights`` already; scores that are not whole; a record without scores or
+            with another id, by name; more records or fewer than were scored.
+    """
+    if not isinstance(data, Dataset):
+        raise ValueError(
+            f"weights={str(scores)!r} with a {type(data).__name__}: weights are joined to records by their place, which a "
+            "set that streams has not. Load it with streaming=False."
+        )
+    if "weights" in data.column_names:
+        raise ValueError(f"weights={str(scores)!r}, but the records bring a column 'weights' of their own. Drop one.")
+    folder = tempfile.TemporaryDirectory(prefix="seecal-weights-")
+    path = str(Path(folder.name) / "weights.arrow")
+    with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, _SCHEMA) as writer:
+        rows: list[dict[str, Any]] = []
+        for record in _checked(data, Path(scores)):
+            rows.append({"weights": record.columns["weight"], "weight_ids": record.columns["token_id"]})
+            if len(rows) == _WRITE:
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=_SCHEMA))
+                rows = []
+        writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=_SCHEMA))
+    _FOLDERS.append(folder)
+    return concatenate_datasets([data, Dataset.from_file(path)], axis=1)
+
+
+def _checked(data: Dataset, scores: Path) -> Iterator[RecordScores]:
+    """The scores of each record of ``data``, in its order."""
+    manifest = read_manifest(scores)
+    for _, note in whole(scores, manifest):
+        for skipped in note.skipped:
+            if skipped.record is not None:  # it could be read, so it is among the records
+                raise ValueError(
+                    f"{scores}: record {skipped.record!r} ({skipped.source}, row {skipped.row}) has no scores: "
+                    f"{skipped.reason}. Take it out of the data, and score that."
+                )
+    told = manifest.data
+    ids = data["id"] if "id" in data.column_names else None
+    names = data["source"] if "source" in data.column_names else None
+    count = 0
+    for record in read_scores(scores, ["weight", "token_id"]):
+        if isinstance(record, Skipped):
+            continue
+        if count < len(data):
+            has = (
+                names[count] if names is not None else record.source,
+                str(ids[count]) if ids is not None else record.record,
+            )
+            if has != (record.source, record.record):
+                raise ValueError(
+                    f"{scores}: its record {count} is {record.record!r} of {record.source}, that of the data {has[1]!r} of "
+                    f"{has[0]}. These are scores of other data ({told['name']}): score what is trained on."
+                )
+            yield record
+        count += 1
+    if count != len(data):
+        raise ValueError(
+            f"{scores}: {count} records were scored ({told['name']}), and {len(data)} are to be trained on. Score what is "
+            "trained on."
+        )
