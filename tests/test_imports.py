@@ -32,9 +32,14 @@ FLOORS = {
         {"forward"},
         {"enable"},
     ],
-    "data": [{"paths", "options"}, {"image_placement"}],
-    "data.images": [{"fast_jpeg", "reduced_jpeg", "perturbations"}, {"decode"}],
-    "data.sources": [{"records"}, {"formats", "mixture", "readers"}, {"load"}],
+    "data": [{"paths", "options"}, {"image_placement", "message_keys"}],
+    "data.images": [{"fast_jpeg", "reduced_jpeg", "perturbations", "header"}, {"decode"}],
+    "data.sources": [
+        {"records", "conversions", "tables"},
+        {"formats", "mixture", "readers"},
+        {"folders"},
+        {"load"},
+    ],
     "data.collators": [
         {"assistant_spans", "processors", "fast_tokenize", "max_length", "precomputed_weights", "shared"},
         {"image_tokens", "record_counts"},
