@@ -98,8 +98,8 @@ def refuse_other_marks(text: str) -> None:
         if not re.match(r"<\|?im", mark, re.IGNORECASE):
             remedy = "Only images are trained on: leave the record out"
         raise RecordError(
-            f"a text has the mark {show(mark, 60)}, which would be trained as words. {remedy}; a text that only speaks of it "
-            "stays as it is in a part, {'type': 'text', 'text': ...}."
+            f"a text has the mark {show(mark, 60)}, which would be trained as words. {remedy}; a text that only speaks of "
+            "it stays as it is in a part, {'type': 'text', 'text': ...}."
         )
 
 

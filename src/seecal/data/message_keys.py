@@ -81,7 +81,9 @@ def packed(parts: list[dict[str, Any]], rest: Mapping[str, Any]) -> list[dict[st
 def unpacked(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """The message as it was before :func:`packed`."""
     content = message.get("content")
-    last = content[-1] if isinstance(content, (list, tuple)) and content else None
+    if not isinstance(content, (list, tuple)) or not content:
+        return message
+    last = content[-1]
     if not isinstance(last, Mapping) or last.get("type") != KEYS_PART:
         return message
     try:

@@ -48,7 +48,7 @@ class DataOptions:
         "'weight' or 'train' is false or 0 never is.",
     )
 
-    processor_kwargs: dict[str, Any] | str | None = option(
+    processor_kwargs: dict[str, Any] | str | None = option(  # noqa: RUF009  # its default is None
         None,
         "Settings of the model's processor, such as {max_pixels: 401408} (Qwen), {do_image_splitting: false} (Idefics, "
         "SmolVLM) or {size: {longest_edge: 768}}; checked against its own names, and saved with the model.",

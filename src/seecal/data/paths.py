@@ -118,8 +118,9 @@ class ImageFolders:
         if not inside:
             where = os.path.realpath(os.path.join(root, path))
             raise RecordError(
-                f"image {show(path)} leads out of {self._shown()} (to {show(where)}). Move the file there, set image_root=... "
-                "to a folder or a list of folders that hold all images, or follow_links=True if links below it are meant."
+                f"image {show(path)} leads out of {self._shown()} (to {show(where)}). Move the file there, set "
+                "image_root=... to a folder or a list of folders that hold all images, or follow_links=True if links "
+                "below it are meant."
             )
         if not stat.S_ISREG(mode):
             raise RecordError(f"image {show(path)} is not a file. Name one image file.")

@@ -26,8 +26,8 @@ class CALConfig(SFTConfig):
 
     The fields of :class:`seecal.CALOptions` have the same names, meanings and defaults here.
     ``on_long`` says what happens to records longer than ``max_length``, ``on_bad`` what happens to those without a label,
-    ``image_decoding`` how JPEG files are decoded, ``train_on`` which turns are learnt, ``processor_kwargs`` how the processor
-    is set. Two inherited fields differ:
+    ``image_decoding`` how JPEG files are decoded, ``train_on`` which turns are learnt, ``processor_kwargs`` how the
+    processor is set. Two inherited fields differ:
 
     - ``padding_free`` is CAL's (how both passes go through the decoder: "auto", True or False), not TRL's, which vision
       data does not support.
@@ -56,7 +56,7 @@ class CALConfig(SFTConfig):
     on_bad: str = _same(DataOptions, "on_bad")
     image_decoding: str = _same(DataOptions, "image_decoding")
     train_on: str = _same(DataOptions, "train_on")
-    processor_kwargs: dict[str, Any] | str | None = _same(DataOptions, "processor_kwargs")
+    processor_kwargs: dict[str, Any] | str | None = _same(DataOptions, "processor_kwargs")  # noqa: RUF009  # None
     logging_nan_inf_filter: bool = dataclasses.field(
         default=False,
         metadata={"help": "Keep False: CALTrainer stops at a non-finite loss instead of leaving it out of the log."},

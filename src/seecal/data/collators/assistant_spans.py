@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # What templates split an answer at, or put around its pieces: <think>, </think>, [THINK]
 _TAG = re.compile(r"</?[A-Za-z_]\w*>|\[/?[A-Z_]+\]|<\|[A-Za-z_]\w*\|>")
 _ADD_HERE = (
-    "Put {% generation %} ... {% endgeneration %} around the assistant's messages in the template: then it says itself where "
-    "they are."
+    "Put {% generation %} ... {% endgeneration %} around the assistant's messages in the template: then it says itself "
+    "where they are."
 )
 
 Span = tuple[int, int]
@@ -126,8 +125,8 @@ def _spans_of(chat: _Chat, learnt: list[int], unused: frozenset[str]) -> list[Sp
     found = _located(chat, plain)
     if found is None:
         raise ValueError(
-            f"{chat.name}: the chat template rewrites the assistant's messages, so their place in its text cannot be found. "
-            f"{_ADD_HERE}"
+            f"{chat.name}: the chat template rewrites the assistant's messages, so their place in its text cannot be "
+            f"found. {_ADD_HERE}"
         )
     spans = [span for of_message in found.values() for span in of_message]
     return spans + [span for index in spoken for span in _spoken_spans(chat, index)]
@@ -163,8 +162,8 @@ def _located(chat: _Chat, indices: list[int]) -> dict[int, list[Span]] | None:
     if not indices:
         return {}
     core = _core(chat.text)
-    # A template may trim messages: then marks inside the outer blanks still leave the text as it was. One may take an answer
-    # apart at a tag and drop or move what is before it: then each piece has to be marked.
+    # A template may trim messages: then marks inside the outer blanks still leave the text as it was. One may take an
+    # answer apart at a tag and drop or move what is before it: then each piece has to be marked.
     for cut in (_whole, _inside_blanks, _pieces):
         marked = {index: _with_marks(chat.messages[index], f"{core}{index}", cut) for index in indices}
         text = chat.with_changed({index: one.message for index, one in marked.items()})
@@ -304,8 +303,8 @@ def _length_behind(text: str, stop: int, tags: str) -> int:
 
 
 def _spoken_spans(chat: _Chat, index: int) -> list[Span]:
-    """Where the template writes a message that has tool calls or reasoning beside its content: what is not there, before and
-    behind, when the message is a single mark."""
+    """Where the template writes a message that has tool calls or reasoning beside its content: what is not there, before
+    and behind, when the message is a single mark."""
     message = chat.messages[index]
     mark = f"[{_core(chat.text)}]"
     bare = {key: value for key, value in message.items() if key not in SPOKEN_KEYS}
@@ -318,7 +317,29 @@ def _spoken_spans(chat: _Chat, index: int) -> list[Span]:
             f"template's text. {_ADD_HERE}"
         )
     stop = len(chat.text) - len(rest[0])
+    if _others_inside(chat, index, start, stop):
+        raise ValueError(
+            f"{chat.name}: the chat template writes other messages inside its message {index}, whose words would be learnt "
+            f"with it. {_ADD_HERE}"
+        )
     return [(start, stop)] if chat.text[start:stop].strip() else []
+
+
+def _others_inside(chat: _Chat, index: int, start: int, stop: int) -> bool:
+    """Whether what other messages say stands between ``start`` and ``stop``, or may stand there."""
+    core = _core(chat.text)
+    marked = {
+        other: _with_marks(message, f"{core}{other}", _inside_blanks).message
+        for other, message in enumerate(chat.messages)
+        if other != index and words(message).strip()
+    }
+    text = chat.with_changed(marked)
+    plain, found = _read_marks(text, core) if text is not None else ("", None)
+    if plain != chat.text or found is None or found.keys() != marked.keys():
+        # One of them is written in another way: then at least its words must not be there
+        said = _squeezed(chat.text[start:stop])
+        return any(_squeezed(words(chat.messages[other])) in said for other in marked)
+    return any(first < stop and start < last for pieces in found.values() for first, last in pieces.values())
 
 
 def _end_of_header(text: str, before: str) -> int | None:
@@ -328,7 +349,7 @@ def _end_of_header(text: str, before: str) -> int | None:
     """
     if text.startswith(before):
         return len(before)
-    common = len(os.path.commonprefix([text, before]))
+    common = next(at for at, letter in enumerate(before) if text[at : at + 1] != letter)
     if _TAG.sub("", before[common:]).strip():
         return None
     closing = re.search(r"</(\w+)>", before[common:])
@@ -337,13 +358,13 @@ def _end_of_header(text: str, before: str) -> int | None:
 
 
 def _unused_keys(chat: _Chat, template: str) -> frozenset[str]:
-    """Keys of messages that the text does not depend on."""
+    """Keys of messages that the text does not depend on. Reasoning has several names, which transformers takes for one."""
     keys = {key for message in chat.messages for key in message} - {"role", "content"}
     unused = set()
     for key in keys:
         without = {index: {name: value for name, value in message.items() if name != key}
                    for index, message in enumerate(chat.messages) if key in message}  # fmt: skip
-        if key not in template or chat.with_changed(without) == chat.text:
+        if (key not in template and key not in SPOKEN_KEYS) or chat.with_changed(without) == chat.text:
             unused.add(key)
     return frozenset(unused)
 

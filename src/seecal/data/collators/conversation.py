@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from ..image_placement import images_in_order, parts_of
-from ..message_keys import LEARN_KEYS, is_learnt, other_keys, unpacked
+from ..message_keys import LEARN_KEYS, SPOKEN_KEYS, is_learnt, other_keys, unpacked
 from ..options import check_train_on
 from ..paths import RecordError
 from ..sources.formats import FORMATS, check_keys, detect
@@ -120,11 +120,10 @@ class ConversationEncoder:
         if all(message.get("role") in ("system", "user") for message in messages):  # not every template takes those
             raise _no_answer(name)
         learnt = self._learnt(messages, name)
-        messages = [
-            {key: value for key, value in message.items() if key not in LEARN_KEYS} for message in messages
-        ]
+        messages = [{key: value for key, value in message.items() if key not in LEARN_KEYS} for message in messages]
         self.refuse_tokens(messages, name, self._uncounted_tokens)
         rendered = self._rendered(messages, name, learnt)
+        _refuse_unwritten(messages, learnt, rendered.unused, name)
         unused.update(f"{key} of a message" for key in rendered.unused)
         for key in sorted(unused):
             self._say_once(f"{name}: its key {key} is not used: neither its format nor the chat template takes it")
@@ -303,6 +302,20 @@ class ConversationEncoder:
         if key not in self._said:
             self._said.add(key)
             logger.warning("%s. This is said once", what)
+
+
+def _refuse_unwritten(
+    messages: Sequence[Mapping[str, Any]], learnt: Sequence[int], unused: frozenset[str], name: str
+) -> None:
+    """NoLabel for an assistant turn that is nothing but tool calls, or reasoning, which the template does not write."""
+    for index in learnt:
+        message = messages[index]
+        spoken = [key for key in SPOKEN_KEYS if key in message]
+        if spoken and unused.issuperset(spoken) and not any(part.get("text", "").strip() for part in message["content"]):
+            raise NoLabel(
+                f"{name}: no label: its message {index} is only {', '.join(spoken)}, which the chat template does not write. "
+                "Use a template that does, leave the record out, or set on_bad to skip."
+            )
 
 
 def record_name(record: Mapping[str, Any], index: int) -> str:

@@ -1,4 +1,4 @@
-"""Texts and images through a family's own processor: its settings, and the two that do not take every batch by themselves."""
+"""Texts and images through a family's own processor: its settings, and the two that do not take every batch alone."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def has_prefix(processor: ProcessorMixin) -> bool:
 def configure(processor: Any, processor_kwargs: Mapping[str, Any] | None) -> Any:
     """Sets ``processor_kwargs`` on a processor, such as ``{"max_pixels": 401408}``, and returns it.
 
-    They are settings of its image processor (``size``, ``max_pixels``, ``min_pixels``, ``do_image_splitting``, ...) or of the
-    processor itself. ``save_pretrained`` writes them with it.
+    They are settings of its image processor (``size``, ``max_pixels``, ``min_pixels``, ``do_image_splitting``, ...) or of
+    the processor itself. ``save_pretrained`` writes them with it.
 
     Raises:
         ValueError: a name that neither has, or a value that the image processor does not take.

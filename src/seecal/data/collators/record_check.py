@@ -1,4 +1,4 @@
-"""What only a model's processor knows of a record, told while data is loaded: no image is opened, few records are rendered."""
+"""What only a model's processor knows of a record, told while data is loaded: no image is opened, few are rendered."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
@@ -110,7 +111,7 @@ class VisionCollator:
         return self.processor.tokenizer  # type: ignore[attr-defined]
 
     def check(self, record: Mapping[str, Any]) -> None:
-        """ValueError where a batch would stop at a loaded record, as far as its texts and turns tell; no image is opened."""
+        """ValueError where a batch would stop at a loaded record, as far as its texts and turns tell."""
         self._check(record)
 
     def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -156,22 +157,38 @@ class VisionCollator:
             for row in conversations
             if self._encoder.adds_special_tokens(row.text) == special
         }
+        of_rows = images or [row.images for row in conversations]
         runs = short_runs(self.processor, self._encoder.placeholder_ids, known)
         try:
             with fewer_copies(getattr(self.processor, "image_processor", None)), runs:
-                return processed(
-                    self.processor,
-                    [row.text for row in conversations],
-                    images or [row.images for row in conversations],
-                    prefixes=[row.prefix for row in conversations],
-                    add_special_tokens=special,
-                    pad_to_multiple_of=self.pad_to_multiple_of,
-                )
+                return self._tensors(conversations, of_rows, special)
         except Exception as error:  # whatever a family's own code says of its inputs
+            failing = [row for row in range(len(conversations)) if self._fails_on(rows, of_rows, row)]
+            some = failing if failing else range(len(conversations))
+            names = ", ".join(rows.names[row] for row in some)
+            sizes = ", ".join(dict.fromkeys(_size(image) for row in some for image in of_rows[row]))
             raise ValueError(
-                f"{', '.join(rows.names)}: {type(self.processor).__name__} failed on them: {error}. If it fails on every "
-                "batch, it is not complete or not the model's: load it from the model's folder."
+                f"{names}: {type(self.processor).__name__} failed on them: {error}"
+                f"{f' (images of {sizes} pixels)' if sizes else ''}. If it fails on every batch, it is not complete or not "
+                "the model's: load it from the model's folder. If only on these, leave them out."
             ) from error
+
+    def _tensors(self, conversations: Sequence[Conversation], images: list[list[Any]], special: bool) -> Any:
+        return processed(
+            self.processor,
+            [row.text for row in conversations],
+            images,
+            prefixes=[row.prefix for row in conversations],
+            add_special_tokens=special,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+        )
+
+    def _fails_on(self, rows: _Rows, images: list[list[Any]], row: int) -> bool:
+        try:
+            self._tensors([rows.conversations[row]], [images[row]], rows.adds_special_tokens)
+        except Exception:
+            return True
+        return False
 
     def _add_labels(self, batch: Any, rows: _Rows, records: Sequence[dict[str, Any]]) -> None:
         """Puts ``labels`` [B, L] into the batch and, where records bring weights, ``token_weights`` [B, L]."""
@@ -256,3 +273,9 @@ class _Rows:
 
 def _has_label(labels_L: Tensor) -> bool:
     return bool((labels_L != IGNORE_INDEX).any())
+
+
+def _size(image: Any) -> str:
+    """Width and height of a Pillow image or of an array [..., height, width] as errors show them."""
+    width, height = image.size if isinstance(image, Image.Image) else tuple(image.shape[-2:])[::-1]
+    return f"{width} × {height}"

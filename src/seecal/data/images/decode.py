@@ -2,9 +2,9 @@
 
 The conversion, defined once: EXIF orientation applied; the first frame of an animation; transparency on white; palettes
 through their colours (with transparency, on white); 16-bit grey of PNG and JPEG 2000 files, and in memory, scaled from its
-full range (65,535 is white); other numbers that are no 8-bit pixels (floats, 16- and 32-bit whole numbers in TIFF files and the like)
-from the image's own range, least black, greatest white, infinities and NaN as the nearest of the two or black; CMYK, YCbCr
-and LAB by Pillow's conversion, without colour profiles.
+full range (65,535 is white); other numbers that are no 8-bit pixels (floats, 16- and 32-bit whole numbers of TIFF files
+and the like) from the image's own range, the least black, the greatest white, infinities the nearer of the two, NaN black;
+CMYK, YCbCr and LAB by Pillow's conversion, without colour profiles.
 """
 
 from __future__ import annotations

@@ -103,9 +103,9 @@ def images_of(row: Mapping[str, Any]) -> list[Any]:
 
 def _filled(messages: Messages, images: list[Any]) -> list[Any]:
     """The images without empty texts, as tables have them in rows without an image; not where a mark waits for one."""
-    filled = [image for image in images if not (isinstance(image, str) and not image.strip())]
-    if len(filled) == len(images):
+    if not any(isinstance(image, str) and not image.strip() for image in images):
         return images
+    filled = [image for image in images if not (isinstance(image, str) and not image.strip())]
     contents = [message.get("content") for message in messages]
     marks = sum(content.count(PLACEHOLDER) for content in contents if isinstance(content, str))
     parts = [part for content in contents if isinstance(content, list) for part in content]
@@ -148,9 +148,9 @@ def _list_of(row: Mapping[str, Any], key: str) -> list[Any]:
     value = row.get(key)
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         return _from_text(key, value)
-    if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
-        if len({len(column) for column in value.values()}) == 1:
-            return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
+    columns = value if isinstance(value, Mapping) else {}
+    if all(isinstance(column, list) for column in columns.values()) and len(set(map(len, columns.values()))) == 1:
+        return [dict(zip(columns, turn, strict=True)) for turn in zip(*columns.values(), strict=True)]
     return want(row, key, list) if not isinstance(value, tuple) else list(value)
 
 

@@ -83,7 +83,7 @@ def _one_set(path: Path, known: list[Path], several: bool) -> list[Path]:
 
 
 def _by_split(path: Path) -> dict[str | None, list[Path]]:
-    """The data files of a folder by their split; of its folder ``data``, or of folders called like splits, if it has none."""
+    """The data files of a folder by their split; if it has none, of ``data`` in it or of folders called like splits."""
     groups: dict[str | None, list[Path]] = {}
     for file in _data_files(path):
         groups.setdefault(split_of(file.name), []).append(file)
@@ -105,7 +105,7 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file's name tells: ``train`` of train-00000-of-00002.parquet and of my_train.json; None of others."""
+    """The split that a file's name tells: ``train`` of train-00000-of-00002.parquet and of my_train.json; else None."""
     stem = Path(name).stem
     shard = _SHARD_NAME.fullmatch(stem)
     words = re.split(r"[^a-z]+", (shard[1] if shard else stem).lower())
@@ -115,7 +115,8 @@ def split_of(name: str) -> str | None:
 
 def _listed(groups: dict[str | None, list[Path]]) -> str:
     return ", ".join(
-        f"{name or 'no split in the name'} ({len(files)} file{'s' * (len(files) != 1)})" for name, files in groups.items()
+        f"{name or 'no split in the name'} ({len(files)} file{'s' * (len(files) != 1)})"
+        for name, files in groups.items()
     )
 
 

@@ -54,7 +54,9 @@ KEYS = (
     Key(("text", "caption"), "row", USED, "the answer; one of them", ("captions",)),
     Key(("prompt",), "row", USED, "the question", ("captions",)),
     Key(MEDIA_KEYS, "row", REFUSED, _ONLY_IMAGES),
-    Key(("tools", "functions"), "row", REFUSED, "chat templates are not given them; write them into the system message"),
+    Key(
+        ("tools", "functions"), "row", REFUSED, "chat templates are not given them; write them into the system message"
+    ),
     Key(("weights",), "row", COUNTED, "load_records does not carry it; CALTrainer and VisionCollator use it"),
     Key(("any other with an image, or the name of an image file",), "row", REFUSED, "see columns", others=True),
     Key(("any other",), "row", COUNTED, "nothing of it is learnt", others=True),
@@ -62,7 +64,13 @@ KEYS = (
     Key(("from", "value"), "message", USED, "who, and what; also under messages"),
     Key(LEARN_KEYS, "message", USED, "false or 0: this assistant turn is not learnt"),
     Key((*SPOKEN_KEYS, "name", "tool_call_id"), "message", USED, "where the chat template writes it; else counted"),
-    Key((*MEDIA_KEYS, "any other with an image"), "message", REFUSED, "images stand in the record or in parts", others=True),
+    Key(
+        (*MEDIA_KEYS, "any other with an image"),
+        "message",
+        REFUSED,
+        "images stand in the record or in parts",
+        others=True,
+    ),
     Key(("any other",), "message", COUNTED, "unless the chat template writes it", others=True),
     Key(("type", "text"), "part", USED, "a text, or where an image stands; any type but text and image is refused"),
     Key(("image", "path", "url", "image_url"), "part", USED, "an image of its own; an address is refused"),
@@ -92,7 +100,9 @@ def _any_of(*names: str) -> Callable[[set[str]], bool]:
 
 
 def _uses(name: str) -> frozenset[str]:
-    of_rows = [key for key in KEYS if key.where == "row" and key.fate == USED and (name in key.formats or not key.formats)]
+    of_rows = [
+        key for key in KEYS if key.where == "row" and key.fate == USED and (name in key.formats or not key.formats)
+    ]
     return frozenset(key_name for key in of_rows for key_name in key.names)
 
 
@@ -105,9 +115,7 @@ FORMATS: dict[str, Format] = {
         from_conversations,
         _uses("sharegpt"),
     ),
-    "llava": Format(
-        "conversations (from, value), image", _any_of("conversations"), from_conversations, _uses("llava")
-    ),
+    "llava": Format("conversations (from, value), image", _any_of("conversations"), from_conversations, _uses("llava")),
     "messages": Format(
         "messages (role, content), images or image", _any_of("messages"), from_messages, _uses("messages")
     ),

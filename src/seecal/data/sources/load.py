@@ -97,8 +97,8 @@ def load_records(
         split: which split of a folder that holds several (train-00000-of-00002.parquet, test.jsonl, val/).
         columns: what keys of the data are called here, as in ``{"image_path": "image"}``; None leaves one out.
         follow_links: whether symbolic links below ``image_root`` may lead out of it. A path still begins inside it.
-        collator: the :class:`seecal.VisionCollator` that the records are for: its processor's image tokens inside texts, and
-            turns that its chat template refuses, are then found while loading instead of in a batch.
+        collator: the :class:`seecal.VisionCollator` that the records are for: its processor's image tokens inside texts,
+            and turns that its chat template refuses, are then found while loading instead of in a batch.
 
     Returns:
         A record's ``id`` is its own, or ``<file name>:<index>``. Images stay paths or encoded bytes; only their headers are
@@ -107,17 +107,15 @@ def load_records(
     Raises:
         FileNotFoundError: no such data, or (``on_bad="error"``) no such image.
         ValueError: an unknown format (listing what was found and what is known), no usable record, several splits and none
-            chosen, a key of ``columns`` that no record has, or (``on_bad="error"``) a bad record: one line with file, record,
-            key and what to do; no room in the temporary folder.
+            chosen, a key of ``columns`` that no record has, or (``on_bad="error"``) a bad record: one line with file,
+            record, key and what to do; no room in the temporary folder.
     """
     check_on_bad(on_bad)
     source = _open(data, image_root, split, follow_links, dict(columns or {}))
     report = LoadReport() if report is None else report
     report.format = _format_of(source, format)
     check: Check | None = None if collator is None else collator.check
-    records = partial(
-        _records, source=source, format=report.format, skip=on_bad == "skip", report=report, check=check
-    )
+    records = partial(_records, source=source, format=report.format, skip=on_bad == "skip", report=report, check=check)
     if streaming or isinstance(data, IterableDataset):
         # Parts go by in a list: `datasets` gives each worker its share of it.
         return IterableDataset.from_generator(records, features=FEATURES, gen_kwargs={"parts": source.parts})
@@ -212,7 +210,9 @@ def _renamed(row: dict[str, Any], columns: Mapping[str, str | None], seen: set[s
         if name is None or key not in row:
             continue
         if name in kept:
-            raise RecordError(f"columns: {key!r} is called {name!r}, and there is a key {name!r} already. Leave one out.")
+            raise RecordError(
+                f"columns: {key!r} is called {name!r}, and there is a key {name!r} already. Leave one out."
+            )
         kept[name] = row[key]
     return kept
 
@@ -233,14 +233,20 @@ class _Tally:
                 f"{source.where}: columns names {names}, which no record has. It maps the data's keys to ours, as in "
                 "{'image_path': 'image'}."
             )
-        for what, counts in (("which {} has no use for", self.rows), ("unless the chat template writes them", self.messages)):
+        for counts, why in (
+            (self.rows, f"which {format} has no use for"),
+            (self.messages, "unless the chat template writes them"),
+        ):
             if counts:
-                found = sorted(counts)
-                numbers = ", ".join(f"{counts[key]:,}" for key in found[:20])
+                found = sorted(counts)[:20]
                 logger.warning(
                     "%s: left out the keys %s, %s (in %s of %s records)",
-                    source.where, _listed(set(found)), what.format(format), numbers, f"{total:,}",
-                )  # fmt: skip
+                    source.where,
+                    _listed(set(counts)),
+                    why,
+                    ", ".join(f"{counts[key]:,}" for key in found),
+                    f"{total:,}",
+                )
 
 
 def _records(
@@ -254,20 +260,19 @@ def _records(
         name = part.name if isinstance(part, Path) else "dataset"
         for index, (place, row) in enumerate(_rows(part)):
             record_id = f"{name}:{index}"
-            called = f"{name}: record {show(record_id)} ({place})"
             try:
                 if isinstance(row, RecordError):
                     raise row
                 if source.columns:
                     row = _renamed(row, source.columns, tally.renamed)
                 record_id = _id_of(row, record_id)
-                called = f"{name}: record {show(record_id)} ({place})"
                 check_keys(row, uses, tally.rows)
                 messages, images = convert(row)
                 record = make_record(record_id, messages, images, source.root, tally.messages)
                 if check is not None:
                     check(record)
             except RecordError as error:
+                called = f"{name}: record {show(record_id)} ({place})"
                 if not skip:
                     raise type(error)(f"{called}: {error}") from None
                 report.reasons.append((called, str(error)))

@@ -22,10 +22,11 @@ from PIL import Image
 
 from ..image_placement import images_in_order, parts_of
 from ..images.decode import check_header, check_start, upright
-from ..message_keys import SPOKEN_KEYS, is_learnt, other_keys, packed, unpacked
+from ..message_keys import LEARN_KEYS, SPOKEN_KEYS, is_learnt, other_keys, packed, unpacked
 from ..paths import ImageFolders, RecordError, embedded_image, show
 
 ROLES = ("system", "user", "assistant")
+_NOTHING: Mapping[str, Any] = {}
 TOOL = "tool"  # answers the tool calls of the assistant, and stands nowhere else
 # One schema for all sources: rows of different shapes would otherwise not fit one Arrow table.
 FEATURES = Features(
@@ -59,10 +60,10 @@ def make_record(
             another number of images than of placeholders, an image that must not or cannot be used.
     """
     parted: list[dict[str, Any]] = []
-    others: list[dict[str, Any]] = []
-    of_parts = None if unused is None else Counter[str]()
+    others: list[Mapping[str, Any]] = []
+    of_parts: Counter[str] | None = None if unused is None else Counter()
     for message in messages:
-        rest: dict[str, Any] = {}
+        rest = _NOTHING
         if len(message) > 2 or _ends_packed(message):
             message = unpacked(message)
             rest = other_keys(message)
@@ -70,11 +71,13 @@ def make_record(
         others.append(rest)
     _check_answers(parted, others)
     ordered = images_in_order(parted, images)
-    for message, rest in zip(parted, others, strict=True):
-        message["content"] = packed(message["content"], rest)
-    if unused is not None:
-        unused.update({f"{key} of a message" for rest in others for key in rest if key not in ("loss", "weight", "train")})
-        unused.update({f"{key} of a part" for key in of_parts or ()})
+    if any(others):
+        for message, rest in zip(parted, others, strict=True):
+            message["content"] = packed(message["content"], rest)
+        if unused is not None:
+            unused.update({f"{key} of a message" for rest in others for key in rest if key not in LEARN_KEYS})
+    if unused is not None and of_parts:
+        unused.update(f"{key} of a part" for key in of_parts)
     return {"id": name, "messages": parted, "images": [stored_image(image, root) for image in ordered]}
 
 
@@ -93,18 +96,19 @@ def role_of(message: Mapping[str, Any], before: Sequence[Mapping[str, Any]] = ()
     return str(role)
 
 
-def _check_answers(messages: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+def _check_answers(messages: list[dict[str, Any]], others: list[Mapping[str, Any]]) -> None:
     answers = [
         (message["content"], rest)
         for message, rest in zip(messages, others, strict=True)
-        if is_learnt({**rest, "role": message["role"]}) and message["role"] == "assistant"
+        if (not rest or is_learnt({**rest, "role": message["role"]})) and message["role"] == "assistant"
     ]
     if not answers:
         turned_off = any(message["role"] == "assistant" for message in messages)
         what = "no assistant turn that is learnt" if turned_off else "no assistant turn"
         raise RecordError(f"{what}, so nothing to learn from it. Add one, or leave the record out.")
     for number, (answer, rest) in enumerate(answers, start=1):
-        if not any(part.get("text", "").strip() for part in answer) and not any(rest.get(key) for key in SPOKEN_KEYS):
+        spoken = bool(rest) and any(rest.get(key) for key in SPOKEN_KEYS)
+        if not spoken and not any(part.get("text", "").strip() for part in answer):
             which = f" {number} of {len(answers)}" if len(answers) > 1 else ""
             raise RecordError(f"assistant turn{which} is empty. Write its text, or leave the record out.")
 

@@ -17,15 +17,11 @@ def as_row(row: Any, features: Any = None) -> dict[str, Any] | RecordError:
     if not isinstance(row, dict):
         return RecordError(f"{show(row)} is not an object with keys.")
     try:
-        row = {key: inner for key, inner in row.items() if not _is_nan(inner)}
+        # pandas writes an empty cell as not a number
+        row = {key: inner for key, inner in row.items() if inner.__class__ is not float or inner == inner}
         return without_nulls(row if features is None or not _holds_json(features) else _with_json(row, features))
     except (RecursionError, ValueError) as error:
         return RecordError(f"it cannot be read ({reason(error)}). Correct or delete the record.")
-
-
-def _is_nan(value: Any) -> bool:
-    """pandas' empty cell."""
-    return isinstance(value, float) and value != value
 
 
 def _holds_json(feature: Any) -> bool:

@@ -40,8 +40,8 @@ def read_tar(path: Path) -> Rows:
         raise
     except (tarfile.TarError, ValueError, OSError, EOFError) as error:
         raise ValueError(
-            f"{path}: cannot be read as a WebDataset shard ({reason(error)}). Write it again, the files of each record side "
-            "by side under one name."
+            f"{path}: cannot be read as a WebDataset shard ({reason(error)}). Write it again, the files of each record "
+            "side by side under one name."
         ) from None
 
 
