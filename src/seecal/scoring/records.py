@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,13 @@ class Data:
 
     def __init__(self, data: Any, format: str | None = None, image_root: str | Path | None = None) -> None:
         self._records = data if isinstance(data, Dataset) and FEATURES.items() <= data.features.items() else None
+        self.roots: tuple[str, ...] = ()
         if self._records is not None:
-            self.name, self.format, self.root = "the data set", "records", None
+            self.name, self.format = "the data set", "records"
             return
         self._located = LocatedRecords(data, format=format, image_root=image_root)
-        self.name, self.format, self.root = self._located.where, self._located.format, self._located.root
+        self.name, self.format = self._located.where, self._located.format
+        self.roots = self._located.root.roots
 
     def rows(self, wanted: Callable[[int], bool] = lambda number: True) -> Iterator[Located]:
         """The rows in order, each with its place; see :meth:`LocatedRecords.rows`."""
@@ -71,13 +74,17 @@ class Data:
             raise ValueError(f"{self.name}: holds no records.")
         return digest.hexdigest(), count
 
+    def _below_its_folder(self, path: str) -> str:
+        root = next((root for root in self.roots if path.startswith(root.rstrip(os.sep) + os.sep)), "")
+        return path.removeprefix(root)
+
     def _essence(self, located: Located) -> bytes:
         if located.record is None:
             return json.dumps([located.source, located.row, "cannot be used"]).encode()
         record = located.record
         # Names below the image folder: scores stay valid when the folder is moved
         images = [
-            str(image["path"]).removeprefix(self.root or "")
+            self._below_its_folder(str(image["path"]))
             if image["bytes"] is None
             else hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
             for image in record["images"]

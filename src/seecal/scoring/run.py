@@ -154,7 +154,7 @@ def _run(data: Data, load: Callable[[], Any], folder: Path, settings: _Settings,
         with progress.task("read the data") as task:
             fingerprint, rows = data.fingerprint(settings.on_bad, task.advance)
         model, processor, told = load()
-        where = {"name": data.name, "format": data.format, "image_root": data.root}
+        where = {"name": data.name, "format": data.format, "image_root": list(data.roots)}
         manifest = settings.manifest(told, {**where, "fingerprint": fingerprint, "rows": rows})
         begin(folder, manifest)
         mine = range(rank, manifest.shards, ranks)

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.parquet
 from datasets import Dataset
 
-from ..data.sources.readers import files_of, read_json, saved_dataset
+from ..data.sources.folders import files_of, saved_dataset
+from ..data.sources.readers import read_json
 
 _LINES = (".jsonl", ".ndjson")
 
