@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import seecal
 from seecal import CALOptions
@@ -43,7 +44,7 @@ def llava_around(recorded, attention):
     model.model.language_model.load_state_dict(inner)
     model.lm_head.load_state_dict({"weight": recorded.model["lm_head.weight"]})
     features = list(recorded.case.image_features)
-    model.model.get_image_features = lambda **_: SimpleNamespace(pooler_output=features)
+    model.model.get_image_features = lambda **_: BaseModelOutputWithPooling(pooler_output=features)
     case = recorded.case
     batch = {
         "input_ids": torch.where(case.ids == -200, IMAGE_ID, case.ids),

@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import seecal
 from seecal import CALOptions
-from seecal.ops.distributed import max_over_ranks, sum_over_ranks
+from seecal.ops.distributed import max_over_ranks, sum_over_ranks, whole_tensor
 from tests.support.builders import MIXED, Row, batch_of, build
 
 HALVES = {
@@ -113,6 +113,8 @@ def main():
     rank = dist.get_rank()
     assert max_over_ranks(torch.tensor([rank, -rank])).tolist() == [1, 0]
     assert sum_over_ranks(torch.tensor([rank, -rank])).tolist() == [1, -1]
+    head = distribute_tensor(torch.ones(4, 2), mesh, [Shard(0)])
+    assert whole_tensor(head, torch.bfloat16).dtype == torch.bfloat16, "a head of its own group, under mixed precision"
     found = [case.together(rank, mesh, heads) for case in cases]
     if rank == 0:
         results.write_text(json.dumps(found))

@@ -347,7 +347,8 @@ ZOO["cohere2_vision, window"] = Kind(lambda: _cohere2_vision(12), _WRAPPED(4), t
 ZOO["granite4_vision"] = Kind(_granite4_vision, [IMAGE] * (4 + 4 * 4 + 4), take.tiles, head=24.0)
 _PATCH_TOKENS = [START, *[PATCH_ID] * 8, END]
 _PATCH_TYPES = take.is_image("mm_token_type_ids", image=PATCH_ID)
-ZOO["molmo2"] = Kind(_molmo2, _PATCH_TOKENS, take.pooled, _PATCH_TYPES, placeholder=PATCH_ID)
+if hasattr(T, "Molmo2Config"):  # transformers after 5.17
+    ZOO["molmo2"] = Kind(_molmo2, _PATCH_TOKENS, take.pooled, _PATCH_TYPES, placeholder=PATCH_ID)
 ZOO["llama4"] = Kind(lambda: _llama4(512), _WRAPPED(16), take.picture)
 ZOO["llama4, chunk"] = Kind(lambda: _llama4(16), _WRAPPED(16), take.picture)
 

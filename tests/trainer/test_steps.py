@@ -9,6 +9,7 @@ import torch
 
 from seecal import CALTrainer
 from seecal.data.collators.vision import VisionCollator
+from seecal.trainer import callbacks
 from seecal.trainer.callbacks import EpochCallback, StopOnSignal
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
@@ -92,3 +93,14 @@ def test_a_stopped_run_is_saved_and_ends():
         assert stop.signal == number
         assert control.should_save
         assert control.should_training_stop
+
+
+def test_all_ranks_stop_where_one_got_the_signal(monkeypatch):
+    """The ranks reduce at every step: one that did not get the signal hears of it there."""
+    for got, expected in (([1, 0], signal.SIGTERM), ([0, 1], signal.SIGINT), ([0, 0], 0)):
+        monkeypatch.setattr(callbacks, "world_size", lambda: 2)
+        monkeypatch.setattr(callbacks, "sum_over_ranks", lambda value, got=got: value + torch.tensor(got))
+        stop, control = StopOnSignal(), SimpleNamespace(should_save=False, should_training_stop=False)
+        stop.on_step_end(SimpleNamespace(device=torch.device("cpu")), None, control)
+        assert stop.signal == expected
+        assert control.should_training_stop is bool(expected)
