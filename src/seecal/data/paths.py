@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 _URL = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*://|data:)", re.IGNORECASE)
 _DATA_URI = re.compile(r"\s*data:(?:image/[\w.+-]+|application/octet-stream)?(?:;[\w=-]+)*;base64,", re.IGNORECASE)
-# How JPEG, PNG, GIF and WebP files begin in base64; a path of this length is no path
+# How JPEG, PNG, GIF and WebP files begin in base64; a path that begins so is shorter than any of them
 _BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
-_LONGEST_PATH = 256
+_SHORTEST_BASE64 = 128
 # An image's header is in its first kilobytes, unless a profile or a camera's notes come first
 _HEADER = 4096
 _FOLDERS_KEPT = 4096
@@ -50,9 +50,9 @@ def embedded_image(text: str) -> bytes | None:
 
     RecordError where it is no valid base64.
     """
-    head = text[:_LONGEST_PATH]
+    head = text[:_SHORTEST_BASE64]
     uri = _DATA_URI.match(head)
-    if uri is None and not (len(text) > _LONGEST_PATH and head.startswith(_BASE64)):
+    if uri is None and not (len(text) > _SHORTEST_BASE64 and head.startswith(_BASE64)):
         return None
     try:
         return base64.b64decode("".join(text[uri.end() if uri else 0 :].split()), validate=True)

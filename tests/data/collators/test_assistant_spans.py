@@ -126,7 +126,7 @@ def test_what_cannot_be_found_is_refused(assistant):
 
 def test_a_tag_that_a_template_takes_away():
     strip = of_turns("{{ text.replace('<b>', '').replace('</b>', '') }}")
-    assert spans(strip, user(), answer("It is <b>red</b>.")) == ["It is red."] or True
+    assert spans(strip, user(), answer("It is <b>red</b>.")) == ["It is red."]
     assert spans(of_turns("{{ text }}"), user(), answer("<b>It</b> is <b>red</b>.")) == ["<b>It</b> is <b>red</b>."]
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..image_placement import PLACEHOLDER, place_first
+from ..image_placement import PLACEHOLDER, place_first, refuse_other_marks
 from ..paths import RecordError, show
 
 Messages = list[dict[str, Any]]
@@ -71,6 +71,7 @@ def from_caption(row: dict[str, Any]) -> Converted:
         raise RecordError(f"no image under 'file_name', 'image' or 'images'; it has {_keys(row)}.")
     key = "text" if "text" in row else "caption"
     question = want(row, "prompt", str) if row.get("prompt") else ""
+    refuse_other_marks(question)
     asked: Any = question
     if PLACEHOLDER not in question:
         asked = [{"type": "image"}] * len(images) + ([{"type": "text", "text": question}] if question else [])

@@ -25,7 +25,7 @@ from ..paths import ImageFolders, MissingImage, RecordError, show
 from .folders import files_of, saved_dataset
 from .formats import FORMATS, check_keys, detect, known_formats
 from .readers import READERS, read_dataset
-from .records import FEATURES, make_record
+from .records import FEATURES, OF_A_MESSAGE, make_record
 from .rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -221,8 +221,7 @@ def _renamed(row: dict[str, Any], columns: Mapping[str, str | None], seen: set[s
 class _Tally:
     """Which keys the records had that were not used, and how many records each."""
 
-    rows: Counter[str] = field(default_factory=Counter)
-    messages: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
     renamed: set[str] = field(default_factory=set)
 
     def say(self, source: _Source, format: str, total: int) -> None:
@@ -233,20 +232,14 @@ class _Tally:
                 f"{source.where}: columns names {names}, which no record has. It maps the data's keys to ours, as in "
                 "{'image_path': 'image'}."
             )
-        for counts, why in (
-            (self.rows, f"which {format} has no use for"),
-            (self.messages, "unless the chat template writes them"),
+        in_messages = {key for key in self.unused if key.endswith(OF_A_MESSAGE)}
+        for keys, what in (
+            (self.unused.keys() - in_messages, f"left out the keys %s, which {format} has no use for"),
+            (in_messages, "the keys %s go to the chat template, and are lost where it does not write them"),
         ):
-            if counts:
-                found = sorted(counts)[:20]
-                logger.warning(
-                    "%s: left out the keys %s, %s (in %s of %s records)",
-                    source.where,
-                    _listed(set(counts)),
-                    why,
-                    ", ".join(f"{counts[key]:,}" for key in found),
-                    f"{total:,}",
-                )
+            if keys:
+                numbers = ", ".join(f"{self.unused[key]:,}" for key in sorted(keys)[:20])
+                logger.warning(f"%s: {what} (in %s of %s records)", source.where, _listed(keys), numbers, f"{total:,}")
 
 
 def _records(
@@ -287,9 +280,9 @@ def _made(
         if source.columns:
             row = _renamed(row, source.columns, tally.renamed)
         record_id = _id_of(row, record_id)
-        check_keys(row, FORMATS[format].uses, tally.rows)
+        check_keys(row, FORMATS[format].uses, tally.unused)
         messages, images = FORMATS[format].convert(row)
-        record = make_record(record_id, messages, images, source.root, tally.messages)
+        record = make_record(record_id, messages, images, source.root, tally.unused)
         if check is not None:
             check(record)
     except RecordError as error:

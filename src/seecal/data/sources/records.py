@@ -26,6 +26,7 @@ from ..message_keys import LEARN_KEYS, SPOKEN_KEYS, is_learnt, other_keys, packe
 from ..paths import ImageFolders, RecordError, embedded_image, show
 
 ROLES = ("system", "user", "assistant")
+OF_A_MESSAGE = " of a message"
 _NOTHING: Mapping[str, Any] = {}
 TOOL = "tool"  # answers the tool calls of the assistant, and stands nowhere else
 # One schema for all sources: rows of different shapes would otherwise not fit one Arrow table.
@@ -64,7 +65,7 @@ def make_record(
     of_parts: Counter[str] | None = None if unused is None else Counter()
     for message in messages:
         rest = _NOTHING
-        if len(message) > 2 or _ends_packed(message):
+        if len(message) > 2 or "content" not in message or _ends_packed(message):
             message = unpacked(message)
             rest = other_keys(message)
         parted.append({"role": role_of(message, others), "content": parts_of(message, of_parts)})
@@ -75,7 +76,7 @@ def make_record(
         for message, rest in zip(parted, others, strict=True):
             message["content"] = packed(message["content"], rest)
         if unused is not None:
-            unused.update({f"{key} of a message" for rest in others for key in rest if key not in LEARN_KEYS})
+            unused.update({f"{key}{OF_A_MESSAGE}" for rest in others for key in rest if key not in LEARN_KEYS})
     if unused is not None and of_parts:
         unused.update(f"{key} of a part" for key in of_parts)
     return {"id": name, "messages": parted, "images": [stored_image(image, root) for image in ordered]}
