@@ -6,18 +6,32 @@ collator gets directly.
 
 In a content that is a text, ``<image>`` marks a place. Where nothing marks one, all images go before the text of the first
 user message, as in TRL. A content that is a list of parts stays as it is, ``<image>`` in a part's text included.
+
+Marks that stand for other media, or that other trainers write for an image, are refused in such texts: they would be
+trained as words. What only speaks of them is written as a part, too.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .paths import RecordError, refuse_url, show
+from .paths import RecordError, embedded_image, refuse_url, show
 
 PLACEHOLDER = "<image>"
 # Where an image part may hold an image of its own, instead of taking the record's next one
-_OWN_IMAGE = ("image", "path", "url")
+_OWN_IMAGE = ("image", "path", "url", "image_url")
+_PART_KEYS = frozenset({"type", "text", *_OWN_IMAGE})
+# What stands for other media in the texts of other trainers, and where HTML or its source is meant
+_MEDIA = re.compile(
+    r"<(?:img|video|audio)>[^<>\s]+\.\w{2,4}</(?:img|video|audio)>|<img>[^<>\n]*</img>"
+    r"|<\|?(?:video|audio|speech|sound)(?:_\d+|_pad|_url)?\|?>|<\|?image[ _]?\d+\|?>|<\|image(?:_pad)?\|>"
+    r"|<image_placeholder>|<ImageHere>|<(?-i:(?!image>))image>",
+    re.IGNORECASE,
+)
+_SOURCE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
 def place_first(messages: Sequence[dict[str, Any]], images: Sequence[Any]) -> list[dict[str, Any]]:
@@ -41,18 +55,21 @@ def _marks_a_place(content: Any) -> bool:
     if isinstance(content, str):
         return PLACEHOLDER in content
     return isinstance(content, (list, tuple)) and any(
-        isinstance(part, Mapping) and part.get("type") == "image" and _own_image(part) is None for part in content
+        isinstance(part, Mapping) and part.get("type") in ("image", "image_url") and _own_image(part) is None
+        for part in content
     )
 
 
-def parts_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+def parts_of(message: Mapping[str, Any], unused: Counter[str] | None = None) -> list[dict[str, Any]]:
     """Text and image parts of a message's content, without keys that are None: Arrow gives every part the keys of all.
 
-    An image part that brings its own image has it under ``own``, for :func:`images_in_order`. RecordError for a content or
-    a part that is something else.
+    An image part that brings its own image has it under ``own``, for :func:`images_in_order`. Keys of parts that nothing
+    takes are counted in ``unused``. RecordError for a content or a part that is something else.
     """
     content = message.get("content")
     if isinstance(content, str):
+        if message.get("role") != "assistant":
+            refuse_other_marks(content)
         return split_text(content)
     if content is None:
         if message.get("role") != "assistant":
@@ -62,7 +79,28 @@ def parts_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []  # told as an empty answer
     if not isinstance(content, (list, tuple)):
         raise RecordError(f"key 'content': {show(content)} is neither a text nor a list of parts.")
-    return [_part(part) for part in content]
+    return [_part(part, unused) for part in content]
+
+
+def refuse_other_marks(text: str) -> None:
+    """RecordError for a mark such as ``<video>`` or ``<img>a.jpg</img>``, which would be trained as words.
+
+    Code in backticks and HTML elements that are closed again (``<video> ... </video>``) are words.
+    """
+    if "<" not in text or _MEDIA.search(text) is None:
+        return
+    for found in _MEDIA.finditer(_SOURCE.sub("", text)):
+        mark = found[0]
+        name = mark[1:-1]
+        if name.isalpha() and f"</{name}>" in text:
+            continue
+        remedy = "Write <image> where an image stands, and its file under 'images'"
+        if not re.match(r"<\|?im", mark, re.IGNORECASE):
+            remedy = "Only images are trained on: leave the record out"
+        raise RecordError(
+            f"a text has the mark {show(mark, 60)}, which would be trained as words. {remedy}; a text that only speaks of "
+            "it stays as it is in a part, {'type': 'text', 'text': ...}."
+        )
 
 
 def split_text(text: str) -> list[dict[str, Any]]:
@@ -107,9 +145,11 @@ def images_in_order(messages: Sequence[Mapping[str, Any]], images: Sequence[Any]
     return [next(waiting) if image is None else image for image in own]
 
 
-def _part(part: Any) -> dict[str, Any]:
+def _part(part: Any, unused: Counter[str] | None) -> dict[str, Any]:
     if not isinstance(part, Mapping):
         raise RecordError(f"key 'content': part {show(part)} is not an object with a 'type'.")
+    if unused is not None and not part.keys() <= _PART_KEYS:
+        unused.update(str(key) for key in part.keys() - _PART_KEYS if part[key] is not None)
     kind = part.get("type")
     if kind == "text":
         text = "" if part.get("text") is None else part["text"]
@@ -117,16 +157,18 @@ def _part(part: Any) -> dict[str, Any]:
             raise RecordError(f"key 'text': {show(text)} is not a text.")
         _check_text(text)
         return {"type": "text", "text": text}
-    if kind == "image":
-        if part.get("url") is not None:
-            refuse_url(str(part["url"]))
+    if kind in ("image", "image_url"):
         own = _own_image(part)
+        if isinstance(own, str) and embedded_image(own) is None:
+            refuse_url(own)
         return {"type": "image"} if own is None else {"type": "image", "own": own}
     raise RecordError(f"key 'type': a part of type {show(kind)}; parts are text or image. Leave it out.")
 
 
 def _own_image(part: Mapping[str, Any]) -> Any:
-    return next((part[key] for key in _OWN_IMAGE if part.get(key) is not None), None)
+    own = next((part[key] for key in _OWN_IMAGE if part.get(key) is not None), None)
+    # OpenAI's form: {"type": "image_url", "image_url": {"url": ...}}
+    return own["url"] if isinstance(own, Mapping) and isinstance(own.get("url"), str) else own
 
 
 def _check_text(text: str) -> None:

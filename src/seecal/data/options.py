@@ -1,8 +1,10 @@
-"""What the collators can be told about records that are long, that have no label, and about how images are decoded."""
+"""What the collators can be told: of long records and those without a label, of decoding, and which turns are learnt."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from ..core.contrasts import contrast_named
 from ..core.options import check_choice, documented, option
@@ -10,6 +12,7 @@ from ..core.options import check_choice, documented, option
 ON_LONG = ("error", "drop", "truncate")
 ON_BAD = ("error", "skip")
 DECODINGS = ("exact", "reduced")
+TRAIN_ON = ("all", "last")
 
 
 @documented
@@ -39,10 +42,23 @@ class DataOptions:
         "that is no smaller than what the processor resizes them to: faster, with slightly other pixels.",
     )
 
+    train_on: str = option(
+        "all",
+        "Which of the assistant's turns are learnt: 'all' of a conversation, or only its 'last'. A turn whose 'loss', "
+        "'weight' or 'train' is false or 0 never is.",
+    )
+
+    processor_kwargs: dict[str, Any] | str | None = option(  # noqa: RUF009  # its default is None
+        None,
+        "Settings of the model's processor, such as {max_pixels: 401408} (Qwen), {do_image_splitting: false} (Idefics, "
+        "SmolVLM) or {size: {longest_edge: 768}}; checked against its own names, and saved with the model.",
+    )
+
     def __post_init__(self) -> None:
         check_on_long(self.on_long)
         check_on_bad(self.on_bad)
         check_decoding(self.image_decoding)
+        check_train_on(self.train_on)
 
 
 def check_on_long(on_long: str) -> None:
@@ -53,6 +69,22 @@ def check_on_long(on_long: str) -> None:
 def check_on_bad(on_bad: str) -> None:
     """ValueError unless it is one of :data:`ON_BAD`."""
     check_choice("on_bad", on_bad, ON_BAD)
+
+
+def check_train_on(train_on: str) -> None:
+    """ValueError unless it is one of :data:`TRAIN_ON`."""
+    check_choice("train_on", train_on, TRAIN_ON)
+
+
+def mapping_of(name: str, text: str) -> dict[str, Any]:
+    """The mapping that ``text`` writes in JSON; ValueError, calling it ``name``, if it writes none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{name}={text!r}: expected a mapping in JSON, such as '{{\"max_pixels\": 401408}}'")
+    return found
 
 
 def check_decoding(decoding: str, contrast: str | None = None) -> None:

@@ -1,12 +1,22 @@
-"""Which file an image path in a record means. Only files inside one folder: data is not trusted to name others."""
+"""Which file an image path in a record means. Only files inside the image folders: data is not trusted to name others."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 import re
 import stat
+from dataclasses import dataclass, field
 
 _URL = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*://|data:)", re.IGNORECASE)
+_DATA_URI = re.compile(r"\s*data:(?:image/[\w.+-]+|application/octet-stream)?(?:;[\w=-]+)*;base64,", re.IGNORECASE)
+# How JPEG, PNG, GIF and WebP files begin in base64; a path that begins so is shorter than any of them
+_BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
+_SHORTEST_BASE64 = 128
+# An image's header is in its first kilobytes, unless a profile or a camera's notes come first
+_HEADER = 4096
+_FOLDERS_KEPT = 4096
 
 
 class RecordError(ValueError):
@@ -35,44 +45,135 @@ def refuse_url(path: str) -> None:
         )
 
 
-def resolve_inside(path: str, root: str | None) -> str:
-    """The real path of the image file ``path``, relative to ``root`` unless absolute.
+def embedded_image(text: str) -> bytes | None:
+    """The file that a text holds in base64, as ``data:image/png;base64,...`` or bare; None where the text is a path or URL.
+
+    RecordError where it is no valid base64.
+    """
+    head = text[:_SHORTEST_BASE64]
+    uri = _DATA_URI.match(head)
+    if uri is None and not (len(text) > _SHORTEST_BASE64 and head.startswith(_BASE64)):
+        return None
+    try:
+        return base64.b64decode("".join(text[uri.end() if uri else 0 :].split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RecordError(f"image {show(text)} is not valid base64 ({error}). Encode it again.") from None
+
+
+@dataclass
+class ImageFolders:
+    """Where image paths start from, and what they may not leave.
 
     Args:
-        root: the folder that the real path, symbolic links followed, must lie in.
+        roots: the folders, in the order in which an image is looked for; their real paths.
+        follow_links: whether symbolic links below them may lead anywhere. A path still has to begin inside a root.
+    """
+
+    roots: tuple[str, ...]
+    follow_links: bool = False
+    # Real paths of folders seen: those of a data set are few, and each is many system calls
+    _real: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+
+    def find(self, path: str) -> str:
+        """The real path of the image file ``path``, relative to the first root that has it, unless absolute.
+
+        Raises:
+            RecordError: a URL, a path out of the folders, no regular file, or no folder to start from.
+            MissingImage: nothing is there.
+        """
+        return self.found(path)[0]
+
+    def found(self, path: str, read: bool = False) -> tuple[str, bytes]:
+        """(its real path, its first 4 KiB if ``read``): as :meth:`find`, opening the file once."""
+        refuse_url(path)
+        if not path.strip():
+            raise RecordError("image '' names no file. Leave the key out of a record without an image.")
+        if not self.roots:
+            raise RecordError(
+                f"image {show(path)} is a path, and this data set has no folder to look in. Set image_root=..."
+            )
+        missing: RecordError | None = None
+        for root in self.roots:
+            try:
+                return self._in(root, path, read)
+            except MissingImage as error:
+                missing = missing or error
+        assert missing is not None
+        if len(self.roots) > 1:
+            raise MissingImage(f"image {show(path)} is in none of {self._shown()}. Put it there, or correct the path.")
+        raise missing
+
+    def _in(self, root: str, path: str, read: bool) -> tuple[str, bytes]:
+        try:
+            real = self._resolved(root, path)
+            inside = real is not None
+            mode, start = _looked_at(real, read) if real is not None else (0, b"")
+        except FileNotFoundError:
+            raise MissingImage(
+                f"image {show(path)} is not in {show(root)}. Put it there, correct the path, or set image_root=..."
+            ) from None
+        except (OSError, ValueError) as error:  # a NUL or a lone surrogate in the name, one too long, a loop of links
+            reason = getattr(error, "strerror", None) or error
+            raise RecordError(f"image {show(path)} is no usable path ({reason}). Correct it.") from None
+        if not inside:
+            where = os.path.realpath(os.path.join(root, path))
+            raise RecordError(
+                f"image {show(path)} leads out of {self._shown()} (to {show(where)}). Move the file there, set "
+                "image_root=... to a folder or a list of folders that hold all images, or follow_links=True if links "
+                "below it are meant."
+            )
+        if not stat.S_ISREG(mode):
+            raise RecordError(f"image {show(path)} is not a file. Name one image file.")
+        assert real is not None
+        return real, start
+
+    def _resolved(self, root: str, path: str) -> str | None:
+        """The path with its links followed; None if it leaves the folders."""
+        if self.follow_links:
+            # Where it begins is told by its letters: "..", which a link would give another meaning, is gone before
+            whole = os.path.normpath(os.path.join(root, path))
+            if any(_inside(whole, known) for known in self.roots):
+                return whole
+        folder, name = os.path.split(os.path.join(root, path))
+        if name in ("", ".", ".."):
+            real = os.path.realpath(os.path.join(folder, name))
+        else:
+            if folder not in self._real:
+                if len(self._real) >= _FOLDERS_KEPT:  # a folder for each image
+                    self._real.clear()
+                self._real[folder] = os.path.realpath(folder)
+            real = os.path.join(self._real[folder], name)
+            if os.path.islink(real):
+                real = os.path.realpath(real)
+        folder = os.path.dirname(real)
+        # A folder that a real path starts with is real itself: asking for its real path is only needed otherwise
+        if any(_inside(folder, known) for known in self.roots):
+            return real
+        return real if any(_inside(folder, os.path.realpath(known)) for known in self.roots) else None
+
+    def _shown(self) -> str:
+        return " and ".join(map(show, self.roots))
+
+
+def resolve_inside(path: str, root: str | None) -> str:
+    """The real path of the image file ``path``, relative to the one folder ``root`` unless absolute.
 
     Raises:
-        RecordError: a URL, a path out of the folder, no regular file, or no ``root`` to start from.
-        MissingImage: nothing is there.
+        RecordError, MissingImage: as :meth:`ImageFolders.find` does.
     """
-    refuse_url(path)
-    if not path.strip():
-        raise RecordError("image '' names no file. Leave the key out of a record without an image.")
-    if root is None:
-        raise RecordError(
-            f"image {show(path)} is a path, and this data set has no folder to look in. Set image_root=..."
-        )
+    return ImageFolders(() if root is None else (root,)).find(path)
+
+
+def _looked_at(path: str, read: bool) -> tuple[int, bytes]:
+    """(the mode of the file, its first bytes)."""
+    if not read:
+        return os.stat(path).st_mode, b""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would wait
     try:
-        real = os.path.realpath(os.path.join(root, path))
-        folder = os.path.dirname(real)
-        # A folder that a real path starts with is real itself: asking for its real path is only needed otherwise.
-        inside = _inside(folder, root) or _inside(folder, os.path.realpath(root))
-        mode = os.stat(real).st_mode if inside else 0
-    except FileNotFoundError:
-        raise MissingImage(
-            f"image {show(path)} is not in {show(root)}. Put it there, correct the path, or set image_root=..."
-        ) from None
-    except (OSError, ValueError) as error:  # a NUL or a lone surrogate in the name, one too long, a loop of links
-        reason = getattr(error, "strerror", None) or error
-        raise RecordError(f"image {show(path)} is no usable path ({reason}). Correct it.") from None
-    if not inside:
-        raise RecordError(
-            f"image {show(path)} leads out of {show(root)} (to {show(real)}). Move the file there, or set image_root=... "
-            "to a folder that holds all images."
-        )
-    if not stat.S_ISREG(mode):
-        raise RecordError(f"image {show(path)} is not a file. Name one image file.")
-    return real
+        mode = os.fstat(file).st_mode
+        return mode, os.read(file, _HEADER) if stat.S_ISREG(mode) else b""
+    finally:
+        os.close(file)
 
 
 def _inside(folder: str, root: str) -> bool:

@@ -46,7 +46,8 @@ KEYS: dict[str, Key] = {
     "name": Key(str, "What the stage is called in messages.", "stage"),
     "data": Key(
         str | list | dict,
-        "Training data: a path, {path, format, image_root, weight}, or a list of these to mix.",
+        "Training data: a path, {path, format, image_root, weight, split, columns, follow_links}, or a list of these to "
+        "mix.",
     ),
     "eval_data": Key(str | list | dict | None, "Evaluation data, as data. Measured at the end of each stage."),
     "streaming": Key(bool, "Read the data as it is needed instead of indexing it first; needs max_steps."),
@@ -92,12 +93,23 @@ NOT_HERE = {
 
 @dataclass(frozen=True)
 class Source:
-    """One data set: where it lies and how it is written (None: told from the data), and its share of a mixture."""
+    """One data set: where it lies and how it is written (None: told from the data), and its share of a mixture.
+
+    ``format``, ``image_root``, ``split``, ``columns`` and ``follow_links`` are those of :func:`seecal.load_records`.
+    """
 
     path: str
     format: str | None = None
-    image_root: str | None = None
+    image_root: str | list[str] | None = field(default=None, hash=False)
     weight: float | None = None
+    split: str | None = None
+    columns: dict[str, str | None] | None = field(default=None, hash=False)
+    follow_links: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """What :func:`seecal.load_records` is told of it."""
+        names = ("format", "image_root", "split", "columns", "follow_links")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

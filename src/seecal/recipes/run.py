@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..verbosity import Progress, quiet_training
@@ -98,10 +99,30 @@ class Run:
         if not sources:
             return None
         seed = stage.settings.get("seed", 42)
-        key = (sources, stage.streaming, stage.on_bad, seed)
+        train_on = stage.settings.get("train_on", "all")
+        key = (sources, stage.streaming, stage.on_bad, seed, stage.chat_template, train_on)
         if key not in self._data:
-            self._data[key] = load_data(sources, streaming=stage.streaming, on_bad=stage.on_bad, seed=seed)
+            collator = self._collator(stage.chat_template, train_on)
+            self._data[key] = load_data(
+                sources, streaming=stage.streaming, on_bad=stage.on_bad, seed=seed, collator=collator
+            )
         return self._data[key]
+
+    def _collator(self, chat_template: str | None, train_on: str) -> Any:
+        """One that tells while the data is loaded what the model's processor would stop at; None where there is none to be
+        had, which loading the model will tell."""
+        from transformers import AutoProcessor
+
+        from ..data.collators.vision import VisionCollator
+
+        try:
+            local = Path(self.recipe.model).is_dir()
+            processor = AutoProcessor.from_pretrained(
+                self.recipe.model, local_files_only=local, trust_remote_code=False
+            )
+            return VisionCollator(processor, chat_template=chat_template, train_on=train_on)
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            return None
 
     def _say(self, text: str) -> None:
         from accelerate import PartialState
@@ -110,8 +131,11 @@ class Run:
             print(text, flush=True)
 
 
-def load_data(sources: Sequence[Source], *, streaming: bool, on_bad: str, seed: int) -> Any:
-    """One data set, or the mixture of several: by their weights, or without weights every record once."""
+def load_data(sources: Sequence[Source], *, streaming: bool, on_bad: str, seed: int, collator: Any = None) -> Any:
+    """One data set, or the mixture of several: by their weights, or without weights every record once.
+
+    ``collator``: the one that the records are for, whose check they go through.
+    """
     from ..data.sources.load import load_records
     from ..data.sources.mixture import mix
 
@@ -119,7 +143,7 @@ def load_data(sources: Sequence[Source], *, streaming: bool, on_bad: str, seed: 
     for number, source in enumerate(sources):
         name = source.path if source.path not in loaded else f"{source.path} ({number})"
         loaded[name] = load_records(
-            source.path, format=source.format, image_root=source.image_root, streaming=streaming, on_bad=on_bad
+            source.path, streaming=streaming, on_bad=on_bad, collator=collator, **source.options()
         )
     if len(loaded) == 1:
         return next(iter(loaded.values()))

@@ -8,7 +8,7 @@ from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from ..core.options import CALOptions
-from ..data.options import DataOptions, check_decoding
+from ..data.options import DataOptions, check_decoding, mapping_of
 
 _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(CALOptions))
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "auto": "auto"}
@@ -27,7 +27,8 @@ class CALConfig(SFTConfig):
 
     The fields of :class:`seecal.CALOptions` have the same names, meanings and defaults here.
     ``on_long`` says what happens to records longer than ``max_length``, ``on_bad`` what happens to those without a label,
-    ``image_decoding`` how JPEG files are decoded. Two inherited fields differ:
+    ``image_decoding`` how JPEG files are decoded, ``train_on`` which turns are learnt, ``processor_kwargs`` how the
+    processor is set. Two inherited fields differ:
 
     - ``padding_free`` is CAL's (how both passes go through the decoder: "auto", True or False), not TRL's, which vision
       data does not support.
@@ -56,6 +57,8 @@ class CALConfig(SFTConfig):
     on_long: str = _same(DataOptions, "on_long")
     on_bad: str = _same(DataOptions, "on_bad")
     image_decoding: str = _same(DataOptions, "image_decoding")
+    train_on: str = _same(DataOptions, "train_on")
+    processor_kwargs: dict[str, Any] | str | None = _same(DataOptions, "processor_kwargs")  # noqa: RUF009  # None
     logging_nan_inf_filter: bool = dataclasses.field(
         default=False,
         metadata={"help": "Keep False: CALTrainer stops at a non-finite loss instead of leaving it out of the log."},
@@ -65,7 +68,9 @@ class CALConfig(SFTConfig):
         if isinstance(self.padding_free, str):  # the command line gives text
             self.padding_free = _TRUTH.get(self.padding_free.lower(), self.padding_free)  # type: ignore[assignment]
         self.cal_options()
-        DataOptions(self.on_long, self.on_bad, self.image_decoding)
+        if isinstance(self.processor_kwargs, str):  # the command line gives text
+            self.processor_kwargs = mapping_of("processor_kwargs", self.processor_kwargs)
+        DataOptions(self.on_long, self.on_bad, self.image_decoding, self.train_on, self.processor_kwargs)
         check_decoding(self.image_decoding, self.contrast)
         super().__post_init__()
         self.refuse_unsupported()

@@ -150,6 +150,8 @@ def _vision_collator(args: CALConfig, processor: ProcessorMixin) -> VisionCollat
         with_ids=True,
         decoding=args.image_decoding,
         on_bad=args.on_bad,
+        train_on=args.train_on,
+        processor_kwargs=cast("dict[str, Any] | None", args.processor_kwargs),
     )
 
 

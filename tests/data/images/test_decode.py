@@ -5,9 +5,10 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from seecal.data.images.decode import open_image
+from seecal.data.images.decode import decode_image, open_image
 
 
 def save(tmp_path, image, name="image.png", **options):
@@ -50,6 +51,64 @@ def test_grey_with_alpha_and_one_bit(tmp_path):
 def test_sixteen_bit_grey_keeps_its_range(tmp_path, value, expected):
     image = Image.fromarray(np.full((1, 1), value, dtype=np.uint16))
     assert pixel(save(tmp_path, image)) == (expected,) * 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        (np.float32, [-0.5, 0.0, 0.5]),
+        (np.float32, [0.0, 1000.0, 2000.0]),
+        (np.int32, [-70_000, 0, 70_000]),
+        (np.int16, [-200, 0, 200]),
+        (np.uint16, [100, 1100, 2100]),  # 12 bits of 16, as cameras and scanners write
+    ],
+)
+def test_numbers_that_are_no_pixels_are_scaled_from_their_own_range(tmp_path, dtype, values):
+    path = save(tmp_path, Image.fromarray(np.array([values], dtype=dtype)), "a.tif")
+    assert [pixel(path, (at, 0))[0] for at in range(3)] in ([0, 127, 255], [0, 128, 255])
+    in_memory = Image.fromarray(np.array([values], dtype=dtype))
+    found = [decode_image(in_memory, "it").getpixel((at, 0))[0] for at in range(3)]
+    assert found in ([[0, 4, 8]] if dtype is np.uint16 else ([0, 127, 255], [0, 128, 255]))
+
+
+def test_numbers_without_a_range(tmp_path):
+    assert pixel(save(tmp_path, Image.fromarray(np.full((2, 2), 7.5, np.float32)), "same.tif")) == (0, 0, 0)
+    odd = np.array([[np.nan, 1.0, 3.0, np.inf, -np.inf]], np.float32)
+    path = save(tmp_path, Image.fromarray(odd), "odd.tif")
+    assert [pixel(path, (at, 0))[0] for at in range(5)] == [0, 0, 255, 255, 0]
+    path = save(tmp_path, Image.fromarray(np.full((2, 2), np.nan, np.float32)), "none.tif")
+    with pytest.raises(ValueError, match=r"none\.tif: .*none of its numbers is finite"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("bands", [3, 5])
+def test_several_bands_of_numbers_are_refused(tmp_path, bands):
+    path = tmp_path / "bands.tif"
+    path.write_bytes(tiff_of_floats(bands))
+    with pytest.raises(ValueError, match=r"bands\.tif: (not an image that Pillow can read|cannot be opened)"):
+        open_image(path)
+
+
+def tiff_of_floats(bands):
+    """A one-pixel TIFF file of that many 32-bit floats, as satellites' images are."""
+    pixels = np.zeros(bands, "<f4").tobytes()
+    wide = struct.pack(f"<{bands}H", *[32] * bands), struct.pack(f"<{bands}H", *[3] * bands)
+    at = 8 + 2 + 10 * 12 + 4
+    entries = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, bands, at), (259, 3, 1, 1), (262, 3, 1, 2 if bands == 3 else 1),
+               (273, 4, 1, at + 4 * bands), (277, 3, 1, bands), (278, 4, 1, 1), (279, 4, 1, len(pixels)),
+               (339, 3, bands, at + 2 * bands)]  # fmt: skip
+    header = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(entries))
+    return header + b"".join(struct.pack("<HHII", *entry) for entry in entries) + b"\0" * 4 + b"".join(wide) + pixels
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32", "uint16", "int16"])
+def test_arrays_of_other_numbers_are_refused_by_name(dtype):
+    with pytest.raises(ValueError, match=f"r1: its image is an array of {dtype}, but pixels are whole numbers from 0 to 255"):
+        decode_image(np.ones((4, 4, 3), dtype), "r1")
+    if dtype in ("float32", "int32", "int16"):
+        with pytest.raises(ValueError, match=f"an array of {dtype}"):
+            decode_image(torch.ones(3, 4, 4, dtype=getattr(torch, dtype)), "r1")
+    assert decode_image(np.ones((4, 4, 3), np.uint8), "r1").shape == (4, 4, 3)
 
 
 def test_cmyk_jpeg(tmp_path):

@@ -49,7 +49,8 @@ def outside(folder):
         "HTTPS://example.org/a.png": "is a URL",
         " ftp://example.org/a.png": "is a URL",
         "file:///etc/passwd": "is a URL",
-        "data:image/png;base64,AAAA": "is a URL",
+        "data:image/svg+xml,<svg/>": "is a URL",
+        "data:image/png;base64,AAAA": "not an image that Pillow can read",
         "s3://bucket/a.png": "is a URL",
         "": "names no file",
         ".": "leads out of",
@@ -65,7 +66,9 @@ def test_paths_stay_inside_the_folder(folder):
         data = write_json(folder / "d.json", [row(image=path)])
         with pytest.raises(ValueError, match=reason) as caught:
             load_records(data)
-        assert str(caught.value).startswith("d.json: record 'r-9' (entry 0): image ")
+        assert str(caught.value).startswith(
+            ("d.json: record 'r-9' (entry 0): image ", "d.json: record 'r-9' (entry 0): an image ")
+        )
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 500
         in_part = {"role": "user", "content": [{"type": "image", "url": path}]}
@@ -272,16 +275,34 @@ def test_streaming_meets_bad_records_on_the_way(folder):
         assert (report.accepted, report.rejected) == (2, 1)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"no image", "holds text"), (png((32, 32))[:50], "damaged|cannot be"), (png((10_000, 6_000)), "too large")],
-)
-def test_images_that_cannot_be_decoded_name_the_record(folder, collator, content, message):
+# What the header shows, while data is loaded; the file is not decoded for it
+HEADERS = {
+    "no image": (b"no image", "not an image that Pillow can read .it holds text."),
+    "damaged": (b"\x89PNG\r\n\x1a\n" + b"\0" * 60, "not an image|cannot be opened"),
+    "cut": (png((32, 32))[:20], "not an image|cannot be opened"),
+    "too large": (png((10_000, 6_000)), "too large: 10000 × 6000 pixels are over the limit of 50,000,000"),
+    "empty": (b"", "0 bytes|the file is empty"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_images_whose_header_cannot_be_used(folder, name):
+    content, message = HEADERS[name]
+    (folder / "bad.png").write_bytes(content)
+    for rows in ([row(image="bad.png"), row(id="good")], [row(image={"bytes": content, "path": None}), row(id="good")]):
+        with pytest.raises(ValueError, match=rf"record 'r-9' \(entry 0\): .*({message})") as caught:
+            load_records(rows, image_root=folder)
+        assert "\n" not in str(caught.value)
+        assert load_records(rows, image_root=folder, on_bad="skip")["id"] == ["good"]
+
+
+def test_images_that_cannot_be_decoded_name_the_record(folder, collator):
+    content = png((32, 32))[:50]  # its header is whole
     (folder / "bad.png").write_bytes(content)
     by_path = load_records([row(image="bad.png")], image_root=folder)
     by_bytes = load_records([row(image={"bytes": content, "path": "bad.png"})])
     for data in (by_path, by_bytes):
-        with pytest.raises(ValueError, match=rf"record 'r-9': .*({message})") as caught:
+        with pytest.raises(ValueError, match=r"record 'r-9': .*(damaged|cannot be)") as caught:
             collator([data[0]])
         assert "\n" not in str(caught.value)
     (folder / "bad.png").unlink()

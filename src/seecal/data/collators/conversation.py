@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from ..image_placement import images_in_order, parts_of, place_first
+from ..image_placement import images_in_order, parts_of
+from ..message_keys import LEARN_KEYS, SPOKEN_KEYS, is_learnt, other_keys, unpacked
+from ..options import check_train_on
 from ..paths import RecordError
+from ..sources.formats import FORMATS, check_keys, detect
 from .assistant_spans import Rendered, render, render_prefix
 from .image_tokens import TextIds, image_token_ids, placeholder_tokens
 from .processors import has_prefix
@@ -24,6 +28,13 @@ from .processors import has_prefix
 logger = logging.getLogger(__name__)
 
 NO_TOKEN = -1  # in place of a placeholder's id
+# Columns that no format has, but a loaded or mixed set may: a trainer and a mixture put them there
+_OURS = frozenset({"weights", "source", "length"})
+
+_NO_END = (
+    "the chat template ends the assistant's turns without a special token, so nothing teaches the model to stop; pass a "
+    "chat_template that adds one, such as eos_token"
+)
 
 
 class NoLabel(ValueError):
@@ -58,6 +69,7 @@ class ConversationEncoder:
     Args:
         processor: of the model; its tokenizer must be a fast one (the spans need character offsets).
         chat_template: overrides the processor's.
+        train_on: "all" the assistant's turns, or the "last" one only.
 
     Raises:
         ValueError: no fast tokenizer, or no chat template (PaliGemma needs none for one question and one answer).
@@ -65,9 +77,11 @@ class ConversationEncoder:
 
     processor: ProcessorMixin
     chat_template: str | None = None
-    _said_no_end: bool = field(default=False, init=False, repr=False)
+    train_on: str = "all"
+    _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_train_on(self.train_on)
         if not self.tokenizer.is_fast:
             raise ValueError(
                 f"{type(self.tokenizer).__name__} is a slow tokenizer: it gives no character offsets, without which the "
@@ -97,16 +111,22 @@ class ConversationEncoder:
         """The record as a :class:`Conversation`; errors call it ``name``.
 
         Raises:
-            NoLabel: no assistant message with text.
-            ValueError: no messages, images and placeholders that differ in number, or messages that cannot be followed
-                through the template.
+            NoLabel: no assistant message with text that is learnt.
+            ValueError: no messages, images and placeholders that differ in number, a key that is refused, or messages that
+                cannot be followed through the template.
         """
-        if not record.get("messages"):
-            raise ValueError(f"{name}: no messages; it has {', '.join(sorted(record))}")
-        messages, images = in_parts(record, name)
+        unused = Counter[str]()
+        messages, images = in_parts(record, name, unused)
         if all(message.get("role") in ("system", "user") for message in messages):  # not every template takes those
             raise _no_answer(name)
-        rendered = self._rendered(messages, name)
+        learnt = self._learnt(messages, name)
+        messages = [{key: value for key, value in message.items() if key not in LEARN_KEYS} for message in messages]
+        self.refuse_tokens(messages, name, self._uncounted_tokens)
+        rendered = self._rendered(messages, name, learnt)
+        _refuse_unwritten(messages, learnt, rendered.unused, name)
+        unused.update(f"{key} of a message" for key in rendered.unused)
+        for key in sorted(unused):
+            self._say_once(f"{name}: its key {key} is not used: neither its format nor the chat template takes it")
         prefix = rendered.spans[0][0] if rendered.spans else len(rendered.text)
         ids, offsets = self._encoded(rendered.text, prefix)
         places = self._places_of_images(ids)
@@ -122,6 +142,34 @@ class ConversationEncoder:
             bool(piece) and not piece.strip() and not is_label for piece, is_label in zip(pieces, labelled, strict=True)
         ]
         return Conversation(name, rendered.text, prefix, images, TextIds(ids, places, movable), labelled)
+
+    def refuse_tokens(self, messages: Sequence[Mapping[str, Any]], name: str, tokens: Sequence[str]) -> None:
+        """RecordError for a text that holds one of ``tokens``, which stand for images or videos."""
+        for message in messages:
+            for part in message["content"]:
+                text = part.get("text")
+                token = next((token for token in tokens if token in text), None) if text else None
+                if token is not None:
+                    raise RecordError(
+                        f"{name}: a message's text must not contain {token!r} itself, which stands for an image or a video "
+                        f"in what {type(self.processor).__name__} reads. Use image parts, or take it out of the text."
+                    )
+
+    @property
+    def media_tokens(self) -> list[str]:
+        """What no text may hold: what stands for an image, also for one of its features, or for a video."""
+        return [*self._placeholders, *self._uncounted_tokens]
+
+    @cached_property
+    def _uncounted_tokens(self) -> list[str]:
+        """Those of them that are no placeholders of the template's, which are counted."""
+        try:
+            features: Any = self.tokenizer.convert_ids_to_tokens(sorted(self.image_ids))
+        except ValueError:  # the processor fails on every image: the batch tells it
+            features = []
+        others = (getattr(self.processor, f"{kind}_token", None) for kind in ("video", "audio"))
+        tokens = dict.fromkeys([*features, *(str(token) for token in others if token)])
+        return [token for token in tokens if token not in self._placeholders]
 
     def empty(self, name: str, adds_special_tokens: bool) -> Conversation:
         """A row of one word without a label and without an image, so that a batch keeps its number of rows.
@@ -141,10 +189,25 @@ class ConversationEncoder:
         bos = self.tokenizer.bos_token
         return not has_prefix(self.processor) and (bos is None or not text.startswith(bos))
 
-    def _rendered(self, messages: list[dict[str, Any]], name: str) -> Rendered:
+    def _learnt(self, messages: Sequence[Mapping[str, Any]], name: str) -> list[int]:
+        """The places of the assistant's messages that are learnt. NoLabel without any."""
+        try:
+            flags = [is_learnt(message) for message in messages]
+        except RecordError as error:
+            raise RecordError(f"{name}: {error}") from None
+        answers = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
+        learnt = [index for index in (answers[-1:] if self.train_on == "last" else answers) if flags[index]]
+        if answers and not learnt:
+            raise NoLabel(
+                f"{name}: no label: its 'loss', 'weight' or 'train' keys leave no assistant turn to learn "
+                f"(train_on={self.train_on!r}). Leave it out, or set on_bad to skip."
+            )
+        return learnt
+
+    def _rendered(self, messages: list[dict[str, Any]], name: str, learnt: list[int]) -> Rendered:
         template, names = self._template(), self.tokenizer.special_tokens_map
         if template is not None:
-            return render(messages, template, names, name)
+            return render(messages, template, names, name, learnt)
         bos, eos = str(self.tokenizer.bos_token), str(self.tokenizer.eos_token)
         return render_prefix(messages, self._placeholders[0], bos, eos, name)
 
@@ -181,7 +244,7 @@ class ConversationEncoder:
             if not worded or ids[worded[-1]] not in self._special:
                 end = self._end_of_turn(rendered.text, stop, turn[-1] + 1, ids, offsets)
                 if not end:
-                    self._say_no_end()
+                    self._say_once(_NO_END)
                 turn += end
             for position in turn:
                 labelled[position] = True
@@ -234,12 +297,24 @@ class ConversationEncoder:
             f"{token!r} itself; use image parts. If it does not, the chat template is not made for {processor}."
         )
 
-    def _say_no_end(self) -> None:
-        if not self._said_no_end:
-            self._said_no_end = True
-            logger.warning(
-                "the chat template ends the assistant's turns without a special token, so nothing teaches the model to "
-                "stop. Pass a chat_template that adds one, such as eos_token."
+    def _say_once(self, what: str) -> None:
+        key = what.partition(": ")[2] or what  # without the record's name
+        if key not in self._said:
+            self._said.add(key)
+            logger.warning("%s. This is said once", what)
+
+
+def _refuse_unwritten(
+    messages: Sequence[Mapping[str, Any]], learnt: Sequence[int], unused: frozenset[str], name: str
+) -> None:
+    """NoLabel for an assistant turn that is nothing but tool calls, or reasoning, which the template does not write."""
+    for index in learnt:
+        message = messages[index]
+        spoken = [key for key in SPOKEN_KEYS if key in message]
+        if spoken and unused.issuperset(spoken) and not any(part.get("text", "").strip() for part in message["content"]):
+            raise NoLabel(
+                f"{name}: no label: its message {index} is only {', '.join(spoken)}, which the chat template does not write. "
+                "Use a template that does, leave the record out, or set on_bad to skip."
             )
 
 
@@ -266,29 +341,38 @@ def _first_words(messages: Any, most: int = 40) -> str:
     return ""
 
 
-def in_parts(record: Mapping[str, Any], name: str) -> tuple[list[dict[str, Any]], list[Any]]:
+def in_parts(
+    record: Mapping[str, Any], name: str, unused: Counter[str] | None = None
+) -> tuple[list[dict[str, Any]], list[Any]]:
     """(the record's messages, whose contents are lists of text and image parts, its images in the order of their parts).
 
+    Args:
+        record: in any format of ``seecal.FORMATS``.
+        unused: counts its keys that nothing takes.
+
     Raises:
-        ValueError: what ``image_placement.py`` refuses, naming the record by ``name``.
+        ValueError: what ``image_placement.py`` or its format refuses, naming the record by ``name``.
     """
-    images = _images_of(record)
+    row = {str(key): value for key, value in record.items() if value is not None}
+    format_name = detect(row)
+    if format_name is None or row.get("messages") == []:
+        raise ValueError(f"{name}: no messages; it has {', '.join(sorted(map(str, record)))}")
+    counted = Counter[str]() if unused is None else unused
     try:
+        uses = FORMATS[format_name].uses
+        check_keys(row, None if uses is None else uses | _OURS, counted)
+        given, images = FORMATS[format_name].convert(row)
         messages = []
-        for message in place_first(record["messages"], images):
+        for message in map(unpacked, given):
             # Arrow gives every message the keys of all, the missing ones as None: templates must not see them
-            rest = {key: value for key, value in message.items() if value is not None and key != "content"}
-            messages.append({**rest, "content": parts_of(message)})
+            rest = other_keys(message)
+            role = {"role": message["role"]} if message.get("role") is not None else {}
+            parts = Counter[str]()
+            messages.append({**role, **rest, "content": parts_of(message, parts)})
+            counted.update(f"{key} of a part" for key in parts)
         return messages, images_in_order(messages, images)
     except RecordError as error:
         raise type(error)(f"{name}: {error}") from None
-
-
-def _images_of(record: Mapping[str, Any]) -> list[Any]:
-    images = record.get("images")
-    if images is None:
-        images = [record["image"]] if record.get("image") is not None else []
-    return [images] if not isinstance(images, (list, tuple)) else list(images)
 
 
 def _no_answer(name: str) -> NoLabel:

@@ -1,8 +1,9 @@
-"""Texts and images through a family's own processor, and the two processors that do not take every batch by themselves."""
+"""Texts and images through a family's own processor: its settings, and the two that do not take every batch alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import BatchFeature, MllamaProcessor, PaliGemmaProcessor, ProcessorMixin
@@ -12,6 +13,69 @@ def has_prefix(processor: ProcessorMixin) -> bool:
     """Whether the model reads all that stands before the first answer in both directions, so that its processor has to
     tell the two apart (PaliGemma)."""
     return isinstance(processor, PaliGemmaProcessor)
+
+
+def configure(processor: Any, processor_kwargs: Mapping[str, Any] | None) -> Any:
+    """Sets ``processor_kwargs`` on a processor, such as ``{"max_pixels": 401408}``, and returns it.
+
+    They are settings of its image processor (``size``, ``max_pixels``, ``min_pixels``, ``do_image_splitting``, ...) or of
+    the processor itself. ``save_pretrained`` writes them with it.
+
+    Raises:
+        ValueError: a name that neither has, or a value that the image processor does not take.
+    """
+    if not processor_kwargs:
+        return processor
+    images = getattr(processor, "image_processor", None)
+    known = set(getattr(getattr(images, "valid_kwargs", None), "__annotations__", ())) - _NOT_SETTINGS
+    own = set(getattr(processor, "valid_processor_kwargs", ())) | set(_own_settings(processor))
+    for name in processor_kwargs:
+        if name not in known | own:
+            near = difflib.get_close_matches(str(name), sorted(known | own), n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"It has {', '.join(sorted(known | own))}."
+            raise ValueError(f"processor_kwargs: {type(processor).__name__} has no setting {name!r}. {hint}")
+    for name in [name for name in processor_kwargs if name not in known]:
+        setattr(processor, name, processor_kwargs[name])
+    of_images = {name: value for name, value in processor_kwargs.items() if name in known}
+    if of_images:
+        processor.image_processor = _with_settings(processor, images, of_images)
+    return processor
+
+
+# What a call is given, not a setting that is kept
+_NOT_SETTINGS = {"return_tensors", "device", "input_data_format", "data_format", "disable_grouping"}
+
+
+def _own_settings(processor: Any) -> list[str]:
+    """Numbers, flags and texts that the processor itself holds, such as num_image_tokens."""
+    return [
+        name
+        for name, value in vars(processor).items()
+        if not name.startswith("_") and name != "chat_template" and isinstance(value, (bool, int, float, str))
+        and not name.endswith(("_token", "_token_id"))
+    ]  # fmt: skip
+
+
+def _with_settings(processor: Any, images: Any, settings: dict[str, Any]) -> Any:
+    """A new image processor, made as the old one with other settings, so that a family reads them in its own way."""
+    try:
+        old = {name: value for name, value in images.to_dict().items() if value is not None}
+        made = type(images).from_dict({**old, **_beside(old, settings)})
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        shown = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        raise ValueError(f"processor_kwargs: {type(images).__name__} does not take {shown}: {error}") from None
+    return made
+
+
+def _beside(old: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Families that keep a range of pixels as ``size`` take either of its ends by a name of its own."""
+    size = old.get("size")
+    ends = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    given = {ends[name]: value for name, value in settings.items() if name in ends and value is not None}
+    if not given or not isinstance(size, dict) or not set(size) >= set(ends.values()) or "size" in settings:
+        return settings
+    rest = {name: value for name, value in settings.items() if name not in ends}
+    return {**rest, "size": {**{edge: size[edge] for edge in ends.values()}, **given}}
 
 
 def processed(

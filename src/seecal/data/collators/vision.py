@@ -6,11 +6,12 @@ decoded → the processor's tensors, in which every placeholder has become an im
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
@@ -25,7 +26,8 @@ from .fast_tokenize import short_runs
 from .image_tokens import expanded_positions
 from .max_length import LengthLimit, no_label_left
 from .precomputed_weights import precomputed_weights
-from .processors import processed
+from .processors import configure, processed
+from .record_check import RecordCheck
 from .record_counts import RecordCounts
 from .shared import SharedInt
 
@@ -36,10 +38,11 @@ class VisionCollator:
 
     A record has ``messages``, a list of ``{"role", "content"}`` whose content is a text or a list of
     ``{"type": "text", ...}`` and ``{"type": "image"}`` parts, and its images under ``images`` (a list, may be empty) or
-    ``image`` (one, may be None), each a Pillow image, an array, a path, encoded bytes or ``{"path", "bytes"}``. An image
-    part may bring its own, under ``image`` or ``path``. In a content that is a text, ``<image>`` marks an image's place;
-    without any mark, the images go before the text of the first user message, as in TRL. An ``id`` names the record in
-    errors.
+    ``image`` (one, may be None), each a Pillow image, an array of bytes, a path, encoded bytes or ``{"path", "bytes"}``. An
+    image part may bring its own, under ``image`` or ``path``. In a content that is a text, ``<image>`` marks an image's
+    place; without any mark, the images go before the text of the first user message, as in TRL. An ``id`` names the record
+    in errors. Rows of the other formats of :data:`seecal.FORMATS` are understood too. An assistant message with ``loss``,
+    ``weight`` or ``train`` false or 0 is not learnt.
 
     Returns (when called with a list of records): the processor's tensors, padded on the right, with ``labels`` [B, L]:
     :data:`seecal.constants.IGNORE_INDEX` everywhere but on the assistant's turns and the token that ends each. Special
@@ -62,6 +65,8 @@ class VisionCollator:
         with_ids: adds ``record_ids``, how errors call the records of the batch; for a caller that takes it out again.
         on_bad: a record without a label, because it has no answer or because all of it was cut: "error", or "skip", it is
             left out and counted in ``long_records``.
+        train_on: "all" of the assistant's turns are learnt, or only the "last" of each record.
+        processor_kwargs: settings of the processor, such as ``{"max_pixels": 401408}``, set on it and saved with it.
 
     In place of a record that is left out stands a row of one word without a label, so that the batch keeps its size.
 
@@ -85,21 +90,29 @@ class VisionCollator:
     with_ids: bool = False
     decoding: str = "exact"
     on_bad: str = "error"
+    train_on: str = "all"
+    processor_kwargs: Mapping[str, Any] | None = None
     _spare: Any = field(default=None, init=False, repr=False)  # an image of an earlier batch, to swap with
 
     def __post_init__(self) -> None:
         self.limit = LengthLimit(self.max_length, self.on_long, self.pad_to_multiple_of)
         self.counts = RecordCounts(self.on_bad)
         check_decoding(self.decoding, self.contrast)
+        configure(self.processor, self.processor_kwargs)
         images = getattr(self.processor, "image_processor", None)
         # Pixel contrasts change Pillow images
         self._jpeg = jpeg_pixels if self.contrast is None and takes_pixels(images) else None
         self._at_least = box_for(images) if self.decoding == "reduced" else None
-        self._encoder = ConversationEncoder(self.processor, self.chat_template)
+        self._encoder = ConversationEncoder(self.processor, self.chat_template, self.train_on)
+        self._check = RecordCheck(self._encoder)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.processor.tokenizer  # type: ignore[attr-defined]
+
+    def check(self, record: Mapping[str, Any]) -> None:
+        """ValueError where a batch would stop at a loaded record, as far as its texts and turns tell."""
+        self._check(record)
 
     def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         self._encoder.chat_template = self.chat_template  # it may have been changed
@@ -144,22 +157,38 @@ class VisionCollator:
             for row in conversations
             if self._encoder.adds_special_tokens(row.text) == special
         }
+        of_rows = images or [row.images for row in conversations]
         runs = short_runs(self.processor, self._encoder.placeholder_ids, known)
         try:
             with fewer_copies(getattr(self.processor, "image_processor", None)), runs:
-                return processed(
-                    self.processor,
-                    [row.text for row in conversations],
-                    images or [row.images for row in conversations],
-                    prefixes=[row.prefix for row in conversations],
-                    add_special_tokens=special,
-                    pad_to_multiple_of=self.pad_to_multiple_of,
-                )
+                return self._tensors(conversations, of_rows, special)
         except Exception as error:  # whatever a family's own code says of its inputs
+            failing = [row for row in range(len(conversations)) if self._fails_on(rows, of_rows, row)]
+            some = failing if failing else range(len(conversations))
+            names = ", ".join(rows.names[row] for row in some)
+            sizes = ", ".join(dict.fromkeys(_size(image) for row in some for image in of_rows[row]))
             raise ValueError(
-                f"{', '.join(rows.names)}: {type(self.processor).__name__} failed on them: {error}. If it fails on every "
-                "batch, it is not complete or not the model's: load it from the model's folder."
+                f"{names}: {type(self.processor).__name__} failed on them: {error}"
+                f"{f' (images of {sizes} pixels)' if sizes else ''}. If it fails on every batch, it is not complete or not "
+                "the model's: load it from the model's folder. If only on these, leave them out."
             ) from error
+
+    def _tensors(self, conversations: Sequence[Conversation], images: list[list[Any]], special: bool) -> Any:
+        return processed(
+            self.processor,
+            [row.text for row in conversations],
+            images,
+            prefixes=[row.prefix for row in conversations],
+            add_special_tokens=special,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+        )
+
+    def _fails_on(self, rows: _Rows, images: list[list[Any]], row: int) -> bool:
+        try:
+            self._tensors([rows.conversations[row]], [images[row]], rows.adds_special_tokens)
+        except Exception:
+            return True
+        return False
 
     def _add_labels(self, batch: Any, rows: _Rows, records: Sequence[dict[str, Any]]) -> None:
         """Puts ``labels`` [B, L] into the batch and, where records bring weights, ``token_weights`` [B, L]."""
@@ -244,3 +273,9 @@ class _Rows:
 
 def _has_label(labels_L: Tensor) -> bool:
     return bool((labels_L != IGNORE_INDEX).any())
+
+
+def _size(image: Any) -> str:
+    """Width and height of a Pillow image or of an array [..., height, width] as errors show them."""
+    width, height = image.size if isinstance(image, Image.Image) else tuple(image.shape[-2:])[::-1]
+    return f"{width} × {height}"

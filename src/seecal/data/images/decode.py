@@ -1,8 +1,10 @@
 """One way to open an image file: upright, RGB, refused in one line when it cannot be used.
 
 The conversion, defined once: EXIF orientation applied; the first frame of an animation; transparency on white; palettes
-through their colours (with transparency, on white); 16-bit grey scaled from its full range (65,535 is white); CMYK, YCbCr
-and LAB by Pillow's conversion, without colour profiles.
+through their colours (with transparency, on white); 16-bit grey of PNG and JPEG 2000 files, and in memory, scaled from its
+full range (65,535 is white); other numbers that are no 8-bit pixels (floats, 16- and 32-bit whole numbers of TIFF files
+and the like) from the image's own range, the least black, the greatest white, infinities the nearer of the two, NaN black;
+CMYK, YCbCr and LAB by Pillow's conversion, without colour profiles.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from ..paths import refuse_url, resolve_inside, show
+from ..paths import embedded_image, refuse_url, resolve_inside, show
+from .header import ReadAt, header_size
 
 MAX_PIXELS = 50_000_000
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_FULL_RANGE = ("PNG", "JPEG2000")  # their 16 bits are all of the grey scale
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 Size = tuple[int, int]
@@ -91,6 +96,9 @@ def decode_image(
     if isinstance(value, (str, os.PathLike)):
         path = os.fspath(value)
         try:
+            held = embedded_image(path)
+            if held is not None:
+                return decode_image(held, name, max_pixels=max_pixels, at_least=at_least, jpeg=jpeg)
             if root is not None:
                 path = resolve_inside(path, os.fspath(root))
             refuse_url(path)
@@ -105,31 +113,52 @@ def decode_image(
         return _decoded(io.BytesIO(value), f"{name}: its image of {len(value):,} bytes", max_pixels, at_least, jpeg)
     if isinstance(value, Image.Image):
         return upright(value, f"{name}: its {value.format or value.mode} image")
+    _refuse_other_numbers(value, name)
     return value
+
+
+def _refuse_other_numbers(value: Any, name: str) -> None:
+    """ValueError for an array that holds something else than 8-bit pixels, which would come out all black or all white."""
+    dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    if dtype not in ("", "uint8"):
+        raise ValueError(
+            f"{name}: its image is an array of {dtype}, but pixels are whole numbers from 0 to 255 (uint8). Scale it to "
+            "that range and convert it, or give a Pillow image, whose numbers are scaled from their own range."
+        )
+
+
+def check_start(start: bytes, read_at: ReadAt, path: str, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether the header of an image file tells enough; ValueError, calling it ``path``, if the image is too large.
+
+    False: :func:`check_header` has to look at it.
+    """
+    size = header_size(start, read_at)
+    if size is None or not all(size):
+        return False
+    _refuse_too_large(size, path, max_pixels)
+    return True
+
+
+def check_header(file: BinaryIO, path: str, max_pixels: int = MAX_PIXELS) -> None:
+    """ValueError where the header of an image ``file`` shows that it cannot be used; nothing is decoded."""
+    with _opened_by_pillow(file, path, max_pixels) as image:
+        _refuse_too_large(image.size, path, max_pixels)
+
+
+def _refuse_too_large(size: Size, path: str, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{path}: too large: {width} × {height} pixels are over the limit of {max_pixels:,}. Scale it down first."
+        )
 
 
 def _decoded(
     file: BinaryIO, path: str, max_pixels: int, at_least: AtLeast, jpeg: Callable[[bytes], Any] | None = None
 ) -> Any:
     """The image in ``file``; errors call it ``path``."""
-    try:
-        with warnings.catch_warnings():
-            # Our own limit below is the check; Pillow's would warn beside it.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file)
-    except UnidentifiedImageError:
-        raise ValueError(
-            f"{path}: not an image that Pillow can read{_looks_like(file)}. Give a PNG or JPEG file."
-        ) from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"{path}: too large: over {max_pixels:,} pixels. Scale it down first.") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be opened ({error}). Save it again as a PNG or JPEG file.") from None
-    with image:
-        width, height = image.size
-        if width * height > max_pixels:
-            size = f"{width} × {height} pixels are over the limit of {max_pixels:,}"
-            raise ValueError(f"{path}: too large: {size}. Scale it down first.")
+    with _opened_by_pillow(file, path, max_pixels) as image:
+        _refuse_too_large(image.size, path, max_pixels)
         if ImageFile.LOAD_TRUNCATED_IMAGES:
             raise ValueError(
                 "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: damaged images would pass unseen. Set it to False."
@@ -143,6 +172,23 @@ def _decoded(
                     return pixels
                 file.seek(0)
         return upright(image, path)
+
+
+def _opened_by_pillow(file: BinaryIO, path: str, max_pixels: int) -> Image.Image:
+    """The image with only its header read."""
+    try:
+        with warnings.catch_warnings():
+            # Our own limit below is the check; Pillow's would warn beside it.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(file)
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"{path}: not an image that Pillow can read{_looks_like(file)}. Give a PNG or JPEG file."
+        ) from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path}: too large: over {max_pixels:,} pixels. Scale it down first.") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be opened ({error}). Save it again as a PNG or JPEG file.") from None
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
@@ -179,12 +225,15 @@ def upright(image: Image.Image, path: str) -> Image.Image:
     with _damage_named(path):
         image.load()  # a PNG file's orientation may stand behind its pixels
         # exif_transpose copies what needs no turning, too
-        return to_rgb(ImageOps.exif_transpose(image) if _turned(image) else image)
+        full_range = image.format in _FULL_RANGE or (image.format is None and image.mode in _SIXTEEN_BIT)
+        return to_rgb(ImageOps.exif_transpose(image) if _turned(image) else image, full_range)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image in RGB mode, as this module's first lines define it."""
-    if image.mode in _SIXTEEN_BIT:
+def to_rgb(image: Image.Image, full_range: bool = True) -> Image.Image:
+    """Any Pillow image in RGB mode, as this module's first lines define it; ``full_range``: that of 16-bit grey is used."""
+    if image.mode == "F" or (image.mode.startswith("I") and not full_range):
+        return _from_own_range(image)
+    if image.mode.startswith("I"):
         # Pillow's own conversion clips at 255 and so turns nearly every 16-bit image white.
         return image.convert("I").point(lambda value: value / 257, "L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -192,6 +241,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_own_range(image: Image.Image) -> Image.Image:
+    """Grey from numbers of any size: Pillow's own conversion clips at 0 and 255. One value everywhere is black."""
+    values = np.asarray(image, dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise ValueError("none of its numbers is finite")
+    low, high = float(finite.min()), float(finite.max())
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    grey = (values - low) * (255 / (high - low) if high > low else 0)
+    return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
 
 
 def _looks_like(file: BinaryIO) -> str:

@@ -1,4 +1,4 @@
-"""What data sets call things: a table of formats, each turning one row into messages and images.
+"""What data sets call things: a table of formats, and one of all their keys with what becomes of each.
 
 A format of your own is one row in :data:`FORMATS`: which keys tell it, and a function from a row (a dict without nulls) to
 ``(messages, images)`` as ``make_record`` in ``records.py`` takes them.
@@ -6,25 +6,76 @@ A format of your own is one row in :data:`FORMATS`: which keys tell it, and a fu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..image_placement import place_first
+from ..message_keys import LEARN_KEYS, MEDIA_KEYS, SPOKEN_KEYS, holds_image
 from ..paths import RecordError, show
+from .conversions import Converted, from_caption, from_conversations, from_messages, from_prompt_completion
 
-Messages = list[dict[str, Any]]
-Converted = tuple[Messages, list[Any]]
+USED, REFUSED, COUNTED = "used", "refused", "counted"
 
-# Who speaks in `from`, as LLaVA, ShareGPT and their relatives write it.
-SPEAKERS = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-}
+
+@dataclass(frozen=True)
+class Key:
+    """Keys of one place in a row, and what becomes of them.
+
+    Attributes:
+        names: the keys; for all others there, how people call them.
+        where: "row", "message" (or turn) or "part" of a content.
+        fate: "used"; "refused", a record with it is bad; "counted", it is left out, which is said once with the number of
+            records.
+        what: for whom or why.
+        formats: in which it is so; none: in all.
+        others: whether it stands for all keys that have no row of their own.
+    """
+
+    names: tuple[str, ...]
+    where: str
+    fate: str
+    what: str
+    formats: tuple[str, ...] = ()
+    others: bool = False
+
+
+_CHATS = ("sharegpt", "llava")
+_ONLY_IMAGES = "images are the only medium; leave the records out, or the key with columns={'KEY': None}"
+# The one list of keys: the check and the table in docs/data.md are made from it.
+KEYS = (
+    Key(("id",), "row", USED, "what errors and reports call the record; 12.0 is 12"),
+    Key(("image", "images"), "row", USED, "one image or a list; an empty text is none"),
+    Key(("conversations",), "row", USED, "the turns, also as JSON text", _CHATS),
+    Key(("messages",), "row", USED, "the turns, also as JSON text", ("messages",)),
+    Key(("system",), "row", USED, "the system message", (*_CHATS, "messages")),
+    Key(("prompt", "completion"), "row", USED, "question and answer, texts or messages", ("prompt_completion",)),
+    Key(("file_name",), "row", USED, "the image", ("captions",)),
+    Key(("text", "caption"), "row", USED, "the answer; one of them", ("captions",)),
+    Key(("prompt",), "row", USED, "the question", ("captions",)),
+    Key(MEDIA_KEYS, "row", REFUSED, _ONLY_IMAGES),
+    Key(
+        ("tools", "functions"), "row", REFUSED, "chat templates are not given them; write them into the system message"
+    ),
+    Key(("weights",), "row", COUNTED, "load_records does not carry it; CALTrainer and VisionCollator use it"),
+    Key(("any other with an image, or the name of an image file",), "row", REFUSED, "see columns", others=True),
+    Key(("any other",), "row", COUNTED, "nothing of it is learnt", others=True),
+    Key(("role", "content"), "message", USED, "who, and what; also under conversations"),
+    Key(("from", "value"), "message", USED, "who, and what; also under messages"),
+    Key(LEARN_KEYS, "message", USED, "false or 0: this assistant turn is not learnt"),
+    Key((*SPOKEN_KEYS, "name", "tool_call_id"), "message", USED, "where the chat template writes it; else counted"),
+    Key(
+        (*MEDIA_KEYS, "any other with an image"),
+        "message",
+        REFUSED,
+        "images stand in the record or in parts",
+        others=True,
+    ),
+    Key(("any other",), "message", COUNTED, "unless the chat template writes it", others=True),
+    Key(("type", "text"), "part", USED, "a text, or where an image stands; any type but text and image is refused"),
+    Key(("image", "path", "url", "image_url"), "part", USED, "an image of its own; an address is refused"),
+    Key(("any other",), "part", COUNTED, "nothing of it is learnt", others=True),
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +86,7 @@ class Format:
         keys: what a row has, for people.
         matches: whether a row with these keys is in this format. The first of the table that says yes is taken.
         convert: the row's messages and images; RecordError where a key is missing or of a wrong type.
-        uses: all keys that ``convert`` reads; any other is said to be left out. None: nothing is said.
+        uses: all keys that ``convert`` reads; any other is refused or counted. None: nothing is said.
     """
 
     keys: str
@@ -44,88 +95,41 @@ class Format:
     uses: frozenset[str] | None = None
 
 
-def from_conversations(row: dict[str, Any]) -> Converted:
-    """LLaVA and ShareGPT: ``conversations`` of ``{"from", "value"}``, ``<image>`` where an image stands."""
-    messages: Messages = []
-    if "system" in row:
-        messages.append({"role": "system", "content": want(row, "system", str)})
-    for turn in want(row, "conversations", list):
-        if not isinstance(turn, Mapping):
-            raise RecordError(f"key 'conversations': turn {show(turn)} is not an object with 'from' and 'value'.")
-        speaker = turn.get("from")
-        if not isinstance(speaker, str) or speaker not in SPEAKERS:
-            raise RecordError(f"key 'from': {show(speaker)} is not one of {', '.join(SPEAKERS)}. Rename it.")
-        text = want(turn, "value", str) if turn.get("value") is not None else None
-        messages.append({"role": SPEAKERS[speaker], "content": text})
-    return messages, images_of(row)
-
-
-def from_messages(row: dict[str, Any]) -> Converted:
-    """``messages`` of ``{"role", "content"}``, content a text or parts."""
-    images = images_of(row)
-    return place_first(_messages(row, "messages"), images), images
-
-
-def from_prompt_completion(row: dict[str, Any]) -> Converted:
-    """``prompt`` and ``completion``, both texts or both lists of messages."""
-    prompt, completion = (
-        [{"role": role, "content": row[key]}] if isinstance(row.get(key), str) else _messages(row, key)
-        for key, role in (("prompt", "user"), ("completion", "assistant"))
-    )
-    if any(message.get("role") == "assistant" for message in prompt):
-        raise RecordError(
-            "key 'prompt': it has an assistant turn, which would be trained on like any other. Give the whole conversation "
-            "under 'messages' if that is wanted; else leave the turn out."
-        )
-    images = images_of(row)
-    return place_first(prompt + completion, images), images
-
-
-def from_caption(row: dict[str, Any]) -> Converted:
-    """An image, its ``text`` or ``caption`` and, if there is one, the ``prompt`` that asks for it."""
-    if "file_name" in row:
-        images: list[Any] = [want(row, "file_name", str)]
-    else:
-        images = images_of(row)
-    key = "text" if "text" in row else "caption"
-    question = [{"type": "text", "text": want(row, "prompt", str)}] if row.get("prompt") else []
-    user = {"role": "user", "content": [{"type": "image"}] * len(images) + question}
-    # The caption as a part: it is the file's text, in which <image> would be no placeholder
-    answer = {"role": "assistant", "content": [{"type": "text", "text": want(row, key, str)}]}
-    return [user, answer], images
-
-
 def _any_of(*names: str) -> Callable[[set[str]], bool]:
     return lambda keys: not keys.isdisjoint(names)
 
 
-_CONVERSATIONS = frozenset({"conversations", "system", "image", "images"})
+def _uses(name: str) -> frozenset[str]:
+    of_rows = [
+        key for key in KEYS if key.where == "row" and key.fate == USED and (name in key.formats or not key.formats)
+    ]
+    return frozenset(key_name for key in of_rows for key_name in key.names)
+
+
+_REFUSED = {name: key.what for key in KEYS if key.where == "row" and key.fate == REFUSED for name in key.names}
 
 FORMATS: dict[str, Format] = {
     "sharegpt": Format(
         "conversations (from, value), images or system",
         lambda keys: "conversations" in keys and not keys.isdisjoint({"images", "system"}),
         from_conversations,
-        _CONVERSATIONS,
+        _uses("sharegpt"),
     ),
-    "llava": Format("conversations (from, value), image", _any_of("conversations"), from_conversations, _CONVERSATIONS),
+    "llava": Format("conversations (from, value), image", _any_of("conversations"), from_conversations, _uses("llava")),
     "messages": Format(
-        "messages (role, content), images or image",
-        _any_of("messages"),
-        from_messages,
-        frozenset({"messages", "image", "images"}),
+        "messages (role, content), images or image", _any_of("messages"), from_messages, _uses("messages")
     ),
     "prompt_completion": Format(
         "prompt, completion, images or image",
         lambda keys: {"prompt", "completion"} <= keys,
         from_prompt_completion,
-        frozenset({"prompt", "completion", "image", "images"}),
+        _uses("prompt_completion"),
     ),
     "captions": Format(
         "file_name, image or images, with text or caption, perhaps prompt",
         lambda keys: not (keys.isdisjoint({"file_name", "image", "images"}) or keys.isdisjoint({"text", "caption"})),
         from_caption,
-        frozenset({"file_name", "image", "images", "text", "caption", "prompt"}),
+        _uses("captions"),
     ),
 }
 
@@ -139,32 +143,23 @@ def detect(row: Mapping[str, Any]) -> str | None:
     return next((name for name, row_format in FORMATS.items() if row_format.matches(set(row))), None)
 
 
-def want(row: Mapping[str, Any], key: str, kind: type) -> Any:
-    """``row[key]``, which must be there and a ``kind``; RecordError otherwise."""
-    if key not in row:
-        raise RecordError(f"key {key!r} is missing; it has {_keys(row)}.")
-    if not isinstance(row[key], kind):
-        raise RecordError(f"key {key!r}: {show(row[key])} is not {'a text' if kind is str else 'a list'}.")
-    return row[key]
+def check_keys(row: Mapping[str, Any], uses: frozenset[str] | None, unused: Counter[str]) -> None:
+    """Counts in ``unused`` the keys of a row that its format has no use for. RecordError for those that are refused."""
+    if uses is None or row.keys() <= uses:
+        return
+    for key in row.keys() - uses:
+        value = row[key]
+        if key in _REFUSED:
+            if not _is_empty(value):
+                raise RecordError(f"key {key!r}: {_REFUSED[key].replace('KEY', key)}.")
+        elif holds_image(value):
+            raise RecordError(
+                f"key {show(key, 40)}: {show(value)} is an image that nothing would look at. Name its key "
+                f"(columns={{{show(key, 40)}: 'image'}}), or leave it out (columns={{{show(key, 40)}: None}})."
+            )
+        else:
+            unused[str(key)] += 1
 
 
-def images_of(row: Mapping[str, Any]) -> list[Any]:
-    """What stands under ``images`` or ``image``, one or many, as a list."""
-    if "image" in row and "images" in row:
-        raise RecordError("keys 'image' and 'images' are both there. Keep one.")
-    value = row.get("images", row.get("image"))
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _messages(row: Mapping[str, Any], key: str) -> Messages:
-    messages = want(row, key, list)
-    for message in messages:
-        if not isinstance(message, Mapping):
-            raise RecordError(f"key {key!r}: message {show(message)} is not an object with 'role' and 'content'.")
-    return [dict(message) for message in messages]
-
-
-def _keys(row: Mapping[str, Any]) -> str:
-    return ", ".join(show(key, 40) for key in sorted(map(str, row))[:12]) or "no keys"
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, (str, list, tuple, dict)) and not value

@@ -9,8 +9,9 @@ import errno
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,10 +21,12 @@ import pyarrow
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from ..options import check_on_bad
-from ..paths import MissingImage, RecordError, show
-from .formats import FORMATS, detect, known_formats
-from .readers import READERS, Rows, files_of, read_dataset, saved_dataset
-from .records import FEATURES, make_record
+from ..paths import ImageFolders, MissingImage, RecordError, show
+from .folders import files_of, saved_dataset
+from .formats import FORMATS, check_keys, detect, known_formats
+from .readers import READERS, read_dataset
+from .records import FEATURES, OF_A_MESSAGE, make_record
+from .rows import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,9 @@ _PEEK = 1000
 # Records, and bytes of images in them, that are written at once.
 _WRITE = 1000
 _WRITE_BYTES = 1 << 26
+Roots = str | Path | Sequence[str | Path] | None
+# Looks at a record with what only a model's processor knows; RecordError where it cannot be used
+Check = Callable[[Mapping[str, Any]], None]
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -66,39 +72,50 @@ def load_records(
     data: Any,
     *,
     format: str | None = None,
-    image_root: str | Path | None = None,
+    image_root: Roots = None,
     streaming: bool = False,
     on_bad: str = "error",
     report: LoadReport | None = None,
+    split: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    follow_links: bool = False,
+    collator: Any = None,
 ) -> Dataset | IterableDataset:
     """A data set of records: columns ``id``, ``messages``, ``images``.
 
     Args:
-        data: the path of a file (JSON, JSONL, CSV, TSV, Parquet) or of a folder (images with metadata.csv or .jsonl,
-            Parquet files, a saved data set), or a ``datasets`` set, or a list of rows.
+        data: the path of a file (JSON, JSONL, CSV, TSV, Parquet, a WebDataset shard) or of a folder (images with
+            metadata.csv or .jsonl, Parquet files, shards, a saved data set), or a ``datasets`` set, or a list of rows.
         format: a name in :data:`seecal.FORMATS`. None: told by the keys of the first rows.
-        image_root: the folder that image paths start from and may not leave. None: the folder of the data file; a data set
-            in memory has none.
+        image_root: the folder, or list of folders, that image paths start from and may not leave; the first that has the
+            image is taken. None: the folder of the data file; a data set in memory has none.
         streaming: True returns an IterableDataset that reads while it is iterated. Otherwise the records are written
             to an Arrow file in the temporary folder, memory-mapped, and removed when Python ends. A ``datasets``
             IterableDataset is always streamed.
         on_bad: ``"error"`` stops at the first bad record. ``"skip"`` leaves it out, logs why by its id, and counts it.
         report: filled in with the counts; when streaming, anew by each pass, in the process that reads.
+        split: which split of a folder that holds several (train-00000-of-00002.parquet, test.jsonl, val/).
+        columns: what keys of the data are called here, as in ``{"image_path": "image"}``; None leaves one out.
+        follow_links: whether symbolic links below ``image_root`` may lead out of it. A path still begins inside it.
+        collator: the :class:`seecal.VisionCollator` that the records are for: its processor's image tokens inside texts,
+            and turns that its chat template refuses, are then found while loading instead of in a batch.
 
     Returns:
-        A record's ``id`` is its own, or ``<file name>:<index>``. Images stay paths or encoded bytes.
+        A record's ``id`` is its own, or ``<file name>:<index>``. Images stay paths or encoded bytes; only their headers are
+        read.
 
     Raises:
         FileNotFoundError: no such data, or (``on_bad="error"``) no such image.
-        ValueError: an unknown format (listing what was found and what is known), no usable record, or
-            (``on_bad="error"``) a bad record: one line with file, record, key and what to do; no room in the temporary
-            folder.
+        ValueError: an unknown format (listing what was found and what is known), no usable record, several splits and none
+            chosen, a key of ``columns`` that no record has, or (``on_bad="error"``) a bad record: one line with file,
+            record, key and what to do; no room in the temporary folder.
     """
     check_on_bad(on_bad)
-    source = _open(data, image_root)
+    source = _open(data, image_root, split, follow_links, dict(columns or {}))
     report = LoadReport() if report is None else report
     report.format = _format_of(source, format)
-    records = partial(_records, source=source, format=report.format, skip=on_bad == "skip", report=report)
+    check: Check | None = None if collator is None else collator.check
+    records = partial(_records, source=source, format=report.format, skip=on_bad == "skip", report=report, check=check)
     if streaming or isinstance(data, IterableDataset):
         # Parts go by in a list: `datasets` gives each worker its share of it.
         return IterableDataset.from_generator(records, features=FEATURES, gen_kwargs={"parts": source.parts})
@@ -111,28 +128,41 @@ class _Source:
 
     where: str
     parts: list[Any]
-    root: str | None
+    root: ImageFolders
+    columns: dict[str, str | None]
 
 
-def _open(data: Any, image_root: str | Path | None) -> _Source:
-    root = None if image_root is None else Path(image_root)
-    if root is not None and not root.is_dir():
-        raise FileNotFoundError(
-            f"image_root={str(image_root)!r}: no such folder. Set it to the one that holds the images."
-        )
+def _open(
+    data: Any, image_root: Roots, split: str | None, follow_links: bool, columns: dict[str, str | None]
+) -> _Source:
+    roots = [Path(root) for root in ([image_root] if isinstance(image_root, (str, Path)) else image_root or ())]
+    for root in roots:
+        if not root.is_dir():
+            raise FileNotFoundError(
+                f"image_root={str(root)!r}: no such folder. Set it to the one that holds the images."
+            )
     if isinstance(data, (DatasetDict, IterableDatasetDict)):
-        raise ValueError(
-            f"a {type(data).__name__} with {', '.join(map(str, data))}: pass one of them, as in data['train']."
-        )
+        if split not in data:
+            names = ", ".join(map(str, data))
+            raise ValueError(f"a {type(data).__name__} with {names}: pass one of them, as in data['train'].")
+        data = data[split]
+        split = None
     if not isinstance(data, (str, Path)):
         if not isinstance(data, (Dataset, IterableDataset, list)):
             raise ValueError(f"data is a {type(data).__name__}: expected a path, a datasets set or a list of rows")
-        return _Source("the data set", [data], None if root is None else os.path.realpath(root))
+        if split is not None:
+            raise ValueError(f"split={split!r}: this data set is one split already. Leave it out.")
+        return _Source("the data set", [data], _folders(roots, follow_links), columns)
     path = Path(data)
-    saved = saved_dataset(path) if path.is_dir() else None
-    parts: list[Any] = files_of(path) if saved is None else [saved]
-    folder = root or (path if path.is_dir() else path.parent)
-    return _Source(str(path), parts, os.path.realpath(folder))
+    saved = saved_dataset(path, split) if path.is_dir() else None
+    parts: list[Any] = files_of(path, split) if saved is None else [saved]
+    if not roots:
+        roots = [path if saved is not None else parts[0].parent]
+    return _Source(str(path), parts, _folders(roots, follow_links), columns)
+
+
+def _folders(roots: list[Path], follow_links: bool) -> ImageFolders:
+    return ImageFolders(tuple(os.path.realpath(root) for root in roots), follow_links)
 
 
 def _rows(part: Any) -> Rows:
@@ -148,6 +178,10 @@ def _format_of(source: _Source, format: str | None) -> str:
     for row in islice((row for part in source.parts for _, row in _rows(part)), _PEEK):
         seen, first = seen + 1, first or row
         if isinstance(row, dict):
+            try:
+                row = _renamed(row, source.columns, set())
+            except RecordError:
+                continue
             name = detect(row)
             if name is not None:
                 return name
@@ -158,7 +192,7 @@ def _format_of(source: _Source, format: str | None) -> str:
         raise ValueError(f"{source.where}: no readable record among the first {seen}. The first: {first}")
     raise ValueError(
         f"{source.where}: no known format has the keys found: {_listed(keys)}. Known formats are {known_formats()}."
-        " Rename the keys, or set format=..."
+        " Name the keys with columns={'image_path': 'image'}, or set format=..."
     )
 
 
@@ -166,28 +200,72 @@ def _listed(keys: set[str]) -> str:
     return ", ".join(show(key, 40) for key in sorted(keys)[:20]) + (", …" if len(keys) > 20 else "") or "none"
 
 
+def _renamed(row: dict[str, Any], columns: Mapping[str, str | None], seen: set[str]) -> dict[str, Any]:
+    """The row with the names that ``columns`` gives its keys; those that it has are added to ``seen``."""
+    if columns.keys().isdisjoint(row):
+        return row
+    seen.update(columns.keys() & row.keys())
+    kept = {key: value for key, value in row.items() if key not in columns}
+    for key, name in columns.items():
+        if name is None or key not in row:
+            continue
+        if name in kept:
+            raise RecordError(
+                f"columns: {key!r} is called {name!r}, and there is a key {name!r} already. Leave one out."
+            )
+        kept[name] = row[key]
+    return kept
+
+
+@dataclass
+class _Tally:
+    """Which keys the records had that were not used, and how many records each."""
+
+    unused: Counter[str] = field(default_factory=Counter)
+    renamed: set[str] = field(default_factory=set)
+
+    def say(self, source: _Source, format: str, total: int) -> None:
+        missing = [key for key in source.columns if key not in self.renamed]
+        if missing:
+            names = ", ".join(map(repr, missing))
+            raise ValueError(
+                f"{source.where}: columns names {names}, which no record has. It maps the data's keys to ours, as in "
+                "{'image_path': 'image'}."
+            )
+        in_messages = {key for key in self.unused if key.endswith(OF_A_MESSAGE)}
+        for keys, what in (
+            (self.unused.keys() - in_messages, f"left out the keys %s, which {format} has no use for"),
+            (in_messages, "the keys %s go to the chat template, and are lost where it does not write them"),
+        ):
+            if keys:
+                numbers = ", ".join(f"{self.unused[key]:,}" for key in sorted(keys)[:20])
+                logger.warning(f"%s: {what} (in %s of %s records)", source.where, _listed(keys), numbers, f"{total:,}")
+
+
 def _records(
-    parts: list[Any], source: _Source, format: str, skip: bool, report: LoadReport
+    parts: list[Any], source: _Source, format: str, skip: bool, report: LoadReport, check: Check | None
 ) -> Iterator[dict[str, Any]]:
     """The good records of ``parts``; a bad one stops, or is counted and logged."""
     report.clear()
     convert, uses = FORMATS[format].convert, FORMATS[format].uses
-    unused: set[str] = set()
+    tally = _Tally()
     for part in parts:
         name = part.name if isinstance(part, Path) else "dataset"
         for index, (place, row) in enumerate(_rows(part)):
             record_id = f"{name}:{index}"
-            called = f"{name}: record {show(record_id)} ({place})"
             try:
                 if isinstance(row, RecordError):
                     raise row
+                if source.columns:
+                    row = _renamed(row, source.columns, tally.renamed)
                 record_id = _id_of(row, record_id)
-                called = f"{name}: record {show(record_id)} ({place})"
-                if uses is not None and not row.keys() <= uses:
-                    unused.update(map(str, row.keys() - uses - {"id"}))
+                check_keys(row, uses, tally.unused)
                 messages, images = convert(row)
-                record = make_record(record_id, messages, images, source.root)
+                record = make_record(record_id, messages, images, source.root, tally.unused)
+                if check is not None:
+                    check(record)
             except RecordError as error:
+                called = f"{name}: record {show(record_id)} ({place})"
                 if not skip:
                     raise type(error)(f"{called}: {error}") from None
                 report.reasons.append((called, str(error)))
@@ -195,17 +273,19 @@ def _records(
                 continue
             report.accepted += 1
             yield record
-    if unused:
-        logger.warning("%s: left out the keys %s, which %s has no use for", source.where, _listed(unused), format)
+    whole = len(parts) == len(source.parts)  # a worker's share may well hold none
+    tally.say(source if whole else replace(source, columns={}), format, report.total)
     if report.rejected:
         logger.warning("%s: %d of %d records left out", source.where, report.rejected, report.total)
-    if not report.accepted and len(parts) == len(source.parts):  # a worker's share may well hold none
+    if not report.accepted and whole:
         why = f" The first: {report.reasons[0][0]}: {report.reasons[0][1]}" if report.reasons else ""
         raise ValueError(f"{source.where}: not one of {report.total} records can be used.{why}")
 
 
 def _id_of(row: dict[str, Any], default: str) -> str:
     value = row.get("id", default)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # pandas makes floats of whole numbers where some are missing
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise RecordError(f"key 'id': {show(value)} is neither a text nor a whole number.")
     try:

@@ -1,4 +1,4 @@
-"""Rows out of files: one small reader per kind of file, and what a folder holds.
+"""Rows out of files: one small reader per kind of file.
 
 A reader yields ``(place, row)`` in the file's order. A row that cannot be read is a :class:`RecordError` in its place, so
 that counting goes on; a file that cannot be read at all raises.
@@ -6,7 +6,6 @@ that counting goes on; a file that cannot be read at all raises.
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,20 +17,22 @@ import pyarrow
 import pyarrow.parquet
 
 from ..paths import RecordError, show
+from .rows import Rows, as_row, reason
+from .tables import UTF_8, encoding_of, read_csv
+from .tars import read_tar
 
-Rows = Iterator[tuple[str, "dict[str, Any] | RecordError"]]
 # Rows of a Parquet file or an Arrow table turned into Python at once; they may hold encoded images.
 _BATCH = 64
 _CHUNK = 1 << 16
 _BLANKS = re.compile(r"[ \t\r\n]*")
-_LISTING = 12
 
 
 def read_json(path: Path) -> Rows:
     """A list of objects, read entry by entry; or one object a line under the wrong name."""
-    with path.open("rb") as file:
-        start = file.read(_CHUNK).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    if start == b"{":
+    encoding = encoding_of(path)
+    with path.open(encoding=encoding, errors="replace") as file:
+        start = file.read(_CHUNK).lstrip(" \t\r\n")[:1]
+    if start == "{":
         _, first = next(read_jsonl(path))
         if isinstance(first, RecordError):
             raise ValueError(
@@ -42,19 +43,19 @@ def read_json(path: Path) -> Rows:
         return
     if not start:
         return
-    if start != b"[":
+    if start != "[":
         raise ValueError(
             f"{path}: neither a list of records [...] nor one record a line (JSONL). Check what the file is."
         )
-    with path.open(encoding="utf-8-sig") as text:
+    with path.open(encoding=encoding) as text:
         index = 0
         try:
             for row in _entries(text):
-                yield f"entry {index}", _as_row(row)
+                yield f"entry {index}", as_row(row)
                 index += 1
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path}: not valid JSON in entry {index} ({_reason(error)}). Correct the file, or write one record a "
+                f"{path}: not valid JSON in entry {index} ({reason(error)}). Correct the file, or write one record a "
                 "line (JSONL), where one bad line does not hide the others."
             ) from None
 
@@ -97,50 +98,19 @@ def _past(buffer: str, place: int, sign: str) -> bool:
 
 def read_jsonl(path: Path) -> Rows:
     """One object a line; blank lines are no records."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            text = line.strip(b"\xef\xbb\xbf \t\r\n" if number == 1 else None)
+    encoding = encoding_of(path)
+    with path.open("rb") if encoding == UTF_8 else path.open(encoding=encoding) as file:
+        lines: Iterable[Any] = file
+        for number, line in enumerate(lines, start=1):
+            text = line.strip(b"\xef\xbb\xbf \t\r\n" if number == 1 and isinstance(line, bytes) else None)
             if not text:
                 continue
             try:
                 row: Any = json.loads(text)
             except (ValueError, RecursionError) as error:
-                yield f"line {number}", RecordError(f"not valid JSON ({_reason(error)}). Correct or delete the line.")
+                yield f"line {number}", RecordError(f"not valid JSON ({reason(error)}). Correct or delete the line.")
             else:
-                yield f"line {number}", _as_row(row)
-
-
-def read_csv(path: Path) -> Rows:
-    """Comma-separated (``.tsv``: tab-separated) with a header; empty fields are left out."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-        header: list[str] | None = None
-        while True:
-            try:
-                fields = next(reader, None)
-            except csv.Error as error:
-                yield f"line {reader.line_num}", RecordError(f"not valid CSV ({error}). Correct or delete the line.")
-                continue
-            if fields is None:
-                return
-            if header is None:
-                header = [name.strip() for name in fields]
-                twice = sorted({name for name in header if name and header.count(name) > 1})
-                if twice:
-                    raise ValueError(f"{path}: its header names {', '.join(map(show, twice))} twice. Rename one.")
-            elif fields:
-                yield f"line {reader.line_num}", _csv_row(header, fields)
-
-
-def _csv_row(header: list[str], fields: list[str]) -> dict[str, Any] | RecordError:
-    if len(fields) != len(header):
-        return RecordError(
-            f"the number of fields is {len(fields)}, but the header names {len(header)}. Quote text with commas "
-            "or line breaks."
-        )
-    if any("\udc80" <= letter <= "\udcff" for field in fields if not field.isascii() for letter in field):
-        return RecordError("not valid UTF-8. Save the file as UTF-8.")
-    return {name: field for name, field in zip(header, fields, strict=True) if field}
+                yield f"line {number}", as_row(row)
 
 
 def read_parquet(path: Path) -> Rows:
@@ -148,7 +118,7 @@ def read_parquet(path: Path) -> Rows:
         file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowException as error:
         raise ValueError(
-            f"{path}: not a Parquet file ({_reason(error)}). Write it again, or name it by what it is."
+            f"{path}: not a Parquet file ({reason(error)}). Write it again, or name it by what it is."
         ) from None
     with file:
         features = datasets.Features.from_arrow_schema(file.schema_arrow)
@@ -164,14 +134,14 @@ def read_dataset(data: Any) -> Rows:
     if features is not None:
         data = data.decode(False)
     for index, row in enumerate(data):
-        yield f"entry {index}", _as_row(row, features)
+        yield f"entry {index}", as_row(row, features)
 
 
 def _arrow_rows(batches: Iterable[Any], features: Any) -> Rows:
     index = 0
     for batch in batches:
         for row in batch.to_pylist():
-            yield f"row {index}", _as_row(row, features)
+            yield f"row {index}", as_row(row, features)
             index += 1
 
 
@@ -182,92 +152,5 @@ READERS: dict[str, Callable[[Path], Rows]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
+    ".tar": read_tar,
 }
-# What describes the images of a folder, in the order in which it is looked for.
-_CAPTIONS = tuple(
-    f"{stem}{suffix}" for stem in ("metadata", "captions") for suffix in (".jsonl", ".csv", ".json", ".tsv")
-)
-
-
-def files_of(path: Path) -> list[Path]:
-    """The data files that ``path`` means: itself, or a folder's.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: no file that a reader knows, or more than one that could be meant; lists what is there.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder. Check the path of the data.")
-    if path.is_file():
-        if path.suffix.lower() not in READERS:
-            raise ValueError(
-                f"{path}: no reader for {path.suffix or 'a file without suffix'!r}. Known: {', '.join(READERS)}."
-            )
-        return [path]
-    for name in _CAPTIONS:
-        if (path / name).is_file():
-            return [path / name]
-    here = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    known = [entry for entry in here if entry.suffix.lower() in READERS and entry.is_file()]
-    if known and (len(known) == 1 or all(entry.suffix.lower() == ".parquet" for entry in known)):
-        return known
-    found = ", ".join(entry.name for entry in (known or here)[:_LISTING]) or "nothing"
-    if known:
-        raise ValueError(f"{path}: several data files ({found}). Name one; seecal.mix makes one set of several.")
-    raise ValueError(
-        f"{path}: found {found}; known are {', '.join(_CAPTIONS)}, Parquet files, one file of {', '.join(READERS)}, or "
-        "what Dataset.save_to_disk writes."
-    )
-
-
-def saved_dataset(path: Path) -> datasets.Dataset | None:
-    """The set that ``Dataset.save_to_disk`` wrote to the folder ``path``; None if it is something else."""
-    if (path / "dataset_dict.json").is_file():
-        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-        raise ValueError(f"{path}: a DatasetDict with {', '.join(splits)}. Name the folder of one of them.")
-    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        return datasets.Dataset.load_from_disk(str(path))
-    return None
-
-
-def _as_row(row: Any, features: Any = None) -> dict[str, Any] | RecordError:
-    if not isinstance(row, dict):
-        return RecordError(f"{show(row)} is not an object with keys.")
-    try:
-        return without_nulls(row if features is None or not _holds_json(features) else _with_json(row, features))
-    except (RecursionError, ValueError) as error:
-        return RecordError(f"it cannot be read ({_reason(error)}). Correct or delete the record.")
-
-
-def _holds_json(feature: Any) -> bool:
-    if isinstance(feature, dict):
-        return any(_holds_json(inner) for inner in feature.values())
-    return isinstance(feature, datasets.Json) or _holds_json(getattr(feature, "feature", None) or {})
-
-
-def _with_json(value: Any, feature: Any) -> Any:
-    """``value`` with what `datasets` keeps as JSON text (columns of mixed types) read: only images stay encoded."""
-    if isinstance(feature, datasets.Json):
-        return json.loads(value) if isinstance(value, (str, bytes)) else value
-    if isinstance(value, dict) and isinstance(feature, dict):
-        return {key: _with_json(inner, feature.get(key)) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_with_json(inner, getattr(feature, "feature", None)) for inner in value]
-    return value
-
-
-def without_nulls(value: Any) -> Any:
-    """``value`` without the keys that are None: Arrow puts every key of any row into all of them."""
-    if isinstance(value, dict):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [without_nulls(inner) for inner in value]
-    return value
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 at byte {error.start}"
-    return " ".join(str(error).split())[:160]

@@ -5,24 +5,30 @@
                   {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}],
      "images": [{"path": "/data/cat.jpg", "bytes": None}]}
 
-Images stay paths or encoded bytes; the collator decodes them when it makes a batch.
+Images stay paths or encoded bytes; the collator decodes them when it makes a batch. Only their headers are read here.
 """
 
 from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from datasets import Features, List, Value
 from PIL import Image
 
 from ..image_placement import images_in_order, parts_of
-from ..images.decode import upright
-from ..paths import RecordError, resolve_inside, show
+from ..images.decode import check_header, check_start, upright
+from ..message_keys import LEARN_KEYS, SPOKEN_KEYS, is_learnt, other_keys, packed, unpacked
+from ..paths import ImageFolders, RecordError, embedded_image, show
 
 ROLES = ("system", "user", "assistant")
+OF_A_MESSAGE = " of a message"
+_NOTHING: Mapping[str, Any] = {}
+TOOL = "tool"  # answers the tool calls of the assistant, and stands nowhere else
 # One schema for all sources: rows of different shapes would otherwise not fit one Arrow table.
 FEATURES = Features(
     {
@@ -36,47 +42,80 @@ FEATURES = Features(
 
 
 def make_record(
-    name: str, messages: Sequence[Mapping[str, Any]], images: Sequence[Any], root: str | None
+    name: str,
+    messages: Sequence[Mapping[str, Any]],
+    images: Sequence[Any],
+    root: str | ImageFolders | None,
+    unused: Counter[str] | None = None,
 ) -> dict[str, Any]:
     """The record of ``messages`` whose contents are texts or parts, with ``images`` for the image parts in their order.
 
     Args:
         name: the record's id.
-        images: paths, encoded bytes, ``{"path", "bytes"}`` or Pillow images.
-        root: the folder that paths start from and stay in.
+        images: paths, encoded bytes, base64, ``{"path", "bytes"}`` or Pillow images.
+        root: the folder or folders that paths start from and stay in.
+        unused: counts keys of messages and parts that only a chat template may have a use for.
 
     Raises:
-        RecordError: an unknown role, no assistant turn or an empty one, a part that is neither text nor image, another
-            number of images than of placeholders, an image that must not or cannot be used.
+        RecordError: an unknown role, no assistant turn to learn or an empty one, a part that is neither text nor image,
+            another number of images than of placeholders, an image that must not or cannot be used.
     """
-    parted: list[dict[str, Any]] = [{"role": role_of(message), "content": parts_of(message)} for message in messages]
-    _check_answers(parted)
+    parted: list[dict[str, Any]] = []
+    others: list[Mapping[str, Any]] = []
+    of_parts: Counter[str] | None = None if unused is None else Counter()
+    for message in messages:
+        rest = _NOTHING
+        if len(message) > 2 or "content" not in message or _ends_packed(message):
+            message = unpacked(message)
+            rest = other_keys(message)
+        parted.append({"role": role_of(message, others), "content": parts_of(message, of_parts)})
+        others.append(rest)
+    _check_answers(parted, others)
     ordered = images_in_order(parted, images)
+    if any(others):
+        for message, rest in zip(parted, others, strict=True):
+            message["content"] = packed(message["content"], rest)
+        if unused is not None:
+            unused.update({f"{key}{OF_A_MESSAGE}" for rest in others for key in rest if key not in LEARN_KEYS})
+    if unused is not None and of_parts:
+        unused.update(f"{key} of a part" for key in of_parts)
     return {"id": name, "messages": parted, "images": [stored_image(image, root) for image in ordered]}
 
 
-def role_of(message: Mapping[str, Any]) -> str:
-    """The message's role; RecordError unless it is one of :data:`ROLES`."""
+def _ends_packed(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    return isinstance(content, list) and bool(content) and isinstance(content[-1], Mapping) and "text" in content[-1]
+
+
+def role_of(message: Mapping[str, Any], before: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The message's role; RecordError unless it is one of :data:`ROLES`, or a tool's where one of those before calls it."""
     role = message.get("role")
-    if role not in ROLES:
+    if role not in ROLES and not (role == TOOL and any("tool_calls" in rest for rest in before)):
         raise RecordError(
             f"key 'role': {show(role)} is not one of {', '.join(ROLES)}. Rename it or leave the turn out."
         )
     return str(role)
 
 
-def _check_answers(messages: list[dict[str, Any]]) -> None:
-    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+def _check_answers(messages: list[dict[str, Any]], others: list[Mapping[str, Any]]) -> None:
+    answers = [
+        (message["content"], rest)
+        for message, rest in zip(messages, others, strict=True)
+        if (not rest or is_learnt({**rest, "role": message["role"]})) and message["role"] == "assistant"
+    ]
     if not answers:
-        raise RecordError("no assistant turn, so nothing to learn from it. Add one, or leave the record out.")
-    for number, answer in enumerate(answers, start=1):
-        if not any(part.get("text", "").strip() for part in answer):
+        turned_off = any(message["role"] == "assistant" for message in messages)
+        what = "no assistant turn that is learnt" if turned_off else "no assistant turn"
+        raise RecordError(f"{what}, so nothing to learn from it. Add one, or leave the record out.")
+    for number, (answer, rest) in enumerate(answers, start=1):
+        spoken = bool(rest) and any(rest.get(key) for key in SPOKEN_KEYS)
+        if not spoken and not any(part.get("text", "").strip() for part in answer):
             which = f" {number} of {len(answers)}" if len(answers) > 1 else ""
             raise RecordError(f"assistant turn{which} is empty. Write its text, or leave the record out.")
 
 
-def stored_image(value: Any, root: str | None) -> dict[str, Any]:
-    """``{"path", "bytes"}`` of an image, one of the two None; nothing is decoded.
+def stored_image(value: Any, root: str | ImageFolders | None) -> dict[str, Any]:
+    """``{"path", "bytes"}`` of an image, one of the two None; nothing is decoded, but the header is looked at.
 
     A Pillow image is written as PNG (once, upright and in RGB). Paths are resolved inside ``root``. RecordError otherwise.
     """
@@ -85,11 +124,17 @@ def stored_image(value: Any, root: str | None) -> dict[str, Any]:
             raise RecordError(f"image {show(value)} has neither 'bytes' nor 'path'.")
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if isinstance(value, (str, os.PathLike)):
-        return {"path": resolve_inside(os.fspath(value), root), "bytes": None}
+        path = os.fspath(value)
+        held = embedded_image(path)
+        if held is None:
+            return {"path": _whole(path, root), "bytes": None}
+        value = held
     if isinstance(value, (bytes, bytearray, memoryview)):
         if not len(value):
             raise RecordError("an image of 0 bytes. Put the image in, or leave the record out.")
-        return {"path": None, "bytes": bytes(value)}
+        value = bytes(value)
+        _check(value[:64], value, f"an image of {len(value):,} bytes")
+        return {"path": None, "bytes": value}
     if isinstance(value, Image.Image):
         buffer = io.BytesIO()
         try:
@@ -98,3 +143,29 @@ def stored_image(value: Any, root: str | None) -> dict[str, Any]:
             raise RecordError(str(error)) from None
         return {"path": None, "bytes": buffer.getvalue()}
     raise RecordError(f"image {show(value)} is neither a path, nor bytes, nor an image.")
+
+
+def _whole(path: str, root: str | ImageFolders | None) -> str:
+    """The real path of an image file whose header can be used."""
+    folders = root if isinstance(root, ImageFolders) else ImageFolders(() if root is None else (root,))
+    real, start = folders.found(path, read=True)
+    _check(start, real, f"image {show(path)}")
+    return real
+
+
+def _check(start: bytes, where: str | bytes, called: str) -> None:
+    """RecordError unless the header of an image, a file's path or its content, can be used."""
+    try:
+        if not check_start(start, partial(_read_at, where), called):
+            with open(where, "rb") if isinstance(where, str) else io.BytesIO(where) as file:
+                check_header(file, called)
+    except (ValueError, OSError) as error:
+        raise RecordError(str(error)) from None
+
+
+def _read_at(where: str | bytes, offset: int, size: int) -> bytes:
+    if isinstance(where, bytes):
+        return where[offset : offset + size]
+    with open(where, "rb", buffering=0) as file:
+        file.seek(offset)
+        return file.read(size)
