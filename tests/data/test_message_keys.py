@@ -13,7 +13,8 @@ from tests.support.tiny import MARKED_TEMPLATE, PLAIN_TEMPLATE, tiny_image, tiny
 
 CALL = [{"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}]
 WRITES_ALL = (
-    "{% for m in messages %}<|start|>{{ m.role }} {{ m.name }}\n{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
+    "{% for m in messages %}<|start|>{{ m.role }} {{ m.name }}\n"
+    "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
     "{% for part in m.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}"
     "{% for call in m.tool_calls or [] %}[{{ call.function.name }}]{% endfor %}<|end|>\n{% endfor %}"
 )
@@ -35,7 +36,9 @@ def learnt(collator, record):
     assert all(torch.equal(direct[key], loaded[key]) for key in direct)
     labels = direct["labels"][0]
     starts = ((labels != -100).int().diff(prepend=torch.zeros(1, dtype=torch.int)) == 1).cumsum(0)
-    return [collator.tokenizer.decode(labels[(labels != -100) & (starts == run + 1)]) for run in range(int(starts.max()))]
+    return [
+        collator.tokenizer.decode(labels[(labels != -100) & (starts == run + 1)]) for run in range(int(starts.max()))
+    ]
 
 
 @pytest.fixture(params=[PLAIN_TEMPLATE, MARKED_TEMPLATE], ids=["plain", "marked"])
@@ -95,9 +98,9 @@ def test_keys_of_messages_that_are_refused(collator, chat, reason):
 
 def test_nothing_left_to_learn(collator):
     record = {"id": "a7", "messages": [user(), answer("a", loss=False)]}
-    with pytest.raises(NoLabel, match="record 'a7': no label: its 'loss', 'weight' or 'train' keys leave no"):
+    with pytest.raises(NoLabel, match=r"record 'a7': no label: its 'loss', 'weight' or 'train' keys leave no"):
         collator([record])
-    with pytest.raises(ValueError, match="record 'a7'.*no assistant turn that is learnt"):
+    with pytest.raises(ValueError, match=r"record 'a7'.*no assistant turn that is learnt"):
         load_records([record])
 
 
@@ -109,7 +112,7 @@ def test_the_last_turn_only():
         assert learnt(last, {"id": "a", "messages": [user(), answer("It is red.")]}) == ["It is red.<|end|>"]
         with pytest.raises(NoLabel, match=r"train_on='last'"):
             last([{"id": "a", "messages": [*chat[:3], answer("It is red.", loss=False)]}])
-    with pytest.raises(ValueError, match="train_on='first': expected one of all, last"):
+    with pytest.raises(ValueError, match=r"train_on='first': expected one of all, last"):
         VisionCollator(tiny_llava_processor(), train_on="first")
 
 
@@ -146,7 +149,11 @@ def test_keys_of_records_and_parts_are_named_once(caplog):
     part = {"type": "text", "text": "What?", "cache_control": "a"}
     record = {"id": "a", "messages": [user([part]), answer("It is red.")], "model": "x", "weights": None, "source": "b"}
     learnt(collator, record)
-    assert caplog.text.count("its key model is not used") == caplog.text.count("its key cache_control of a part is not") == 1
+    assert (
+        caplog.text.count("its key model is not used")
+        == caplog.text.count("its key cache_control of a part is not")
+        == 1
+    )
     assert "key source" not in caplog.text, "a column that seecal.mix adds"
     keys = "'cache_control of a part', 'model', 'source'"
     assert f"left out the keys {keys}, which messages has no use for (in 1, 1, 1 of 1 records)" in caplog.text
@@ -155,8 +162,11 @@ def test_keys_of_records_and_parts_are_named_once(caplog):
 def test_a_tool_answers_calls_only():
     tool = {"role": "tool", "content": "blue", "tool_call_id": "1"}
     chat = [user(), answer("a", tool_calls=CALL), tool, answer("It is blue.")]
-    assert learnt(VisionCollator(tiny_llava_processor()), {"id": "a", "messages": chat}) == ["a<|end|>", "It is blue.<|end|>"]
-    with pytest.raises(ValueError, match="key 'role': 'tool' is not one of system, user, assistant"):
+    assert learnt(VisionCollator(tiny_llava_processor()), {"id": "a", "messages": chat}) == [
+        "a<|end|>",
+        "It is blue.<|end|>",
+    ]
+    with pytest.raises(ValueError, match=r"key 'role': 'tool' is not one of system, user, assistant"):
         load_records([{"messages": [user(), tool, answer("a")]}])
 
 
@@ -180,9 +190,9 @@ def test_packing_and_its_errors():
     message = {"role": "user", "content": packed(parts, {"name": "é", "n": 1})}
     assert unpacked(message) == {"role": "user", "content": parts, "name": "é", "n": 1}
     assert packed(parts, {}) is parts
-    with pytest.raises(RecordError, match="keys 'a' of a message cannot be kept"):
+    with pytest.raises(RecordError, match=r"keys 'a' of a message cannot be kept"):
         packed(parts, {"a": b"bytes"})
-    with pytest.raises(RecordError, match="holds no object in JSON"):
+    with pytest.raises(RecordError, match=r"holds no object in JSON"):
         unpacked({"role": "user", "content": [{"type": KEYS_PART, "text": "[]"}]})
     assert is_learnt({"role": "assistant", "loss": None})
 

@@ -65,10 +65,20 @@ UNMARKED = [path.stem for path in sorted(TEMPLATES.glob("*.jinja")) if "endgener
 CHATS = {
     "reasoning": [user(), answer(THOUGHT), user(), answer("<think>hm</think>Blue.")],
     "closing only": [user(), answer("look\n</think>\n\nRed.")],
-    "the answer in the question": [user(f"Say Red. {QUESTION}"), answer("Red."), user(f"Red. {QUESTION}"), answer("Red.")],
+    "the answer in the question": [
+        user(f"Say Red. {QUESTION}"),
+        answer("Red."),
+        user(f"Red. {QUESTION}"),
+        answer("Red."),
+    ],
     "reasoning_content": [user(), answer("Red.", reasoning_content="look")],
     "tool call": [user(), answer("", tool_calls=CALL)],
-    "tool call and its answer": [user(), answer("Wait.", tool_calls=CALL), user(role="tool", name="look"), answer("Blue.")],
+    "tool call and its answer": [
+        user(),
+        answer("Wait.", tool_calls=CALL),
+        user(role="tool", name="look"),
+        answer("Blue."),
+    ],
 }
 
 
@@ -147,7 +157,9 @@ def test_a_turn_whose_only_content_is_not_written_is_refused(template, key):
     processor = qwen2_5_vl()
     encoder = ConversationEncoder(processor, template)
     record = {"messages": [user(), answer("", **{key: CALL if key == "tool_calls" else "look"})]}
-    with pytest.raises(NoLabel, match=rf"a: no label: its message 1 is only {key}, which the chat template does not write"):
+    with pytest.raises(
+        NoLabel, match=rf"a: no label: its message 1 is only {key}, which the chat template does not write"
+    ):
         encoder.encode(record, "a")
 
 

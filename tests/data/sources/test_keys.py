@@ -1,4 +1,4 @@
-"""Whatever is in a row is used, refused by name, or said once with its count; what can mean one thing only is understood."""
+"""Whatever is in a row is used, refused by name, or said once with its count; what has one meaning is understood."""
 
 import base64
 import codecs
@@ -12,7 +12,7 @@ import pytest
 from seecal import FORMATS, Format, load_records
 from seecal.data.paths import RecordError
 from seecal.data.sources.formats import KEYS, check_keys
-from tests.support.sources import images_in, messages, png, row, turn, write_json, write_jsonl
+from tests.support.sources import images_in, messages, png, row, turn, write_jsonl
 from tests.support.tiny import tiny_image
 
 CHAT = messages([("What?", "It is.")], str)
@@ -53,7 +53,9 @@ def test_media_and_unknown_images_are_refused_in_every_format(folder, name):
 def test_other_keys_are_said_with_their_count(folder, name, caplog):
     rows = [{**ROWS[name], "score": 1, "url": "http://host/a.jpg"}, {**ROWS[name], "score": 2}, ROWS[name]]
     load_records(rows, image_root=folder)
-    assert caplog.text.count(f"left out the keys 'score', 'url', which {name} has no use for (in 2, 1 of 3 records)") == 1
+    assert (
+        caplog.text.count(f"left out the keys 'score', 'url', which {name} has no use for (in 2, 1 of 3 records)") == 1
+    )
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key.where} {key.names[0]} {key.fate}")
@@ -88,8 +90,8 @@ def test_two_keys_for_one_thing_are_refused(folder):
 
 # ---- Marks of other media ----
 
-MARKS = ["<video>", "<audio>", "<|video|>", "<|audio_1|>", "<img>pic.jpg</img>", "<|image_1|>", "<image 1>", "<Image>", "<IMAGE>",
-         "<ImageHere>", "<image_placeholder>", "<video>a.mp4</video>", "<speech>", "<|image_pad|>"]  # fmt: skip
+MARKS = ["<video>", "<audio>", "<|video|>", "<|audio_1|>", "<img>pic.jpg</img>", "<|image_1|>", "<image 1>", "<Image>",
+         "<IMAGE>", "<ImageHere>", "<image_placeholder>", "<video>a.mp4</video>", "<speech>", "<|image_pad|>"]  # fmt: skip
 
 
 @pytest.mark.parametrize("mark", MARKS)
@@ -102,6 +104,8 @@ def test_marks_that_would_be_trained_as_words(folder, mark, name):
         "prompt_completion": {"prompt": text, "completion": "b"},
         "captions": {"file_name": "red.png", "prompt": text, "text": "b"},
     }
+    with pytest.raises(ValueError, match=r"has the mark"):  # its image goes before the text
+        load_records([{"messages": messages([(text, "b")], str), "image": "red.png"}], image_root=folder)
     with pytest.raises(ValueError, match=r"record 'a7' .*a text has the mark '<.*would be trained as words") as caught:
         load_records([{"id": "a7", **rows[name]}], image_root=folder)
     assert ("Write <image>" in str(caught.value)) == ("im" in mark.lower()[:4])
@@ -115,7 +119,9 @@ def test_marks_that_would_be_trained_as_words(folder, mark, name):
     ],
 )  # fmt: skip
 def test_texts_that_only_speak_of_media(text):
-    assert load_records([{"conversations": turn(text)}])[0]["messages"][0]["content"] == [{"type": "text", "text": text}]
+    assert load_records([{"conversations": turn(text)}])[0]["messages"][0]["content"] == [
+        {"type": "text", "text": text}
+    ]
 
 
 def test_marks_in_answers_and_in_parts_are_words():
@@ -138,9 +144,13 @@ def test_other_names_for_keys(folder):
 
 
 def test_columns_that_cannot_be(folder):
-    with pytest.raises(ValueError, match=r"columns names 'picture', which no record has. It maps the data's keys to ours"):
+    with pytest.raises(
+        ValueError, match=r"columns names 'picture', which no record has. It maps the data's keys to ours"
+    ):
         load_records([row()], image_root=folder, columns={"picture": "image"})
-    with pytest.raises(ValueError, match=r"record 'dataset:0'.*columns: 'b' is called 'image', and there is a key 'image'"):
+    with pytest.raises(
+        ValueError, match=r"record 'dataset:0'.*columns: 'b' is called 'image', and there is a key 'image'"
+    ):
         load_records([row(b="red.png")], image_root=folder, format="llava", columns={"b": "image"})
 
 
@@ -235,7 +245,7 @@ def test_an_empty_cell(folder):
     (folder / "metadata.csv").write_text("file_name,text\nred.png,\nblue.png,b\n")
     with pytest.raises(ValueError, match=r"\(line 2\): neither 'text' nor 'caption' is there, or its cell is empty"):
         load_records(folder)
-    (folder / "d.csv").write_text(f"messages,image\n\"{json.dumps(CHAT).replace(chr(34), chr(34) * 2)}\",\n")
+    (folder / "d.csv").write_text(f'messages,image\n"{json.dumps(CHAT).replace(chr(34), chr(34) * 2)}",\n')
     assert len(load_records(folder / "d.csv")[0]["images"]) == 0
 
 
@@ -252,8 +262,9 @@ def test_pandas_rows(folder, tmp_path):
 
 
 def test_captions_whose_prompt_marks_the_place(folder):
-    write_jsonl(folder / "metadata.jsonl", [{"file_name": "red.png", "prompt": "Look: <image>\nWhat?", "text": "<image> it"}])
+    write_jsonl(
+        folder / "metadata.jsonl", [{"file_name": "red.png", "prompt": "Look: <image>\nWhat?", "text": "<image> it"}]
+    )
     question, answer = load_records(folder)[0]["messages"]
     assert [part["text"] or part["type"] for part in question["content"]] == ["Look: ", "image", "\nWhat?"]
     assert answer["content"] == [{"type": "text", "text": "<image> it"}]
-    write_json(folder / "metadata.json", [])

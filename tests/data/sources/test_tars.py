@@ -39,7 +39,9 @@ def test_captions(tmp_path, streaming, caplog):
     report = LoadReport()
     data = load_records(captions(tmp_path), streaming=streaming, report=report)
     records = list(data)
-    assert [record["id"] for record in records] == [f"{shard:05d}{index:04d}" for shard in range(2) for index in range(3)]
+    assert [record["id"] for record in records] == [
+        f"{shard:05d}{index:04d}" for shard in range(2) for index in range(3)
+    ]
     assert records[0]["images"] == [{"path": None, "bytes": png()}]
     assert records[0]["messages"][1]["content"][0]["text"] == "It is red."
     assert report.format == "captions"
@@ -82,7 +84,10 @@ def test_bad_samples_are_records_and_bad_files_are_not(tmp_path):
     report = LoadReport()
     path = write_tar(tmp_path / "a.tar", {**good, **films, **twice})
     assert load_records(path, on_bad="skip", report=report)["id"] == ["a"]
-    assert ["its file .mp4 is no image" in report.reasons[0][1], "2 texts beside" in report.reasons[1][1]] == [True, True]
+    assert ["its file .mp4 is no image" in report.reasons[0][1], "2 texts beside" in report.reasons[1][1]] == [
+        True,
+        True,
+    ]
     with pytest.raises(ValueError, match=r"record 'a.tar:1' \(sample 1\): its file .mp4"):
         load_records(path)
     (tmp_path / "no.tar").write_bytes(b"hello")
@@ -97,6 +102,6 @@ def test_bad_samples_are_records_and_bad_files_are_not(tmp_path):
 def test_shards_of_several_splits(tmp_path):
     for name in ("set-train-0000", "set-test-0000"):
         write_tar(tmp_path / f"{name}.tar", {"a.png": png(), "a.txt": name.encode()})
-    with pytest.raises(ValueError, match="several splits"):
+    with pytest.raises(ValueError, match=r"several splits"):
         load_records(tmp_path)
     assert load_records(tmp_path, split="train")[0]["messages"][1]["content"][0]["text"] == "set-train-0000"

@@ -311,10 +311,14 @@ def _refuse_unwritten(
     for index in learnt:
         message = messages[index]
         spoken = [key for key in SPOKEN_KEYS if key in message]
-        if spoken and unused.issuperset(spoken) and not any(part.get("text", "").strip() for part in message["content"]):
+        if (
+            spoken
+            and unused.issuperset(spoken)
+            and not any(part.get("text", "").strip() for part in message["content"])
+        ):
             raise NoLabel(
-                f"{name}: no label: its message {index} is only {', '.join(spoken)}, which the chat template does not write. "
-                "Use a template that does, leave the record out, or set on_bad to skip."
+                f"{name}: no label: its message {index} is only {', '.join(spoken)}, which the chat template does not "
+                "write. Use a template that does, leave the record out, or set on_bad to skip."
             )
 
 
