@@ -13,7 +13,8 @@ from tests.support.tiny import MARKED_TEMPLATE, PLAIN_TEMPLATE, tiny_image, tiny
 
 CALL = [{"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}]
 WRITES_ALL = (
-    "{% for m in messages %}<|start|>{{ m.role }} {{ m.name }}\n{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
+    "{% for m in messages %}<|start|>{{ m.role }} {{ m.name }}\n"
+    "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
     "{% for part in m.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}"
     "{% for call in m.tool_calls or [] %}[{{ call.function.name }}]{% endfor %}<|end|>\n{% endfor %}"
 )
@@ -97,9 +98,9 @@ def test_keys_of_messages_that_are_refused(collator, chat, reason):
 
 def test_nothing_left_to_learn(collator):
     record = {"id": "a7", "messages": [user(), answer("a", loss=False)]}
-    with pytest.raises(NoLabel, match="record 'a7': no label: its 'loss', 'weight' or 'train' keys leave no"):
+    with pytest.raises(NoLabel, match=r"record 'a7': no label: its 'loss', 'weight' or 'train' keys leave no"):
         collator([record])
-    with pytest.raises(ValueError, match="record 'a7'.*no assistant turn that is learnt"):
+    with pytest.raises(ValueError, match=r"record 'a7'.*no assistant turn that is learnt"):
         load_records([record])
 
 
@@ -111,7 +112,7 @@ def test_the_last_turn_only():
         assert learnt(last, {"id": "a", "messages": [user(), answer("It is red.")]}) == ["It is red.<|end|>"]
         with pytest.raises(NoLabel, match=r"train_on='last'"):
             last([{"id": "a", "messages": [*chat[:3], answer("It is red.", loss=False)]}])
-    with pytest.raises(ValueError, match="train_on='first': expected one of all, last"):
+    with pytest.raises(ValueError, match=r"train_on='first': expected one of all, last"):
         VisionCollator(tiny_llava_processor(), train_on="first")
 
 
@@ -165,7 +166,7 @@ def test_a_tool_answers_calls_only():
         "a<|end|>",
         "It is blue.<|end|>",
     ]
-    with pytest.raises(ValueError, match="key 'role': 'tool' is not one of system, user, assistant"):
+    with pytest.raises(ValueError, match=r"key 'role': 'tool' is not one of system, user, assistant"):
         load_records([{"messages": [user(), tool, answer("a")]}])
 
 
@@ -189,9 +190,9 @@ def test_packing_and_its_errors():
     message = {"role": "user", "content": packed(parts, {"name": "é", "n": 1})}
     assert unpacked(message) == {"role": "user", "content": parts, "name": "é", "n": 1}
     assert packed(parts, {}) is parts
-    with pytest.raises(RecordError, match="keys 'a' of a message cannot be kept"):
+    with pytest.raises(RecordError, match=r"keys 'a' of a message cannot be kept"):
         packed(parts, {"a": b"bytes"})
-    with pytest.raises(RecordError, match="holds no object in JSON"):
+    with pytest.raises(RecordError, match=r"holds no object in JSON"):
         unpacked({"role": "user", "content": [{"type": KEYS_PART, "text": "[]"}]})
     assert is_learnt({"role": "assistant", "loss": None})
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from transformers import AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, DataCollatorForVisionLanguageModeling
 
 from seecal import CALConfig, CALTrainer, VisionCollator
@@ -85,6 +86,18 @@ class Stream(torch.utils.data.IterableDataset):
         return iter(tiny_records(4))
 
 
+def as_llava():
+    """``conversations`` of LLaVA's format, whose text says where the image stands."""
+    rows = []
+    for row in tiny_records(4):
+        turns = [
+            {"from": "human" if turn["role"] == "user" else "gpt", "value": turn["content"]} for turn in row["messages"]
+        ]
+        turns[0]["value"] = "<image>\n" + turns[0]["value"]
+        rows.append({"id": row["id"], "conversations": turns, "image": row["images"][0]})
+    return rows
+
+
 DATA = {
     "a column of images": lambda: tiny_dataset(4),
     "one image each": lambda: tiny_dataset(4).map(lambda row: {"image": row["images"][0]}, remove_columns="images"),
@@ -122,6 +135,36 @@ def test_conversations_are_ours_wherever_their_images_are(tmp_path, name):
         assert torch.equal(this.batch[key], expected[key]), key
     every = VisionCollator(tiny_llava_processor())(tiny_records(4))
     assert this.evaluate()["eval_label_tokens"] == int((every["labels"] != -100).sum())
+
+
+def test_rows_of_other_formats_are_conversations_too(tmp_path):
+    captions = [{"image": row["images"][0], "caption": row["messages"][1]["content"]} for row in tiny_records(4)]
+    for data in (as_llava(), captions):
+        this = Seen(tiny_llava(), config(tmp_path), train_dataset=data, processing_class=tiny_llava_processor())
+        this.train()
+        expected = VisionCollator(tiny_llava_processor())(data[:2])
+        assert torch.equal(this.batch["labels"], expected["labels"])
+        assert int((expected["labels"] != -100).sum()) > 10
+
+
+def test_settings_of_the_processor_are_set_before_training_and_saved(tmp_path):
+    chats = tiny_dataset(4)
+    prompts = chats.map(
+        lambda row: {"prompt": row["messages"][:1], "completion": row["messages"][1:]}, remove_columns="messages"
+    )
+    size = {"height": 16, "width": 16}
+    for data in (chats, prompts):
+        args = config(tmp_path, processor_kwargs={"size": size, "do_center_crop": False})
+        this = CALTrainer(tiny_llava(), args, train_dataset=data, processing_class=tiny_llava_processor())
+        assert this.processing_class.image_processor.size == size
+        this.save_model()
+        assert AutoProcessor.from_pretrained(tmp_path).image_processor.size == size
+    wrong = config(tmp_path, processor_kwargs={"max_pixel": 3})
+    with pytest.raises(ValueError, match="LlavaProcessor has no setting 'max_pixel'"):
+        CALTrainer(tiny_llava(), wrong, train_dataset=prompts, processing_class=tiny_llava_processor())
+    given = VisionCollator(tiny_llava_processor())
+    with pytest.raises(ValueError, match=r"processor_kwargs with data_collator.*processor_kwargs="):
+        CALTrainer(tiny_llava(), args, given, chats, processing_class=tiny_llava_processor())
 
 
 def test_one_that_is_given_stays(tmp_path):
@@ -198,8 +241,14 @@ def test_what_is_refused(tmp_path):
         (tiny_dataset(2).add_column("weights", [1.0, 2.0]), "'weights' whose first value is 1.0.*rename or remove"),
         ([{**tiny_records(1)[0], "videos": ["clip.mp4"]}], "train_dataset has 'videos': only images are read"),
         ([{**tiny_records(1)[0], "audio": "a.wav"}], "train_dataset has 'audio': only images are read"),
+        ([{**tiny_records(1)[0], "tools": [{}]}], "train_dataset has 'tools': chat templates are not given them"),
+        ([{"messages": tiny_records(1)[0]["messages"], "image_path": "a.png"}], "an image under 'image_path' and none"),
+        ([{"prompt": "a", "completion": "b", "picture": tiny_image("red")}], r"rename_column\('picture', 'image'\)"),
     ],
-    ids=["splits", "path", "number", "empty", "no rows", "lists", "a weight", "words", "a column", "videos", "audio"],
+    ids=[
+        *("splits", "path", "number", "empty", "no rows", "lists", "a weight", "words", "a column"),
+        *("videos", "audio", "tools", "an image path", "an image"),
+    ],
 )
 def test_data_that_cannot_be_read_is_told_at_construction(tmp_path, data, message):
     with pytest.raises(ValueError, match=message):

@@ -207,7 +207,7 @@ def stored(form, n):
     if form == "a data set":
         return Dataset.from_list(rows, features=tiny_dataset(1).features)
     if form == "one image each":
-        return [{**row, "image": row.pop("images")[0]} for row in rows]
+        return [{"id": row["id"], "messages": row["messages"], "image": row["images"][0]} for row in rows]
     if form == "parts with images":
         for row in rows:
             parts = [

@@ -46,6 +46,7 @@ def place_first(messages: Sequence[dict[str, Any]], images: Sequence[Any]) -> li
     text = messages[user].get("content")
     if not isinstance(text, str):
         return [*messages]
+    refuse_other_marks(text)  # as a part it would stay as it is
     content = [{"type": "image"}] * len(images) + ([{"type": "text", "text": text}] if text else [])
     return [*messages[:user], {**messages[user], "content": content}, *messages[user + 1 :]]
 

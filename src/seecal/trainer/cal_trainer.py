@@ -197,10 +197,8 @@ class CALTrainer(DataTrainer):
             )
         self._is_our_loss = True
         self._step_records += names
-        if self.aux_loss_enabled:
-            inputs["output_router_logits"] = (
-                True  # an argument: classes of vision-language models read no config for it
-            )
+        if self.aux_loss_enabled:  # an argument: classes of vision-language models do not read their config for it
+            inputs["output_router_logits"] = True
         state_of(unwrap(self.model)).step = self.state.global_step  # for contrast_every: all of a step or nothing of it
         with explain_processor_mismatch(self._oddity):
             outputs = model(**inputs)

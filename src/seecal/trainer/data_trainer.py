@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
+from ..data.collators.processors import configure
+from ..data.message_keys import MEDIA_KEYS, holds_image
 from .cal_config import CALConfig
 from .collators import check_given_collator, collator_for, completions_only, trl_collator_for, without_contrast
 from .samples import Kind, first_sample, for_loader, for_trl, is_indexed, is_made_by_a_transform, kind_of
@@ -22,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 # What collators and SFTTrainer's preparation read of a sample. The others do not reach them.
 _READ = (
-    *("messages", "conversations", "prompt", "completion", "image", "images", "id", "weights", "weight_ids"),
+    *("messages", "conversations", "system", "caption", "text", "file_name", "prompt", "completion", "image", "images"),
+    *("id", "weights", "weight_ids"),
     *("input_ids", "labels", "seq_lengths"),
 )
-_PREPARED = ("text", "tools", "chat_template_kwargs", "attention_mask", "completion_mask", "assistant_masks")
-_OTHER_MEDIA = ("video", "videos", "audio", "audios")
+_PREPARED = ("tools", "chat_template_kwargs", "attention_mask", "completion_mask", "assistant_masks")
 
 
 class DataTrainer(SFTTrainer):
@@ -50,7 +52,7 @@ class DataTrainer(SFTTrainer):
         sample = first_sample(train, "train_dataset")
         self._kind = self._kind_of(sample)
         self._train_key = self._kind, completions_only(args, sample)
-        _check_columns(sample, args)
+        _check_columns(sample, args, self._kind)
         has_image = "image" in sample or "images" in sample  # then SFTTrainer says it
         if self._kind is Kind.CONVERSATIONS and isinstance(processor, PreTrainedTokenizerBase) and not has_image:
             raise ValueError(
@@ -73,6 +75,14 @@ class DataTrainer(SFTTrainer):
             if not self._skip_prepare_dataset:
                 self.eval_dataset = self._each(self.eval_dataset, self._prepared)
         del self._train
+        if self.args.processor_kwargs and self._given_collator is not None:
+            raise ValueError(
+                "processor_kwargs with data_collator: set them on the collator's own processor, as in "
+                "seecal.VisionCollator(processor, processor_kwargs=...)."
+            )
+        configure(
+            self.processing_class, cast("dict[str, Any] | None", self.args.processor_kwargs)
+        )  # saved with the model
         if self._given_collator is None:
             self.data_collator = collator_for(
                 self.args, self.processing_class, self.data_collator, image_ids, self._kind
@@ -190,15 +200,27 @@ class DataTrainer(SFTTrainer):
         return self._collators[key]
 
 
-def _check_columns(sample: Mapping[str, Any], args: CALConfig) -> None:
-    """Says once which keys of the samples nobody reads; ValueError for media that nobody would see."""
-    media = [name for name in _OTHER_MEDIA if sample.get(name)]
-    if media:
+def _check_columns(sample: Mapping[str, Any], args: CALConfig, kind: Kind) -> None:
+    """Says once which keys of the samples nobody reads; ValueError where the model would learn to answer without them."""
+    given = {str(name): value for name, value in sample.items() if value is not None}
+    for name in given.keys() & {*MEDIA_KEYS}:
+        if given[name]:
+            raise ValueError(
+                f"train_dataset has {name!r}: only images are read, so the model would learn to answer without seeing it. "
+                "Take those records, or the column, out."
+            )
+    if kind is Kind.CONVERSATIONS and (tools := given.keys() & {"tools", "functions"}):
         raise ValueError(
-            f"train_dataset has {', '.join(map(repr, media))}: only images are read, so the model would learn to answer "
-            "without seeing it. Take those records, or the column, out."
+            f"train_dataset has {min(tools)!r}: chat templates are not given them. Write them into the system message, or "
+            "take the column out."
         )
     read = {*_READ, *_PREPARED, args.dataset_text_field, args.length_column_name}
-    unread = sorted(set(map(str, sample)) - read)
+    unread = sorted(given.keys() - read)
+    images = [name for name in unread if holds_image(given[name])]
+    if images and not given.keys() & {"image", "images", "file_name"}:
+        raise ValueError(
+            f"train_dataset has an image under {images[0]!r} and none under 'images', so the model would learn to answer "
+            f"without seeing it. Rename the column (rename_column({images[0]!r}, 'image')), or take it out."
+        )
     if unread:
         logger.warning("not read of the samples of train_dataset: %s", ", ".join(unread))

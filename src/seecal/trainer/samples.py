@@ -13,14 +13,15 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import IterableDataset as TorchStream
 
-_CONVERSATIONS = ("messages", "conversations")
+_CONVERSATIONS = ("messages", "conversations", "caption")
 _IMAGES = ("image", "images")
 
 
 class Kind(enum.Enum):
     """What the samples of a data set are.
 
-    CONVERSATIONS: ``messages`` (or ``conversations``), wherever their images are: for :class:`seecal.VisionCollator`.
+    CONVERSATIONS: ``messages``, ``conversations`` or a ``caption``, wherever their images are: for
+        :class:`seecal.VisionCollator`.
     PROMPTS: anything else with images, such as prompts and completions: for TRL's collator of vision data.
     TEXT: prompts and completions, or texts, without images: TRL tokenises them.
     TOKENS: tokenised already.

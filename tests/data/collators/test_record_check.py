@@ -1,4 +1,4 @@
-"""What a batch would stop at is found while data is loaded, where a collator is at hand; few records are rendered for it."""
+"""What a batch would stop at is found while data is loaded, where a collator is at hand; few records are rendered."""
 
 import pytest
 
@@ -22,8 +22,9 @@ def chat(text="a", answer="b", first=()):
 @pytest.mark.parametrize(
     ("family", "token"),
     [
-        ("llava", "<image>"), ("qwen2_5_vl", "<|image_pad|>"), ("qwen2_5_vl", "<|video_pad|>"), ("gemma3", "<image_soft_token>"),
-        ("gemma3", "<start_of_image>"), ("internvl", "<IMG_CONTEXT>"), ("mistral3", "[IMG]"), ("idefics3", "<image>"),
+        ("llava", "<image>"), ("qwen2_5_vl", "<|image_pad|>"), ("qwen2_5_vl", "<|video_pad|>"),
+        ("gemma3", "<image_soft_token>"), ("gemma3", "<start_of_image>"),
+        ("internvl", "<IMG_CONTEXT>"), ("mistral3", "[IMG]"), ("idefics3", "<image>"),
         ("ovis2", "<IMG_ATOM>"), ("mllama", "<|image|>"), ("smolvlm", "<image>"), ("llava_onevision", "<video>"),
     ],
 )  # fmt: skip
@@ -39,7 +40,7 @@ def test_image_tokens_in_texts(family, token):
     with pytest.raises(ValueError, match=said.replace("]", ".")):
         load_records(rows, collator=collator)
     assert load_records(rows, collator=collator, on_bad="skip")["id"] == ["good"]
-    with pytest.raises(ValueError, match="record 'a7'"):
+    with pytest.raises(ValueError, match=r"record 'a7'"):
         collator(list(load_records(rows[1:2])))
 
 
@@ -50,26 +51,26 @@ def test_turns_that_the_template_refuses():
     rows = [GOOD, {"id": "a7", "messages": chat(first=[{"role": "system", "content": "Be brief."}])}]
     for streaming in (False, True):
         with pytest.raises(
-            ValueError, match="record 'a7' .*: the chat template cannot render its messages: the user begins"
+            ValueError, match=r"record 'a7' .*: the chat template cannot render its messages: the user begins"
         ):
             list(load_records(rows, collator=collator, streaming=streaming))
         data = load_records(rows, collator=collator, streaming=streaming, on_bad="skip")
         assert [record["id"] for record in data] == ["good"]
-    with pytest.raises(ValueError, match="record 'a7'"):
+    with pytest.raises(ValueError, match=r"record 'a7'"):
         collator(list(load_records(rows)))
 
 
 def test_what_the_collator_would_refuse_for_its_own_settings():
     rows = [{"id": "a7", "messages": [*chat(), *chat()[:1], {**chat()[1], "loss": False}]}]
     load_records(rows, collator=VisionCollator(tiny_llava_processor()))
-    with pytest.raises(ValueError, match="record 'a7' .*leave no assistant turn to learn"):
+    with pytest.raises(ValueError, match=r"record 'a7' .*leave no assistant turn to learn"):
         load_records(rows, collator=VisionCollator(tiny_llava_processor(), train_on="last"))
 
 
 def test_paligemma_without_a_template_takes_one_pair():
     collator = VisionCollator(processors.paligemma())
     load_records([{"messages": chat()}], collator=collator)
-    with pytest.raises(ValueError, match="record 'a7' .*PaliGemma takes one question and one answer"):
+    with pytest.raises(ValueError, match=r"record 'a7' .*PaliGemma takes one question and one answer"):
         load_records([{"id": "a7", "messages": chat() + chat()}], collator=collator)
 
 

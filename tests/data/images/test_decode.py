@@ -103,9 +103,7 @@ def tiff_of_floats(bands):
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "uint16", "int16"])
 def test_arrays_of_other_numbers_are_refused_by_name(dtype):
-    with pytest.raises(
-        ValueError, match=f"r1: its image is an array of {dtype}, but pixels are whole numbers from 0 to 255"
-    ):
+    with pytest.raises(ValueError, match=f"r1: its image is an array of {dtype}, but pixels are whole numbers from 0"):
         decode_image(np.ones((4, 4, 3), dtype), "r1")
     if dtype in ("float32", "int32", "int16"):
         with pytest.raises(ValueError, match=f"an array of {dtype}"):

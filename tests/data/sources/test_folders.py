@@ -74,7 +74,7 @@ def test_one_split_alone_needs_no_choice(tmp_path):
     assert load_records(tmp_path)["id"] == load_records(tmp_path, split="train")["id"] == ["train0"]
     file = tmp_path / "data" / "train-00000-of-00001.parquet"
     assert load_records(file, split="train")["id"] == ["train0"]
-    with pytest.raises(ValueError, match="this is one file, so split='test' chooses nothing"):
+    with pytest.raises(ValueError, match=r"this is one file, so split='test' chooses nothing"):
         load_records(file, split="test")
 
 
@@ -82,7 +82,7 @@ def test_images_of_each_split_lie_beside_its_table(tmp_path):
     for split in ("train", "test"):
         images_in(tmp_path / split)
         (tmp_path / split / "metadata.csv").write_text(f"file_name,text\nred.png,{split}\n")
-    with pytest.raises(ValueError, match="several splits, test .1 file., train .1 file."):
+    with pytest.raises(ValueError, match=r"several splits, test .1 file., train .1 file."):
         load_records(tmp_path)
     data = load_records(tmp_path, split="train")
     assert data[0]["images"][0]["path"] == str(tmp_path / "train" / "red.png")
@@ -91,9 +91,9 @@ def test_images_of_each_split_lie_beside_its_table(tmp_path):
 def test_sets_in_memory(tmp_path):
     sets = datasets.DatasetDict({name: datasets.Dataset.from_list(rows(name)) for name in ("train", "test")})
     assert load_records(sets, split="test")["id"] == ["test"]
-    with pytest.raises(ValueError, match="a DatasetDict with train, test: pass one"):
+    with pytest.raises(ValueError, match=r"a DatasetDict with train, test: pass one"):
         load_records(sets)
-    with pytest.raises(ValueError, match="split='train': this data set is one split already"):
+    with pytest.raises(ValueError, match=r"split='train': this data set is one split already"):
         load_records(sets["train"], split="train")
 
 

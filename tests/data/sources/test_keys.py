@@ -1,4 +1,4 @@
-"""Whatever is in a row is used, refused by name, or said once with its count; what can mean one thing only is understood."""
+"""Whatever is in a row is used, refused by name, or said once with its count; what has one meaning is understood."""
 
 import base64
 import codecs
@@ -12,7 +12,7 @@ import pytest
 from seecal import FORMATS, Format, load_records
 from seecal.data.paths import RecordError
 from seecal.data.sources.formats import KEYS, check_keys
-from tests.support.sources import images_in, messages, png, row, turn, write_json, write_jsonl
+from tests.support.sources import images_in, messages, png, row, turn, write_jsonl
 from tests.support.tiny import tiny_image
 
 CHAT = messages([("What?", "It is.")], str)
@@ -90,8 +90,8 @@ def test_two_keys_for_one_thing_are_refused(folder):
 
 # ---- Marks of other media ----
 
-MARKS = ["<video>", "<audio>", "<|video|>", "<|audio_1|>", "<img>pic.jpg</img>", "<|image_1|>", "<image 1>", "<Image>", "<IMAGE>",
-         "<ImageHere>", "<image_placeholder>", "<video>a.mp4</video>", "<speech>", "<|image_pad|>"]  # fmt: skip
+MARKS = ["<video>", "<audio>", "<|video|>", "<|audio_1|>", "<img>pic.jpg</img>", "<|image_1|>", "<image 1>", "<Image>",
+         "<IMAGE>", "<ImageHere>", "<image_placeholder>", "<video>a.mp4</video>", "<speech>", "<|image_pad|>"]  # fmt: skip
 
 
 @pytest.mark.parametrize("mark", MARKS)
@@ -104,6 +104,8 @@ def test_marks_that_would_be_trained_as_words(folder, mark, name):
         "prompt_completion": {"prompt": text, "completion": "b"},
         "captions": {"file_name": "red.png", "prompt": text, "text": "b"},
     }
+    with pytest.raises(ValueError, match=r"has the mark"):  # its image goes before the text
+        load_records([{"messages": messages([(text, "b")], str), "image": "red.png"}], image_root=folder)
     with pytest.raises(ValueError, match=r"record 'a7' .*a text has the mark '<.*would be trained as words") as caught:
         load_records([{"id": "a7", **rows[name]}], image_root=folder)
     assert ("Write <image>" in str(caught.value)) == ("im" in mark.lower()[:4])
@@ -266,4 +268,3 @@ def test_captions_whose_prompt_marks_the_place(folder):
     question, answer = load_records(folder)[0]["messages"]
     assert [part["text"] or part["type"] for part in question["content"]] == ["Look: ", "image", "\nWhat?"]
     assert answer["content"] == [{"type": "text", "text": "<image> it"}]
-    write_json(folder / "metadata.json", [])

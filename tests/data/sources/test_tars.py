@@ -102,6 +102,6 @@ def test_bad_samples_are_records_and_bad_files_are_not(tmp_path):
 def test_shards_of_several_splits(tmp_path):
     for name in ("set-train-0000", "set-test-0000"):
         write_tar(tmp_path / f"{name}.tar", {"a.png": png(), "a.txt": name.encode()})
-    with pytest.raises(ValueError, match="several splits"):
+    with pytest.raises(ValueError, match=r"several splits"):
         load_records(tmp_path)
     assert load_records(tmp_path, split="train")[0]["messages"][1]["content"][0]["text"] == "set-train-0000"

@@ -28,7 +28,7 @@ def configure(processor: Any, processor_kwargs: Mapping[str, Any] | None) -> Any
         return processor
     images = getattr(processor, "image_processor", None)
     known = set(getattr(getattr(images, "valid_kwargs", None), "__annotations__", ())) - _NOT_SETTINGS
-    own = set(getattr(processor, "valid_processor_kwargs", ())) | set(_own_settings(processor))
+    own = set(_own_settings(processor))
     for name in processor_kwargs:
         if name not in known | own:
             near = difflib.get_close_matches(str(name), sorted(known | own), n=1)
