@@ -4,9 +4,9 @@ import csv
 import re
 
 import pytest
+from scripts.keys_table import section, with_section
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from scripts.keys_table import section, with_section
 from seecal.data.sources.formats import FORMATS, KEYS
 from seecal.data.sources.mixture import STOPPING
 from seecal.data.sources.readers import READERS
