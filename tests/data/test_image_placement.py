@@ -129,6 +129,22 @@ def test_images_follow_their_marks():
     assert [int(one.argmax()) for one in means] == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("indices", "colours"), [([0, 1], [0, 2]), ([1, 0], [2, 0]), ([0, 0], [0, 2]), ([None, 0], [0, 2])]
+)
+def test_a_place_may_say_which_image_stands_there(indices, colours):
+    """As published sets of several images write it; numbers that are not those of all images say nothing."""
+    parts = [{"type": "image", "index": index} for index in indices]
+    record = {
+        "id": "a",
+        "messages": [user([*parts, text("What?")]), answer("a")],
+        "images": [tiny_image("red"), tiny_image("blue")],
+    }
+    collator = VisionCollator(tiny_llava_processor())
+    for batch in (collator([record]), collator([load_records([record])[0]])):
+        assert [int(one.argmax()) for one in batch["pixel_values"].mean((2, 3))] == colours
+
+
 def test_a_part_may_bring_its_own_image(tmp_path):
     tiny_image("blue").save(tmp_path / "blue.png")
     collator = VisionCollator(tiny_llava_processor())

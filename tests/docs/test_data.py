@@ -4,9 +4,10 @@ import csv
 import re
 
 import pytest
+from scripts.keys_table import section, with_section
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from seecal.data.sources.formats import FORMATS
+from seecal.data.sources.formats import FORMATS, KEYS
 from seecal.data.sources.mixture import STOPPING
 from seecal.data.sources.readers import READERS
 from seecal.data.sources.records import FEATURES
@@ -35,6 +36,11 @@ def test_everything_is_on_the_page():
     assert len(BLOCKS) > 10
     for name in (*FORMATS, *READERS, *STOPPING, *FEATURES):
         assert f"`{name}`" in PAGE, name
+
+
+def test_the_table_of_keys_is_the_one_that_is_checked():
+    assert with_section(PAGE) == PAGE, "docs/data.md is out of date: python -m scripts.keys_table"
+    assert section().count("\n") == len(KEYS) + 1
 
 
 def test_trl_labels_what_the_page_says_it_does():

@@ -23,7 +23,7 @@ from .paths import RecordError, embedded_image, refuse_url, show
 PLACEHOLDER = "<image>"
 # Where an image part may hold an image of its own, instead of taking the record's next one
 _OWN_IMAGE = ("image", "path", "url", "image_url")
-_PART_KEYS = frozenset({"type", "text", *_OWN_IMAGE})
+_PART_KEYS = frozenset({"type", "text", "index", *_OWN_IMAGE})
 # What stands for other media in the texts of other trainers, and where HTML or its source is meant
 _MEDIA = re.compile(
     r"<(?:img|video|audio)>[^<>\s]+\.\w{2,4}</(?:img|video|audio)>|<img>[^<>\n]*</img>"
@@ -131,17 +131,20 @@ def split_text(text: str) -> list[dict[str, Any]]:
 def images_in_order(messages: Sequence[Mapping[str, Any]], images: Sequence[Any]) -> list[Any]:
     """The images in the order of the image parts of ``messages``, whose contents :func:`parts_of` made.
 
-    A part's own image is taken out of it; the other parts take ``images`` in order. RecordError where the number of the
-    two differs.
+    A part's own image is taken out of it; the other parts take ``images`` in order, or by their ``index`` where those are
+    the numbers of all. RecordError where the number of the two differs.
     """
     parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
     own = [part.pop("own", None) for part in parts]
+    indices = [part.pop("index", None) for part, image in zip(parts, own, strict=True) if image is None]
     places = sum(image is None for image in own)
     if places != len(images):
         raise RecordError(
             f"{_count(len(images), 'image')}, but {_count(places, 'placeholder')} ({PLACEHOLDER}) in its messages. Give "
             "one image for each. A text that only speaks of it stays as it is in a part, {'type': 'text', 'text': ...}."
         )
+    if sorted(indices, key=str) == sorted(range(len(images)), key=str):
+        images = [images[index] for index in indices]
     waiting = iter(images)
     return [next(waiting) if image is None else image for image in own]
 
@@ -162,7 +165,10 @@ def _part(part: Any, unused: Counter[str] | None) -> dict[str, Any]:
         own = _own_image(part)
         if isinstance(own, str) and embedded_image(own) is None:
             refuse_url(own)
-        return {"type": "image"} if own is None else {"type": "image", "own": own}
+        if own is not None:
+            return {"type": "image", "own": own}
+        index = part.get("index")
+        return {"type": "image"} if not isinstance(index, int) else {"type": "image", "index": index}
     raise RecordError(f"key 'type': a part of type {show(kind)}; parts are text or image. Leave it out.")
 
 

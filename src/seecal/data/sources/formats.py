@@ -74,6 +74,7 @@ KEYS = (
     Key(("any other",), "message", COUNTED, "unless the chat template writes it", others=True),
     Key(("type", "text"), "part", USED, "a text, or where an image stands; any type but text and image is refused"),
     Key(("image", "path", "url", "image_url"), "part", USED, "an image of its own; an address is refused"),
+    Key(("index",), "part", USED, "which of the record's images stands here, where all places say so"),
     Key(("any other",), "part", COUNTED, "nothing of it is learnt", others=True),
 )
 
