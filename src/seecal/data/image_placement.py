@@ -88,7 +88,7 @@ def refuse_other_marks(text: str) -> None:
 
     Code in backticks and HTML elements that are closed again (``<video> ... </video>``) are words.
     """
-    if "<" not in text or _MEDIA.search(text) is None:
+    if text.count("<") == text.count(PLACEHOLDER) or _MEDIA.search(text) is None:
         return
     for found in _MEDIA.finditer(_SOURCE.sub("", text)):
         mark = found[0]
@@ -143,7 +143,7 @@ def images_in_order(messages: Sequence[Mapping[str, Any]], images: Sequence[Any]
             f"{_count(len(images), 'image')}, but {_count(places, 'placeholder')} ({PLACEHOLDER}) in its messages. Give "
             "one image for each. A text that only speaks of it stays as it is in a part, {'type': 'text', 'text': ...}."
         )
-    if sorted(indices, key=str) == sorted(range(len(images)), key=str):
+    if indices.count(None) < len(indices) and sorted(indices, key=str) == sorted(range(len(images)), key=str):
         images = [images[index] for index in indices]
     waiting = iter(images)
     return [next(waiting) if image is None else image for image in own]

@@ -6,6 +6,7 @@ from tokenizers.processors import TemplateProcessing
 
 from seecal.data.collators.checked import CheckedCollator
 from seecal.data.collators.vision import VisionCollator
+from tests.support import processors
 from tests.support.tiny import (
     IMAGE_TOKENS,
     MARKED_TEMPLATE,
@@ -242,3 +243,17 @@ def test_another_collator_is_held_to_the_rules():
     assert (batch["labels"][batch["input_ids"] == image] == -100).all()
     with pytest.raises(ValueError, match=r"record 'z': \d+ tokens.*max_length=8"):
         CheckedCollator(all_labels, 8, frozenset({image}))([record(["a"], id="z")])
+
+
+def test_the_record_that_the_processor_fails_on_is_named_with_its_sizes():
+    """Not its whole batch: an image that is too thin for a family's resizing."""
+    collator = VisionCollator(processors.qwen2_5_vl())
+
+    def chat(name, size):
+        messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a"}]
+        return {"id": name, "messages": messages, "images": [tiny_image("red", size)]}
+
+    with pytest.raises(
+        ValueError, match=r"^record 'thin': Qwen2_5_VLProcessor failed on them: .*images of 1000 × 2 pixels"
+    ):
+        collator([chat("good", (40, 40)), chat("thin", (1000, 2)), chat("also good", (40, 40))])

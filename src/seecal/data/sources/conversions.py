@@ -33,7 +33,11 @@ def from_conversations(row: dict[str, Any]) -> Converted:
     for turn in _list_of(row, "conversations"):
         if not isinstance(turn, Mapping):
             raise RecordError(f"key 'conversations': turn {show(turn)} is not an object with 'from' and 'value'.")
-        messages.append(_said(turn) if "role" in turn and "from" not in turn else _spoken(turn))
+        speaker, text = turn.get("from"), turn.get("value")
+        if len(turn) == 2 and isinstance(text, str) and isinstance(speaker, str) and speaker in SPEAKERS:  # most turns
+            messages.append({"role": SPEAKERS[speaker], "content": text})
+        else:
+            messages.append(_said(turn) if "role" in turn and "from" not in turn else _spoken(turn))
     return messages, _filled(messages, images_of(row))
 
 

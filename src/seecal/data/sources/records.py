@@ -60,16 +60,17 @@ def make_record(
         RecordError: an unknown role, no assistant turn to learn or an empty one, a part that is neither text nor image,
             another number of images than of placeholders, an image that must not or cannot be used.
     """
-    parted: list[dict[str, Any]] = []
+    of_parts: Counter[str] | None = None
     others: list[Mapping[str, Any]] = []
-    of_parts: Counter[str] | None = None if unused is None else Counter()
-    for message in messages:
-        rest = _NOTHING
-        if len(message) > 2 or "content" not in message or _ends_packed(message):
-            message = unpacked(message)
-            rest = other_keys(message)
-        parted.append({"role": role_of(message, others), "content": parts_of(message, of_parts)})
-        others.append(rest)
+    if all(len(message) == 2 and isinstance(message.get("content"), str) for message in messages):  # most records
+        parted: list[dict[str, Any]] = [{"role": role_of(one), "content": parts_of(one)} for one in messages]
+    else:
+        of_parts = None if unused is None else Counter()
+        parted = []
+        for message in messages:
+            message, rest = _with_other_keys(message)
+            parted.append({"role": role_of(message, others), "content": parts_of(message, of_parts)})
+            others.append(rest)
     _check_answers(parted, others)
     ordered = images_in_order(parted, images)
     if any(others):
@@ -82,9 +83,12 @@ def make_record(
     return {"id": name, "messages": parted, "images": [stored_image(image, root) for image in ordered]}
 
 
-def _ends_packed(message: Mapping[str, Any]) -> bool:
-    content = message.get("content")
-    return isinstance(content, list) and bool(content) and isinstance(content[-1], Mapping) and "text" in content[-1]
+def _with_other_keys(message: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """(the message as it was before it was packed, its keys beside role and content)."""
+    if len(message) == 2 and isinstance(message.get("content"), str):
+        return message, _NOTHING
+    message = unpacked(message)
+    return message, other_keys(message)
 
 
 def role_of(message: Mapping[str, Any], before: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -98,11 +102,15 @@ def role_of(message: Mapping[str, Any], before: Sequence[Mapping[str, Any]] = ()
 
 
 def _check_answers(messages: list[dict[str, Any]], others: list[Mapping[str, Any]]) -> None:
-    answers = [
-        (message["content"], rest)
-        for message, rest in zip(messages, others, strict=True)
-        if (not rest or is_learnt({**rest, "role": message["role"]})) and message["role"] == "assistant"
-    ]
+    """RecordError without an answer that is learnt, or where one of those is empty. ``others``: none, or one a message."""
+    if not others:
+        answers = [(message["content"], _NOTHING) for message in messages if message["role"] == "assistant"]
+    else:
+        answers = [
+            (message["content"], rest)
+            for message, rest in zip(messages, others, strict=True)
+            if is_learnt({**rest, "role": message["role"]}) and message["role"] == "assistant"
+        ]
     if not answers:
         turned_off = any(message["role"] == "assistant" for message in messages)
         what = "no assistant turn that is learnt" if turned_off else "no assistant turn"
