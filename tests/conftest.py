@@ -1,6 +1,7 @@
 """Two workers on two cores: one thread each, and nothing may reach for a hub. A tiny LLaVA and a mixed batch."""
 
 import copy
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,6 +22,16 @@ def pytest_collection_modifyitems(items):
     hangs = pytest.mark.timeout(limit(10))
     for item in items:
         item.add_marker(hangs)
+
+
+@pytest.fixture(autouse=True)
+def _log_levels_stay():
+    """Commands that run in this process quiet the libraries, ours included; the next test wants to hear them."""
+    loggers = [logging.getLogger(name) for name in ("seecal", "accelerate", "trl", "torch", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")

@@ -130,6 +130,7 @@ def test_dropout_stays_out_of_every_contrast_pass(case, contrast, adapters):
 
 @pytest.fixture
 def accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)  # a trainer of another test may have left one
     yield Accelerator(mixed_precision="bf16", cpu=True)
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -157,6 +158,7 @@ def test_enabling_after_accelerates_mixed_precision_is_refused(case, accelerator
 
 def test_enabling_after_prepare_without_mixed_precision_works(case):
     model, batch = case
+    AcceleratorState._reset_state(reset_partial_state=True)
     try:
         prepared = seecal.enable_cal(Accelerator(cpu=True).prepare_model(model))
         assert hasattr(prepared(**batch), "cal")

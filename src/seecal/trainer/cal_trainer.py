@@ -123,12 +123,12 @@ class CALTrainer(DataTrainer):
         """Everything of CAL's, on the model, its data and its loss."""
         model = unwrap(self.model)
         ids = image_ids(model.config)
-        check_token_ids(model, self._tokenizer, ids)
         patch_eval_head(model)
         self._put_data_in_place(ids)
         if isinstance(self.data_collator, VisionCollator):
             self.add_callback(EpochCallback(self.data_collator))
-        self._oddity = check_processor(self.data_collator, model, ids)
+        self._oddity = check_processor(self.data_collator, model, ids)  # first: another family's has other ids too
+        check_token_ids(model, self._tokenizer, ids)
         self.cal_options = args.cal_options()
         enable_cal(cast(nn.Module, self.model), self.cal_options)
         state = state_of(model)
