@@ -14,11 +14,11 @@ OLDEST := .venv-oldest
 OLDEST_TESTS ?= tests/ops tests/core tests/families tests/data tests/trainer tests/recipes/test_recipe.py tests/models/test_loading.py tests/models/test_generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest mutants check bench format clean
+.PHONY: help demo test test-all test-oldest mutants check bench format clean
 
 help:
 	@echo "make demo    train a real small VLM with CAL on real images (CPU, a few minutes)"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests (make test-all: the slow ones too)"
 	@echo "make check   lint, format check, type check, import-graph test"
 	@echo "make bench   run the benchmarks at CPU size"
 	@echo "make mutants      plant mistakes in the code and see which of them no test notices (an hour)"
@@ -40,6 +40,9 @@ test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 # MUTANTS: files or folders below src/seecal, such as core; none: all that tests/mutants lists
+test-all: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m ""
+
 mutants: $(READY)
 	$(BIN)/python -m scripts.mutants --workers $(WORKERS) $(MUTANTS)
 
