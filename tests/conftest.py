@@ -25,13 +25,9 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def _log_levels_stay():
-    """Commands that run in this process quiet the libraries, ours included; the next test wants to hear them."""
-    loggers = [logging.getLogger(name) for name in ("seecal", "accelerate", "trl", "torch", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+def _seecal_is_heard():
+    """Commands that ran in this process, for another test or in a fixture of a module, have quieted our logger."""
+    logging.getLogger("seecal").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
