@@ -5,23 +5,9 @@ import random
 
 import pytest
 
-from seecal.data.collators.vision import VisionCollator
 from seecal.data.sources.formats import FORMATS
 from seecal.data.sources.load import LoadReport, load_records
-from tests.support.sources import images_in, messages, png, row, turn, write_json
-from tests.support.tiny import tiny_llava_processor
-
-
-@pytest.fixture(scope="module")
-def collator():
-    return VisionCollator(tiny_llava_processor())
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A folder with images, and a picture outside of it."""
-    (tmp_path / "secret.png").write_bytes(png())
-    return images_in(tmp_path / "images")
+from tests.support.sources import messages, row, turn, write_json
 
 
 def broken(choose, good):

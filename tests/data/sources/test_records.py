@@ -6,23 +6,8 @@ import re
 import datasets
 import pytest
 
-from seecal.data.collators.vision import VisionCollator
 from seecal.data.sources.load import LoadReport, load_records
-from tests.support.sources import RICH, images_in, llava_json, messages, png, row, turn, write_json, write_jsonl
-from tests.support.tiny import tiny_llava_processor
-
-
-@pytest.fixture(scope="module")
-def collator():
-    return VisionCollator(tiny_llava_processor())
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A folder with images, and a picture outside of it."""
-    (tmp_path / "secret.png").write_bytes(png())
-    return images_in(tmp_path / "images")
-
+from tests.support.sources import RICH, llava_json, messages, png, row, turn, write_json, write_jsonl
 
 # ---- Paths ----
 
