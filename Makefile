@@ -39,10 +39,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-# MUTANTS: files or folders below src/seecal, such as core; none: all that tests/mutants lists
 test-all: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m ""
 
+# MUTANTS: files or folders below src/seecal, such as core; none: all that tests/mutants lists
 mutants: $(READY)
 	$(BIN)/python -m scripts.mutants --workers $(WORKERS) $(MUTANTS)
 
