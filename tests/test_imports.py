@@ -57,8 +57,9 @@ FLOORS = {
         {"calibration"},
     ],
     "trainer": [
-        {"cal_config", "metrics", "checkpoints", "samples"},
-        {"callbacks", "trl_compat", "arguments", "collators", "sampling", "step"},
+        {"cal_config", "metrics", "manifests", "samples"},
+        {"callbacks", "checkpoints", "trl_compat", "arguments", "collators", "sampling", "step"},
+        {"saving"},
         {"data_trainer"},
         {"cal_trainer"},
     ],

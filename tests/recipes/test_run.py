@@ -21,7 +21,6 @@ from seecal.models.feature_cache import VisionFeatureCache
 from seecal.models.loading import merge
 from seecal.recipes import run as train
 from seecal.recipes.stage_runner import StageRunner
-from seecal.trainer.checkpoints import newest_checkpoint
 from tests.support.processes import environment, limit
 from tests.support.recipe_files import recipe_file
 from tests.support.tiny import tiny_records
@@ -277,39 +276,3 @@ def test_killed_twice_and_resumed_is_the_uninterrupted_run(tiny, tmp_path, capsy
         assert worst <= 1e-6, part
     steps = [json.loads((tmp_path / run / "final" / "metrics.json").read_text()) for run in ("whole", "killed")]
     assert [[stage["steps"] for stage in one["stages"]] for one in steps] == [[120, 100]] * 2
-
-
-def whole_checkpoint(folder):
-    folder.mkdir()
-    save_file({"one": torch.ones(64)}, folder / "model.safetensors")
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        torch.save({"one": torch.ones(64)}, folder / name)
-    (folder / "trainer_state.json").write_text('{"global_step": 9}')
-
-
-def test_a_half_written_checkpoint_is_passed_over(tmp_path):
-    """kill -9 while saving: trainer_state.json, which comes last, is not there."""
-    assert newest_checkpoint(tmp_path) is None
-    for name in ("9", "20", "100", "best"):
-        whole_checkpoint(tmp_path / f"checkpoint-{name}")
-    (tmp_path / "checkpoint-100" / "trainer_state.json").unlink()
-    said = []
-    assert newest_checkpoint(tmp_path, said.append).name == "checkpoint-20"
-    assert len(said) == 1
-    assert "checkpoint-100 is passed over: trainer_state.json" in said[0]
-
-
-@pytest.mark.parametrize("how", ["gone", "cut", "empty"])
-@pytest.mark.parametrize(
-    "name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
-)
-def test_a_checkpoint_with_a_damaged_file_is_passed_over(name, how, tmp_path):
-    """Trainer goes on without a word where optimizer.pt, scheduler.pt or rng_state.pth are gone, on another path."""
-    for step in (10, 20):
-        whole_checkpoint(tmp_path / f"checkpoint-{step}")
-    file = tmp_path / "checkpoint-20" / name
-    data = file.read_bytes()
-    file.unlink() if how == "gone" else file.write_bytes(data[: len(data) // 2] if how == "cut" else b"")
-    said = []
-    assert newest_checkpoint(tmp_path, said.append).name == "checkpoint-10"
-    assert "checkpoint-20 is passed over" in said[0]

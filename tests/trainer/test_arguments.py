@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from trl import SFTConfig, SFTTrainer, TrlParser
 
 from seecal import CALConfig, CALTrainer
 from seecal.trainer import arguments
-from seecal.trainer.arguments import cal_config, check_reporting
+from seecal.trainer.arguments import cal_config, check_reporting, refuse_other_losses
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor, tiny_records
 
@@ -150,6 +151,15 @@ def test_token_ids_beyond_the_embedding_table_are_told_before_the_first_step(tmp
         CALTrainer(model, **given)
     model.resize_token_embeddings(rows + added)
     CALTrainer(model, **given)
+
+
+@pytest.mark.parametrize("kind", ["tp", "cp", "sp"])
+def test_rows_that_are_split_over_ranks_are_refused(kind):
+    parallelism = SimpleNamespace(**{"tp_size": 1, "cp_size": 1, "sp_size": 1, f"{kind}_size": 2})
+    with pytest.raises(ValueError, match=rf"parallelism_config with .*'{kind}': 2.*: CAL needs whole rows"):
+        refuse_other_losses(None, parallelism)
+    refuse_other_losses(None, SimpleNamespace(tp_size=1, cp_size=1, sp_size=1))
+    refuse_other_losses(None, None)
 
 
 # ---- Subclasses ----

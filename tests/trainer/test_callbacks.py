@@ -10,6 +10,7 @@ import torch
 
 from seecal import CALTrainer, VisionCollator
 from seecal.trainer.callbacks import EpochCallback, StopOnSignal
+from seecal.trainer.checkpoints import damage
 from tests.support.paths import ROOT
 from tests.support.processes import environment, limit
 from tests.support.sgd import sgd_config
@@ -49,7 +50,7 @@ os._exit(0)  # gloo's threads may abort an interpreter that ends, after all that
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_at_one_of_two_ranks_stops_both_at_the_same_step(tmp_path, number):
     """All ranks have to ask each other in each step: were it only the signalled one, it would wait for ever."""
     script = tmp_path / "worker.py"
@@ -77,13 +78,13 @@ def test_the_reduction_happens_in_every_step_of_every_rank(monkeypatch):
 
     def sum_over_two(values):
         asked.append(values.tolist())
-        return values + torch.tensor([1, 0])  # the other rank got SIGTERM
+        return values + torch.tensor([1, 0, 0])  # the other rank got SIGTERM
 
     monkeypatch.setattr(callbacks, "world_size", lambda: 2)
     monkeypatch.setattr(callbacks, "sum_over_ranks", sum_over_two)
     stop, control = StopOnSignal(), SimpleNamespace(should_save=False, should_training_stop=False)
     stop.on_step_end(SimpleNamespace(device=torch.device("cpu")), None, control)
-    assert asked == [[0, 0]]
+    assert asked == [[0, 0, 0]]
     assert stop.signal == signal.SIGTERM
     assert control.should_save
     assert control.should_training_stop
@@ -103,3 +104,56 @@ def test_the_collator_hears_of_each_epoch(tmp_path):
     assert any(isinstance(callback, EpochCallback) for callback in this.callback_handler.callbacks)
     this.train()
     assert seen == [0, 1, 2]
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+import torch
+from transformers import TrainerCallback
+from seecal import CALTrainer
+from tests.support.sgd import sgd_config
+from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
+
+torch.set_num_threads(1)
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+
+class SignalOnce(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            os.kill(os.getpid(), number)
+
+args = sgd_config(folder, 2, 1, max_steps=4, save_strategy="steps", save_steps=100)
+CALTrainer(
+    tiny_llava(), args, train_dataset=tiny_dataset(8), processing_class=tiny_llava_processor(), callbacks=[SignalOnce()]
+).train()
+print("the script went on")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_plain_script_saves_and_ends_with_a_code_of_the_signal(tmp_path, number):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run"), str(int(number))],
+        cwd=ROOT, env=environment(CUDA_VISIBLE_DEVICES=""), capture_output=True, text=True, timeout=limit(),
+    )  # fmt: skip
+    # Python ends itself by the signal after KeyboardInterrupt: a shell sees 130
+    assert done.returncode == (-signal.SIGINT if number == signal.SIGINT else 128 + number), done.stderr[-2000:]
+    assert f"stopped by {signal.Signals(number).name} at step 2 of 4; checkpoint-2 is saved" in done.stderr
+    assert "went on" not in done.stdout
+    assert damage(tmp_path / "run" / "checkpoint-2") is None
+
+
+def test_signals_that_somebody_handles_are_left_alone():
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    try:
+        stop = StopOnSignal()
+        with stop.listening():
+            signal.raise_signal(signal.SIGUSR1)
+            assert heard == [signal.SIGUSR1]
+            assert signal.getsignal(signal.SIGTERM) == stop._note
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -264,3 +264,24 @@ def test_the_column_of_lengths_reaches_the_sampler(tmp_path):
     this.train()
     ours = VisionCollator(tiny_llava_processor())
     assert this.evaluate()["eval_label_tokens"] == label_count(ours, tiny_records(3))
+
+
+def test_an_evaluation_makes_no_images_that_nobody_reads(tmp_path):
+    """A contrast on pixels costs a second image of each; evaluation has no second pass."""
+    this = trainer(tmp_path, tiny_dataset(4), eval_dataset=tiny_dataset(2), contrast="noise")
+    (evaluation,) = this.get_eval_dataloader()
+    assert "pixel_values" in evaluation
+    assert not [name for name in evaluation if name.startswith("contrast_")]
+    training = next(iter(this.get_train_dataloader()))
+    assert [name for name in training if name.startswith("contrast_")], "and training has them afterwards"
+
+
+def test_evaluation_data_does_not_change_what_training_learns(tmp_path):
+    """Completions of the evaluation's prompts are its labels; of the training's texts all tokens stay labels."""
+    text = Dataset.from_list([{"text": PROMPT + COMPLETION}] * 4)
+    this = trainer(tmp_path, text, eval_dataset=texts(2))
+    assert this.completion_only_loss is False
+    assert this.evaluate()["eval_label_tokens"] == text_label_count(2)
+    assert this.completion_only_loss is False
+    (batch, *_) = this.get_train_dataloader()
+    assert (batch["labels"] != -100).sum() > text_label_count(2)

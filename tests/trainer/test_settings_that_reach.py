@@ -1,14 +1,10 @@
 """Settings and figures that get lost between the config, the collator, the trainer and its log."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from seecal import CALConfig, CALTrainer
-from seecal.trainer.checkpoints import damage
 from seecal.trainer.metrics import token_metrics
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor, tiny_records
@@ -87,15 +83,3 @@ def test_tokens_of_one_rank_are_refused_where_those_of_all_are_needed(tmp_path, 
     with pytest.raises(ValueError, match="average_tokens_across_devices=False with gradient_accumulation_steps=2"):
         CALConfig(str(tmp_path), use_cpu=True, bf16=False, **settings)
     CALConfig(str(tmp_path), use_cpu=True, bf16=False, **settings, normalize="micro_batch")
-
-
-def test_a_checkpoint_without_one_of_its_shards_is_damaged(tmp_path):
-    save_file({"one": torch.ones(2)}, tmp_path / "model-00001-of-00002.safetensors")
-    shards = {"one": "model-00001-of-00002.safetensors", "two": "model-00002-of-00002.safetensors"}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    (tmp_path / "trainer_state.json").write_text("{}")
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        torch.save({}, tmp_path / name)
-    assert damage(tmp_path) == "model-00002-of-00002.safetensors is not there"
-    save_file({"two": torch.ones(2)}, tmp_path / "model-00002-of-00002.safetensors")
-    assert damage(tmp_path) is None

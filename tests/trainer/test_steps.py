@@ -97,7 +97,12 @@ def test_a_stopped_run_is_saved_and_ends():
 
 def test_all_ranks_stop_where_one_got_the_signal(monkeypatch):
     """The ranks reduce at every step: one that did not get the signal hears of it there."""
-    for got, expected in (([1, 0], signal.SIGTERM), ([0, 1], signal.SIGINT), ([0, 0], 0)):
+    for got, expected in (
+        ([1, 0, 0], signal.SIGTERM),
+        ([0, 1, 1], signal.SIGINT),
+        ([0, 0, 1], signal.SIGUSR1),
+        ([0, 0, 0], 0),
+    ):
         monkeypatch.setattr(callbacks, "world_size", lambda: 2)
         monkeypatch.setattr(callbacks, "sum_over_ranks", lambda value, got=got: value + torch.tensor(got))
         stop, control = StopOnSignal(), SimpleNamespace(should_save=False, should_training_stop=False)

@@ -18,7 +18,6 @@ from transformers import set_seed
 from ..models.feature_cache import VisionFeatureCache
 from ..models.loading import load_vlm, merge
 from ..trainer.callbacks import GradientCheck, ProgressCallback, StopOnSignal
-from ..trainer.checkpoints import newest_checkpoint
 from ..verbosity import Progress
 from .folder import RunFolder
 from .recipe import Stage
@@ -64,7 +63,7 @@ class StageRunner:
             self.folder.write_recipe()
         trainer = self.make_trainer(prepared, processor, data, eval_data)
         with self.cached_features(model, trainer):
-            self.train(trainer, self.resume_from())
+            self.train(trainer, self.resume_from(trainer))
         if self._stop.signal and trainer.state.global_step < trainer.state.max_steps:
             where = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
             self.speech.say(
@@ -138,9 +137,9 @@ class StageRunner:
                 f"through the vision tower, {cache.hits} did not have to"
             )
 
-    def resume_from(self) -> Path | None:
+    def resume_from(self, trainer: StageTrainer) -> Path | None:
         """The newest whole checkpoint of this stage."""
-        checkpoint = newest_checkpoint(Path(self.config.output_dir), self.speech.say)
+        checkpoint = trainer.newest_whole(self.config.output_dir, self.speech.say)
         if checkpoint is not None:
             self.speech.say(f"{self.called}: continues at {checkpoint.name}")
             ranks, now = len(list(checkpoint.glob("rng_state*.pth"))), self.config.world_size

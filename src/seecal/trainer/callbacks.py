@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,8 +83,13 @@ class ProgressCallback(TrainerCallback):
             self._steps.end()
 
 
+# Those that stop a training, the strongest first. USR1 is what Slurm is asked to send before a job's time is over.
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+_DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
+
+
 class StopOnSignal(TrainerCallback):
-    """SIGTERM or Ctrl-C: a checkpoint at the next end of a step, then training ends. A second signal ends it at once.
+    """SIGTERM, Ctrl-C or USR1: a checkpoint at the next end of a step, then training ends. A second signal ends it at once.
 
     ``signal`` is the number of the signal that any rank got, 0 before: all ranks stop at the same step.
     """
@@ -94,7 +100,14 @@ class StopOnSignal(TrainerCallback):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        before = {one: signal.signal(one, self._note) for one in (signal.SIGTERM, signal.SIGINT)}
+        """Inside the block signals are heard; not those that somebody else has a handler for, and only in the main thread,
+        where Python allows it."""
+        before: dict[Any, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            before = {one: signal.getsignal(one) for one in _SIGNALS if signal.getsignal(one) in _DEFAULTS}
+        for one in before:
+            signal.signal(one, self._note)
+        self._before = before
         try:
             yield
         finally:
@@ -103,15 +116,14 @@ class StopOnSignal(TrainerCallback):
 
     def _note(self, number: int, frame: Any) -> None:
         self._got = number
-        for one in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(one, signal.SIG_DFL if one == signal.SIGTERM else signal.default_int_handler)
+        for one, handler in self._before.items():
+            signal.signal(one, handler)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._got or world_size() > 1:
-            terminated = self._got == signal.SIGTERM
-            got = torch.tensor([terminated, bool(self._got) and not terminated], dtype=torch.int64, device=args.device)
-            by_term, by_key = sum_over_ranks(got).tolist()
-            self.signal = int(signal.SIGTERM if by_term else signal.SIGINT if by_key else 0)
+            got = torch.tensor([self._got == one for one in _SIGNALS], dtype=torch.int64, device=args.device)
+            counts = sum_over_ranks(got).tolist()
+            self.signal = next((int(one) for one, count in zip(_SIGNALS, counts, strict=True) if count), 0)
         if self.signal:
             control.should_save = control.should_training_stop = True
 

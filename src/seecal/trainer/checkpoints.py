@@ -1,18 +1,27 @@
-"""Which checkpoint a run can go on from."""
+"""Checkpoints that are whole or not there: written aside, described by a manifest, renamed; and the newest to go on from.
+
+out/.saving-40/checkpoint-40/   while it is written; what a kill leaves of it is removed at the next save
+out/checkpoint-40/              every byte is on the disk, and manifest.json says which
+"""
 
 from __future__ import annotations
 
+import errno
 import fnmatch
-import json
-import zipfile
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from .manifests import check_manifest, size_of, sync_folder, write_manifest
+
+ASIDE = ".saving-"
+_SLACK = 64 << 20  # bytes of state, tokenizer and so on that no estimate counts
 
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None] = lambda text: None) -> Path | None:
-    """The last whole checkpoint in a stage's folder; ``say`` is told about later ones that are damaged."""
-    found = [one for one in folder.glob("checkpoint-*") if one.name.removeprefix("checkpoint-").isdecimal()]
-    for one in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+    """The last whole checkpoint in a stage's folder, read to the last byte; ``say`` is told about later damaged ones."""
+    for one in reversed(checkpoints_in(folder)):
         wrong = damage(one)
         if wrong is None:
             return one
@@ -20,40 +29,91 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None] = lambda text: No
     return None
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """All of a folder, by their step."""
+    found = [one for one in folder.glob("checkpoint-*") if one.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which it was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
 def damage(checkpoint: Path) -> str | None:
-    """Why a run cannot go on exactly from this checkpoint; None if it is whole. Only headers and directories are read.
+    """Why a run cannot go on exactly from this checkpoint; None if it is whole. Every byte is read."""
+    return check_manifest(checkpoint) or lacks(checkpoint)
 
-    trainer_state.json is written last. A file that is not there would be passed over in silence by Trainer: without
-    optimizer.pt the moments of AdamW start from zero.
+
+def lacks(checkpoint: Path) -> str | None:
+    """What an exact resume needs and this checkpoint was not written with; None if it has all.
+
+    What is not there would be passed over in silence by Trainer: without optimizer.pt the moments of AdamW start from zero.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text("utf8"))
-    except FileNotFoundError:
-        return "trainer_state.json, which is written last, is not there"
-    except ValueError:
-        return "trainer_state.json is cut off"
     names = {one.name for one in checkpoint.iterdir()}
     weights = ("model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json", "pytorch_model*")
     of_optimizer = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*")  # as it is; FSDP; DeepSpeed
-    for patterns in (weights, of_optimizer, ("scheduler.pt",), ("rng_state*.pth",)):
+    for patterns in (weights, of_optimizer, ("scheduler.pt",), ("rng_state*.pth",), ("trainer_state.json",)):
         if not any(fnmatch.filter(names, pattern) for pattern in patterns):
             return f"it has no {patterns[0]}"
-    index = checkpoint / "model.safetensors.index.json"
-    try:
-        shards = set(json.loads(index.read_text("utf8"))["weight_map"].values()) if index.name in names else set()
-    except (ValueError, KeyError):
-        return f"{index.name} is cut off"
-    if shards - names:
-        return f"{', '.join(sorted(shards - names))} is not there"
-    for name in sorted(fnmatch.filter(names, "*.safetensors")):
-        try:
-            with safe_open(checkpoint / name, framework="pt"):
-                pass
-        except (SafetensorError, OSError):
-            return f"{name} is cut off"
-    for name in sorted({*fnmatch.filter(names, "*.pt"), *fnmatch.filter(names, "rng_state*.pth")}):
-        if not zipfile.is_zipfile(checkpoint / name):  # its directory is at the end
-            return f"{name} is cut off"
     return None
+
+
+# ---- Writing ----
+
+
+def aside(folder: Path, step: int) -> Path:
+    """The folder in which a checkpoint of this step is written, before it has its name."""
+    return folder / f"{ASIDE}{step}"
+
+
+def clear_aside(folder: Path) -> None:
+    """Remove what a save that was ended has left."""
+    for left in folder.glob(f"{ASIDE}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def finish(folder: Path, step: int, about: dict[str, Any]) -> Path:
+    """Give the checkpoint that lies aside its name, once it is on the disk.
+
+    Raises:
+        OSError: what was written cannot be read back as it was, or the disk is full.
+    """
+    written, name = aside(folder, step) / f"checkpoint-{step}", folder / f"checkpoint-{step}"
+    write_manifest(written, {"step": step, **about})
+    if name.exists():  # a damaged one, or of a run that went on from before it
+        name.replace(aside(folder, step) / "replaced")
+    written.replace(name)
+    sync_folder(folder)
+    shutil.rmtree(aside(folder, step), ignore_errors=True)
+    return name
+
+
+def bytes_needed(folder: Path, model: Any, optimizer: Any, *, trainable_only: bool) -> int:
+    """About how large the next checkpoint will be: weights and optimizer state, or the last one where that was larger."""
+    saved = [one for one in model.parameters() if one.requires_grad or not trainable_only]
+    state = [] if optimizer is None else [one for entry in optimizer.state.values() for one in entry.values()]
+    tensors = [one for one in [*saved, *state] if hasattr(one, "numel")]
+    before = checkpoints_in(folder)
+    return _SLACK + max(sum(one.numel() * one.element_size() for one in tensors), size_of(before[-1]) if before else 0)
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """OSError where the disk has not ``needed`` bytes free, saying how many are missing."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, no_room(folder, needed, free))
+
+
+def no_room(folder: Path, needed: int, free: int) -> str:
+    """What there is to say about a full disk."""
+    before = checkpoints_in(folder)
+    last = f"The last checkpoint, {before[-1]}, is whole" if before else "There is no earlier checkpoint"
+    return (
+        f"{folder}: no room for the next checkpoint: about {_gib(needed)} are needed and {_gib(free)} are free, "
+        f"{_gib(max(needed - free, 0))} too few. {last}; free some room, or set save_total_limit or output_dir, and resume."
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"

@@ -11,7 +11,6 @@ from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from trl import SFTTrainer
 
 from ..data.collators.processors import configure
 from ..data.message_keys import MEDIA_KEYS, holds_image
@@ -19,6 +18,7 @@ from .cal_config import CALConfig
 from .collators import check_given_collator, collator_for, completions_only, trl_collator_for, without_contrast
 from .samples import Kind, first_sample, for_loader, for_trl, is_indexed, is_made_by_a_transform, kind_of
 from .sampling import GROUPED, GroupedByEpoch, only_lengths
+from .saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _READ = (
 _PREPARED = ("tools", "chat_template_kwargs", "attention_mask", "completion_mask", "assistant_masks")
 
 
-class DataTrainer(SFTTrainer):
+class DataTrainer(SavingTrainer):
     """What CALTrainer adds to SFTTrainer's handling of data. Each data set is told by its own first sample."""
 
     args: CALConfig

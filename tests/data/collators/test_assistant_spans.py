@@ -55,6 +55,12 @@ def test_templates_that_take_an_answer_apart(name, text, expected):
     assert spans(of_trl(name), user(), answer(text)) == [expected]
 
 
+@pytest.mark.parametrize("word", ["[seecal1.0<]", "[>seecal1.0]", "seecalx [>seecalx1.0] seecalxx"])
+def test_a_text_that_contains_the_mark(word):
+    """Somebody trains on this file."""
+    assert spans(PLAIN_TEMPLATE, user(f"What is {word}?"), answer(f"A {word} mark.")) == [f"A {word} mark."]
+
+
 def test_reasoning_of_earlier_turns_is_not_in_the_text():
     found = spans(of_trl("qwen3_5_think"), user(), answer(THOUGHT), user(), answer("<think>hm</think>Blue."))
     assert found == ["Red.", "<think>\nhm\n</think>\n\nBlue."]

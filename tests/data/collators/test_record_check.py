@@ -60,6 +60,15 @@ def test_turns_that_the_template_refuses():
         collator(list(load_records(rows)))
 
 
+def test_the_same_parts_from_others_are_rendered_too():
+    processor = tiny_llava_processor()
+    processor.chat_template = ALTERNATES + processor.chat_template
+    question, answer = chat()
+    rows = [{"id": "good", "messages": [question, answer]}, {"id": "a7", "messages": [answer, question]}]
+    with pytest.raises(ValueError, match=r"record 'a7' .*: the user begins"):
+        load_records(rows, collator=VisionCollator(processor))
+
+
 def test_what_the_collator_would_refuse_for_its_own_settings():
     rows = [{"id": "a7", "messages": [*chat(), *chat()[:1], {**chat()[1], "loss": False}]}]
     load_records(rows, collator=VisionCollator(tiny_llava_processor()))

@@ -1,0 +1,100 @@
+"""What a folder of files should hold: sizes and checksums, written when all else is on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+_THREADS = 4  # hashing lets other threads run, and a checkpoint's large files are few
+
+
+def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
+    """Bring all files below ``folder`` to the disk, then ``manifest.json`` with the size and SHA-256 of each.
+
+    Where the manifest is, everything that it names is on the disk, whatever happens to the machine.
+
+    Args:
+        folder: what is described; a manifest that is there already is replaced.
+        about: what else it should say, JSON.
+    """
+    names = _names(folder)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = dict(zip(names, pool.map(lambda name: _synced(folder / name), names), strict=True))
+    part = folder / f"{MANIFEST}.part"
+    told = {**about, "files": found}
+    part.write_text(json.dumps({**told, "sha256": _digest_of(told)}, indent=1), "utf8")
+    _sync(part)
+    part.replace(folder / MANIFEST)
+    for directory in {folder, *(folder / above for name in names for above in Path(name).parents)}:
+        _sync(directory)
+
+
+def check_manifest(folder: Path) -> str | None:
+    """What differs between ``folder`` and its manifest, in one line; None if every byte is as it was written."""
+    try:
+        told = json.loads((folder / MANIFEST).read_text("utf8"))
+        own = told.pop("sha256")
+        expected = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in told["files"].items()}
+    except FileNotFoundError:
+        return f"{MANIFEST}, which is written last, is not there"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    if own != _digest_of(told):
+        return f"{MANIFEST} is not as it was written"
+    present = {*_names(folder)}
+    if missing := sorted(expected.keys() - present):
+        return f"{', '.join(missing)} is not there"
+    if extra := sorted(present - expected.keys()):
+        return f"{', '.join(extra)} was not written with it"
+    for name, (size, _) in expected.items():
+        if (now := (folder / name).stat().st_size) != size:
+            return f"{name} has {now} bytes and had {size}"
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for name, digest in zip(expected, pool.map(lambda name: _digest(folder / name), expected), strict=True):
+            if digest != expected[name][1]:
+                return f"{name} has other bytes than were written"
+    return None
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum((folder / name).stat().st_size for name in _names(folder))
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk: a rename in it is then final."""
+    _sync(folder)
+
+
+def _names(folder: Path) -> list[str]:
+    """All files below the folder, as paths from it. The manifest itself is not among them."""
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in files if name not in (MANIFEST, f"{MANIFEST}.part"))
+
+
+def _synced(path: Path) -> dict[str, Any]:
+    _sync(path)
+    return {"size": path.stat().st_size, "sha256": _digest(path)}
+
+
+def _digest_of(told: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

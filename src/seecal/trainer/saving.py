@@ -1,0 +1,209 @@
+"""SFTTrainer whose checkpoints are whole or not there, whatever ends the process while one is written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list, is_peft_model
+from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
+from trl import SFTTrainer
+
+from .. import __version__
+from .callbacks import StopOnSignal
+from .checkpoints import (
+    aside,
+    bytes_needed,
+    check_room,
+    checkpoints_in,
+    clear_aside,
+    damage,
+    finish,
+    newest_checkpoint,
+    no_room,
+)
+from .manifests import MANIFEST
+
+logger = logging.getLogger(__name__)
+
+
+class SavingTrainer(SFTTrainer):
+    """Where Trainer writes and reads checkpoints: aside first, checked, renamed; verified before one is gone on from."""
+
+    _aside: Path | None = None  # while a checkpoint is written
+    _to_push: str | None = None
+    _verified: Path | None = None
+
+    # ---- Writing ----
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer's own checkpoint, written in a folder aside. It gets its name when every byte is on the disk, and only
+        then an older one goes.
+
+        Raises:
+            OSError: there is no room for it, or there was none in the middle; earlier checkpoints are as they were.
+        """
+        folder, step = Path(super()._get_output_dir(trial)), self.state.global_step
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            clear_aside(folder)
+        self.accelerator.wait_for_everyone()
+        needed = self._bytes_needed(folder)
+        with self._agreed_on_the_first_rank():
+            check_room(folder, needed)
+        with self._written_aside(folder, step, needed):
+            super()._save_checkpoint(model, trial)
+            self._name_the_best_by(folder, step)
+            self.accelerator.wait_for_everyone()  # each rank has written its own random numbers
+            if self.args.should_save:
+                finish(folder, step, {"seecal": __version__, "ranks": self.args.world_size})
+        self.accelerator.wait_for_everyone()
+        if self._to_push is not None:
+            super()._push_from_checkpoint(str(folder / f"checkpoint-{step}"))
+            self._to_push = None
+        if self.args.should_save:
+            rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _bytes_needed(self, folder: Path) -> int:
+        optimizer = None if self.args.save_only_model or self.is_deepspeed_enabled else self.optimizer
+        return bytes_needed(
+            folder, self.model, getattr(optimizer, "optimizer", optimizer), trainable_only=is_peft_model(self.model)
+        )
+
+    @contextlib.contextmanager
+    def _written_aside(self, folder: Path, step: int, needed: int) -> Iterator[None]:
+        self._aside = aside(folder, step)
+        try:
+            yield
+        except Exception as error:
+            free = shutil.disk_usage(folder).free
+            if self.args.should_save:
+                shutil.rmtree(self._aside, ignore_errors=True)
+            if _is_full_disk(error):
+                raise OSError(errno.ENOSPC, no_room(folder, needed, free)) from error
+            raise
+        finally:
+            self._aside = None
+
+    @contextlib.contextmanager
+    def _agreed_on_the_first_rank(self) -> Iterator[None]:
+        """What the block raises on the first rank, all raise: the others would wait for it for ever."""
+        found: list[Any] = [None]
+        if self.is_world_process_zero():
+            try:
+                yield
+            except OSError as error:
+                found = [error]
+        else:
+            with contextlib.suppress(OSError):
+                yield
+        (full,) = broadcast_object_list(found) if self.args.world_size > 1 else found
+        if full is not None:
+            raise full
+
+    def _name_the_best_by(self, folder: Path, step: int) -> None:
+        """If it is the best so far, Trainer has noted where it lies now and not where it will."""
+        best = self.state.best_model_checkpoint
+        if best is None or Path(best).parent != self._aside:
+            return
+        self.state.best_model_checkpoint = str(folder / Path(best).name)
+        if self.args.should_save:
+            self.state.save_to_json(str(aside(folder, step) / f"checkpoint-{step}" / "trainer_state.json"))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self._to_push = checkpoint_folder  # once it has its name: the upload goes on in the background
+
+    # ---- Reading ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's. A checkpoint is read to its last byte before it is gone on from; SIGTERM, Ctrl-C and USR1 save one
+        at the end of the step, unless ``save_strategy`` is "no".
+
+        Args:
+            resume_from_checkpoint: True: the newest whole one of ``output_dir``; those that are damaged are named and
+                passed over. A folder: that one.
+
+        Raises:
+            ValueError: the folder is damaged, or there is no whole one; it says what was wrong.
+            KeyboardInterrupt, SystemExit: after Ctrl-C; after SIGTERM (143) or USR1 (138), with a checkpoint saved.
+        """
+        if resume_from_checkpoint:
+            resume_from_checkpoint = self._whole(resume_from_checkpoint)
+        caller_stops = any(isinstance(one, StopOnSignal) for one in self.callback_handler.callbacks)
+        if caller_stops or self.args.save_strategy == SaveStrategy.NO:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        stop = StopOnSignal()
+        self.add_callback(stop)
+        try:
+            with stop.listening():
+                output = super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.remove_callback(stop)
+        if stop.signal and self.state.global_step < self.state.max_steps:
+            self._end_by(stop.signal)
+        return output
+
+    def _end_by(self, number: int) -> None:
+        """The script does not go on as though the training were complete."""
+        step = self.state.global_step
+        logger.warning(
+            "stopped by %s at step %d of %d; checkpoint-%d is saved: train(resume_from_checkpoint=True) goes on there",
+            signal.Signals(number).name, step, self.state.max_steps, step,
+        )  # fmt: skip
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    def newest_whole(self, folder: str | Path, say: Callable[[str], None]) -> Path | None:
+        """The newest whole checkpoint there, read by the first rank alone; ``say`` is told on it about the others."""
+        found: list[Any] = [None]
+        if self.is_world_process_zero():
+            found = [newest_checkpoint(Path(folder), say)]
+        (self._verified,) = broadcast_object_list(found) if self.args.world_size > 1 else found
+        return self._verified
+
+    def _whole(self, asked: str | bool) -> str:
+        folder = Path(str(self.args.output_dir))
+        if asked is True:
+            newest = self.newest_whole(folder, logger.warning)
+            if newest is None:
+                there = ", ".join(f"{one.name} ({damage(one)})" for one in checkpoints_in(folder)) or "none"
+                raise ValueError(
+                    f"{folder}: no whole checkpoint to resume from; found: {there}. Set resume_from_checkpoint to another "
+                    "folder, or leave it out to begin again."
+                )
+            return str(newest)
+        checkpoint = Path(str(asked))
+        if checkpoint != self._verified and checkpoint.is_dir():
+            self._refuse_damaged(checkpoint)
+        return str(checkpoint)
+
+    def _refuse_damaged(self, checkpoint: Path) -> None:
+        found: list[Any] = [None]
+        if self.is_world_process_zero():
+            found = [damage(checkpoint)] if (checkpoint / MANIFEST).exists() else [None]
+            if not (checkpoint / MANIFEST).exists():
+                logger.warning("%s has no %s: whether it is whole cannot be told", checkpoint, MANIFEST)
+        (wrong,) = broadcast_object_list(found) if self.args.world_size > 1 else found
+        if wrong is not None:
+            raise ValueError(
+                f"{checkpoint} is damaged: {wrong}. Set resume_from_checkpoint=True for the newest whole one of output_dir."
+            )
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error; torch and safetensors raise errors of their own for it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return True
+        if "No space left" in str(error) or "os error 28" in str(error) or "file write failed" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
