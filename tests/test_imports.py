@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "seecal"
 FLOORS = {
     "": [{"constants", "verbosity"}],
     "ops": [{"linear_cross_entropy", "segment_attention", "float8", "distributed"}],
-    "families": [{"dummy_images"}, {"table"}, {"module_groups", "synthetic_batch"}],
+    "families": [{"dummy_images", "image_grids"}, {"table"}, {"module_groups", "synthetic_batch"}],
     "core": [
         {"token_positions", "decoder"},
         {"packing"},
@@ -53,9 +53,10 @@ FLOORS = {
         {"manifest", "records", "spans", "write_back"},
         {"shards"},
         {"measure", "read"},
-        {"join", "run", "selection", "show"},
+        {"alignment", "join", "run", "selection", "show"},
         {"calibration"},
     ],
+    "pages": [{"alignment"}],
     "trainer": [
         {"cal_config", "metrics", "checkpoints", "samples"},
         {"callbacks", "trl_compat", "arguments", "collators", "sampling", "step"},
@@ -71,7 +72,7 @@ FLOORS = {
         {"run"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"report", "trial"}, {"run"}],
-    "cli": [{"bench", "families", "score"}, {"main"}],
+    "cli": [{"alignment", "bench", "families", "score"}, {"main"}],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.
