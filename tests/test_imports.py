@@ -50,10 +50,11 @@ FLOORS = {
     ],
     "models": [{"loading", "efficientnet_lite", "feature_cache"}, {"generate", "micro"}],
     "scoring": [
-        {"manifest", "records", "spans", "write_back"},
+        {"manifest", "records", "spans", "vocabulary", "write_back"},
         {"shards"},
         {"measure", "read"},
-        {"alignment", "join", "run", "selection", "show"},
+        {"alignment", "join", "run", "show", "token_rules"},
+        {"selection"},
         {"calibration"},
     ],
     "pages": [{"alignment"}],
