@@ -78,17 +78,22 @@ def whole_first(config: Any, inputs: Mapping[str, Any], runs: Sequence[int], ima
 
 
 def whole_last(config: Any, inputs: Mapping[str, Any], runs: Sequence[int], images: int) -> list[ImageGrid]:
-    """InternVL: tiles of a finer grid, which are left out, then the whole picture, a square."""
+    """InternVL and its kin: tiles of a finer grid, which are left out, then the whole picture, a square. Text tokens may
+    stand between tiles where the record has one image. Idefics: ``pixel_values`` [1, pictures, 3, H, W]."""
+    if images == 1:
+        runs = [sum(runs)]
     if len(runs) != images:
         raise ValueError(f"{len(runs)} runs of image tokens for {images} images: they cannot be told apart")
-    each = sum(runs) // len(inputs["pixel_values"])
+    pixels = inputs["pixel_values"]
+    before = (0,) if pixels.ndim == 5 else ()
+    each, rest = divmod(sum(runs), pixels.shape[len(before)])
     side = math.isqrt(each)
-    if side * side != each:
-        raise ValueError(f"{each} tokens a tile are no square")
+    if rest or side * side != each:
+        raise ValueError(f"{sum(runs)} tokens of {pixels.shape[len(before)]} pictures are no squares")
     grids, pictures = [], 0
     for run in runs:
         pictures += run // each
-        grids.append(ImageGrid(side, side, run, run - each, (pictures - 1,)))
+        grids.append(ImageGrid(side, side, run, run - each, (*before, pictures - 1)))
     return grids
 
 
