@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -183,6 +184,28 @@ def test_image_tokens_without_a_grid_are_told_with_the_record(data, processor, m
     monkeypatch.setitem(FAMILIES, "llava", odd)
     with pytest.raises(ValueError, match=r"record 'r0': its image tokens form no grid .* 'llava': 1 grids of 15 cells"):
         align(tiny_llava(), chosen(data, ["r0"]), processor=processor)
+
+
+def test_no_other_layers_attention_is_kept(data, processor):
+    """When the decoder is through, only the layer that was asked for may have its weights, and those of the answer."""
+    model = tiny_llava(num_hidden_layers=LAYERS)
+    made, alive = {}, []
+
+    def watch(number):
+        def keep(module, args, output):
+            if isinstance(output, tuple) and output[1] is not None:
+                made[number] = weakref.ref(output[1])
+
+        return keep
+
+    for number, layer in enumerate(decoder_of(model).layers):
+        layer.self_attn.register_forward_hook(watch(number))
+    decoder_of(model).norm.register_forward_hook(
+        lambda *_: alive.append([number for number, weights in made.items() if weights() is not None])
+    )
+    align(model, chosen(data, ["r0"]), processor=processor, layer=1)
+    assert set(made) == set(range(LAYERS)), "each has made some"
+    assert alive[-1] == []
 
 
 def test_max_tokens(data, processor):

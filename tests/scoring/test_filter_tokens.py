@@ -272,7 +272,11 @@ def test_a_set_of_records_in_memory(tmp_path):
     below = below_of(tmp_path / "scores")
     seecal.filter(tmp_path / "scores", tmp_path / "kept", data=data, tokens=True, below=below)
     expected = [weights for weights in by_hand(tmp_path / "scores", below).values() if any(weights)]
-    assert list(seecal.load_records(tmp_path / "kept")["weights"]) == expected
+    kept = seecal.load_records(tmp_path / "kept")
+    assert list(kept["weights"]) == expected
+    score(kept, tmp_path / "again")
+    with pytest.raises(ValueError, match="its records bring weights of their tokens already"):
+        seecal.filter(tmp_path / "again", tmp_path / "more", data=kept, tokens=True)
 
 
 def columns_of(seen, delta, gain):

@@ -137,7 +137,7 @@ def filter(
     fewer: dict[Place, dict[str, Any]] = {}
     if rule is not None:
         check_whole(manifest, scores)
-        _refuse_weights(source)
+        _refuse_weights(data, source)
         fewer = _fewer_tokens(scores, rule, removed, report)
     keep, lost, lines = np.ones(int(manifest.data["rows"]), dtype=bool), np.zeros(int(manifest.data["rows"]), bool), []
     for number, row in enumerate(source.rows(lambda number: False)):
@@ -171,15 +171,13 @@ def _what_was_scored(
     return data, source
 
 
-def _refuse_weights(source: Data) -> None:
-    for row in source.rows():
-        if row.record is not None and "weights" in row.record:
-            raise ValueError(
-                f"{source.name}: its records bring weights of their tokens already. Take the column out and score that, or "
-                "filter by record, without tokens."
-            )
-        if row.record is not None:
-            return  # every record has them, or none
+def _refuse_weights(data: Any, source: Data) -> None:
+    first = next((row.record for row in source.rows() if row.record is not None), {})  # every record has them, or none
+    if "weights" in first or "weights" in getattr(data, "column_names", ()):
+        raise ValueError(
+            f"{source.name}: its records bring weights of their tokens already. Take the column out and score that, or "
+            "filter by record, without tokens."
+        )
 
 
 def _fewer_tokens(

@@ -22,6 +22,7 @@ from ..data.sources.records import WEIGHTS
 
 _LINES = (".jsonl", ".ndjson")
 _SEPARATED = (".csv", ".tsv")
+_WRITTEN = (".json", *_LINES, ".parquet", *_SEPARATED)
 # For each row that stays: its ``weights`` and ``weight_ids``
 Weights = Iterator[dict[str, list[Any]]] | None
 
@@ -53,6 +54,11 @@ def write_back(data: Any, out: Path, keep: np.ndarray, weights: Weights = None) 
         _aside(out, lambda aside: chosen.save_to_disk(str(aside)))
         return
     files = files_of(Path(data))
+    if shard := next((file for file in files if file.suffix.lower() not in _WRITTEN), None):
+        raise ValueError(
+            f"{shard.name}: a {shard.suffix} shard is not written back. Write its records as JSONL, with the images as "
+            "files, or as Parquet, and score that."
+        )
     if weights is not None and any(file.suffix.lower() in _SEPARATED for file in files):
         raise ValueError(
             f"{files[0].name}: a {files[0].suffix} file holds no lists, so no weights of tokens. Write the data as JSONL "
