@@ -140,10 +140,10 @@
         cell.style.setProperty("--strength", attention ? state.opacity : 0);
         const label = cell.firstChild;
         label.textContent = words ? image.words[i][0][0] : attention && image.columns <= MOST_LABELLED ? percent(shares[i]) : "";
-        label.style.setProperty("--letters", Math.max(4, label.textContent.length));
         label.style.display = label.textContent ? "" : "none";
         cell.setAttribute("aria-label", tell(i));
       });
+      stage.style.setProperty("--letters", Math.max(4, ...cells.map((cell) => cell.textContent.length)));
     };
   };
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 # What byte-level and SentencePiece vocabularies write for the blank in front of a word
 _BEGINS = ("Ġ", "▁")
-_AT_ONCE = 16384  # words compared in one go: 64 MiB of float32 features 4096 wide, 256 MiB of embeddings
+_AT_ONCE = 16384  # words compared in one go: 256 MiB of float32 embeddings 4096 wide
 _SPARE = 4  # how many times as many are looked at, because the same word may stand there in several spellings
 
 
