@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "seecal"
 FLOORS = {
     "": [{"constants", "verbosity"}],
     "ops": [{"linear_cross_entropy", "segment_attention", "float8", "distributed"}],
-    "families": [{"dummy_images"}, {"table"}, {"module_groups", "synthetic_batch"}],
+    "families": [{"dummy_images", "image_grids"}, {"table"}, {"module_groups", "synthetic_batch"}],
     "core": [
         {"token_positions", "decoder"},
         {"packing"},
@@ -50,12 +50,14 @@ FLOORS = {
     ],
     "models": [{"loading", "efficientnet_lite", "feature_cache"}, {"generate", "micro"}],
     "scoring": [
-        {"manifest", "records", "spans", "write_back"},
+        {"manifest", "records", "spans", "vocabulary", "write_back"},
         {"shards"},
         {"measure", "read"},
-        {"join", "run", "selection", "show"},
+        {"alignment", "join", "run", "show", "token_rules"},
+        {"selection"},
         {"calibration"},
     ],
+    "pages": [{"alignment"}],
     "trainer": [
         {"cal_config", "metrics", "manifests", "samples"},
         {"callbacks", "checkpoints", "trl_compat", "arguments", "collators", "sampling", "step"},
@@ -72,7 +74,7 @@ FLOORS = {
         {"run"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"report", "trial"}, {"run"}],
-    "cli": [{"bench", "families", "score"}, {"main"}],
+    "cli": [{"alignment", "bench", "families", "score"}, {"main"}],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.

@@ -39,7 +39,7 @@ def output(said, begin):
 
 def test_the_commands_run(place):
     folder, said = place
-    assert len(said) == 7
+    assert len(said) == 9
     assert {line: result.exit_code for line, result in said.items()} == dict.fromkeys(said, 0)
     assert "584 label tokens of 64 records in 1 shards" in output(
         said, "seecal score --model tiny/model --data tiny/data.json --out scores"
@@ -47,6 +47,11 @@ def test_the_commands_run(place):
     assert re.search(
         r"rows kept \(12 without an image\), \d+ removed: best.json", output(said, "seecal filter scores --out best")
     )
+    lost = output(said, "seecal filter scores --out tokens.json")
+    assert re.search(r"\d+ of the \d+ label tokens in the rows that stay get weight 0", lost)
+    weighted = seecal.load_records(folder / "tokens.json", image_root=folder / "tiny")
+    assert sum(weights.count(0.0) for weights in weighted["weights"]) > 0
+    assert "what would go" in output(said, "seecal filter scores --out candidates")
     threshold = yaml.safe_load("\n".join(output(said, "seecal filter scores --out best").splitlines()[-2:]))
     assert threshold["weighting"] == "vig"
     assert threshold["threshold"] < 0

@@ -1,6 +1,7 @@
 """seecal.filter: which records go and why, and a data set that comes back in its own format."""
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -215,3 +216,16 @@ def test_what_filter_refuses(scored, tmp_path):
     with pytest.raises(ValueError, match=r"these are scores of another version of .*other.json"):
         seecal.filter(scores, out, top=0.5, data=other)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_of_tar_files_are_refused(tmp_path):
+    folder = sources.images_in(tmp_path / "data")
+    with tarfile.open(folder / "data.tar", "w") as tar:
+        for number, row in enumerate(sources.llava_rows(sources.SIMPLE)):
+            (folder / "row.json").write_text(json.dumps({"conversations": row["conversations"]}))
+            tar.add(folder / "row.json", f"{number}.json")
+            tar.add(folder / row["image"], f"{number}.png")
+    score(folder / "data.tar", tmp_path / "scores")
+    with pytest.raises(ValueError, match=r"data.tar: a .tar shard is not written back. Write its records as JSONL"):
+        seecal.filter(tmp_path / "scores", tmp_path / "kept.tar", top=0.5)
+    assert not (tmp_path / "kept.tar").exists()

@@ -94,16 +94,26 @@ def filter_(
     min_delta: Annotated[float | None, typer.Option(help="Least mean Δ of a record, in logits.")] = None,
     top: Annotated[float | None, typer.Option(help="Share of the records with images to keep.")] = None,
     by: Annotated[str, typer.Option(help="What --top compares: delta, or gain (nats; needs --logprobs).")] = "delta",
+    tokens: Annotated[
+        bool,
+        typer.Option("--tokens", help="Weight 0 for tokens with Δ below --below (--by gain: below --top's threshold)."),
+    ] = False,
+    invert: Annotated[bool, typer.Option("--invert", help="Write what would go instead, to look at.")] = False,
 ) -> None:
-    """Write a scored data set without the records that the image speaks against."""
+    """Write a scored data set without the records, or tokens, that the image speaks against."""
     from ..scoring.selection import filter as run
 
     verbosity.quiet()
     rules: dict[str, Any] = {"max_contradictory": max_contradictory, "below": below, "min_delta": min_delta}
-    report = run(scores, out, data=data, image_root=image_root, top=top, by=by, **rules)
-    print(
-        f"{out}: {report.kept} rows kept ({report.text_only} without an image), {report.removed} removed: {report.log}"
-    )
+    rules |= {"top": top, "by": by, "tokens": tokens, "invert": invert}
+    report = run(scores, out, data=data, image_root=image_root, **rules)
+    text_only = f"{report.text_only} without an image"
+    if invert:
+        print(f"{out}: what would go; {report.kept} rows would stay ({text_only}), {report.removed} go: {report.log}")
+    else:
+        print(f"{out}: {report.kept} rows kept ({text_only}), {report.removed} removed: {report.log}")
+    if tokens:
+        print(f"  {report.tokens_removed} of the {report.tokens} label tokens in the rows that stay get weight 0")
     for why, count in sorted(report.reasons.items()):
         print(f"  {count} {why}")
     if report.threshold is not None:

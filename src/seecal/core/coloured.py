@@ -37,9 +37,14 @@ def legend() -> str:
     return "<small>" + " ".join(_span(ColouredToken(text, delta, True)) for delta, text in scale) + "</small>"
 
 
+def written_out(text: str) -> str:
+    """``text`` with control characters and changes of direction written out; not escaped."""
+    return _INVISIBLE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+
+
 def visible(text: str) -> str:
     """``text`` escaped, with control characters and changes of direction written out."""
-    return html.escape(_INVISIBLE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text))
+    return html.escape(written_out(text))
 
 
 def _span(token: ColouredToken) -> str:

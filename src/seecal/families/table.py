@@ -7,13 +7,13 @@ forward pre-hook during the main pass, so no family's position code is written a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from . import dummy_images
+from . import dummy_images, image_grids
 
 # Where configurations keep the ids whose embeddings are replaced by vision features.
 _IMAGE_ID_FIELDS = ("image_token_id", "image_token_index", "image_patch_id")
@@ -37,6 +37,7 @@ class Family:
         packs: whether several samples may stand in one row. Not where a state is carried from token to token: a mask keeps
             attention apart, not a recurrence or a convolution.
         needs: what its processor or its batches need, for the table.
+        grid: which part of an image each of its tokens is, one of ``image_grids.py``. None: not known.
     """
 
     name: str = ""
@@ -48,6 +49,7 @@ class Family:
     packs: bool = True
     note: str = ""
     needs: str = ""
+    grid: Callable[[Any, Mapping[str, Any], Sequence[int], int], list[image_grids.ImageGrid]] | None = None
 
     @property
     def packs_main(self) -> bool:
@@ -81,16 +83,16 @@ _PREFIX = "token_type_ids; a chat template for several turns"
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("llava", dummy_image=dummy_images.picture),
-        Family("vipllava", dummy_image=dummy_images.picture),
-        Family("mistral3", dummy_image=dummy_images.sized_picture, needs=_VISION),
-        Family("llava_next", dummy_image=dummy_images.tiles),
-        Family("llava_next_video", dummy_image=dummy_images.tiles),
-        Family("llava_onevision", dummy_image=dummy_images.tiles),
-        Family("qwen2_vl", dummy_image=dummy_images.patches, needs=_TYPES),
-        Family("qwen2_5_vl", dummy_image=dummy_images.patches, needs=_TYPES),
-        Family("qwen3_vl", dummy_image=dummy_images.patches, needs=_TYPES),
-        Family("qwen3_vl_moe", dummy_image=dummy_images.patches, needs=_TYPES),
+        Family("llava", dummy_image=dummy_images.picture, grid=image_grids.square),
+        Family("vipllava", dummy_image=dummy_images.picture, grid=image_grids.square),
+        Family("mistral3", dummy_image=dummy_images.sized_picture, needs=_VISION, grid=image_grids.sized),
+        Family("llava_next", dummy_image=dummy_images.tiles, grid=image_grids.whole_first),
+        Family("llava_next_video", dummy_image=dummy_images.tiles, grid=image_grids.whole_first),
+        Family("llava_onevision", dummy_image=dummy_images.tiles, grid=image_grids.whole_first),
+        Family("qwen2_vl", dummy_image=dummy_images.patches, needs=_TYPES, grid=image_grids.merged),
+        Family("qwen2_5_vl", dummy_image=dummy_images.patches, needs=_TYPES, grid=image_grids.merged),
+        Family("qwen3_vl", dummy_image=dummy_images.patches, needs=_TYPES, grid=image_grids.merged),
+        Family("qwen3_vl_moe", dummy_image=dummy_images.patches, needs=_TYPES, grid=image_grids.merged),
         Family(
             "qwen3_5",
             dummy_image=dummy_images.patches,
@@ -98,23 +100,29 @@ FAMILIES: dict[str, Family] = {
             packs=False,
             note=f"linear attention: {_STATE}",
             needs=_TYPES,
+            grid=image_grids.merged,
         ),
-        Family("glm4v", dummy_image=dummy_images.patches, needs=_TYPES),
-        Family("internvl", dummy_image=dummy_images.picture, needs=_VISION),
-        Family("got_ocr2", dummy_image=dummy_images.picture, needs=_VISION),
-        Family("lighton_ocr", dummy_image=dummy_images.sized_picture, needs=_VISION),
+        Family("glm4v", dummy_image=dummy_images.patches, needs=_TYPES, grid=image_grids.merged),
+        Family("internvl", dummy_image=dummy_images.picture, needs=_VISION, grid=image_grids.whole_last),
+        Family("got_ocr2", dummy_image=dummy_images.picture, needs=_VISION, grid=image_grids.square),
+        Family("lighton_ocr", dummy_image=dummy_images.sized_picture, needs=_VISION, grid=image_grids.sized),
         Family("idefics2", dummy_image=dummy_images.grouped_picture, needs=_VISION),
-        Family("idefics3", dummy_image=dummy_images.grouped_picture, needs=_VISION),
-        Family("smolvlm", dummy_image=dummy_images.grouped_picture, needs=f"{_VISION}, num2words"),
-        Family("paligemma", head=_paligemma, dummy_image=dummy_images.picture, needs=_PREFIX),
-        Family("gemma3", dummy_image=dummy_images.picture, needs="token_type_ids"),
+        Family("idefics3", dummy_image=dummy_images.grouped_picture, needs=_VISION, grid=image_grids.whole_last),
+        Family(
+            "smolvlm",
+            dummy_image=dummy_images.grouped_picture,
+            needs=f"{_VISION}, num2words",
+            grid=image_grids.whole_last,
+        ),
+        Family("paligemma", head=_paligemma, dummy_image=dummy_images.picture, needs=_PREFIX, grid=image_grids.square),
+        Family("gemma3", dummy_image=dummy_images.picture, needs="token_type_ids", grid=image_grids.square),
         Family("gemma4", head=_softcap, dummy_image=dummy_images.positioned_patches, needs=_TYPES),
-        Family("aya_vision", dummy_image=dummy_images.picture, needs=_VISION),
-        Family("cohere2_vision", dummy_image=dummy_images.picture, needs=_VISION),
+        Family("aya_vision", dummy_image=dummy_images.picture, needs=_VISION, grid=image_grids.whole_last),
+        Family("cohere2_vision", dummy_image=dummy_images.picture, needs=_VISION, grid=image_grids.whole_last),
         Family("granite4_vision", head=_divided, dummy_image=dummy_images.tiles, needs=_VISION),
         Family("molmo2", dummy_image=dummy_images.pooled_patches, needs=f"{_TYPES}; transformers after 5.17"),
-        Family("ovis2", dummy_image=dummy_images.picture, needs=_VISION),
-        Family("llama4", dummy_image=dummy_images.picture, needs=_VISION),
+        Family("ovis2", dummy_image=dummy_images.picture, needs=_VISION, grid=image_grids.square),
+        Family("llama4", dummy_image=dummy_images.picture, needs=_VISION, grid=image_grids.whole_last),
         Family(
             "lfm2_vl",
             dummy_image=dummy_images.shaped_patches,

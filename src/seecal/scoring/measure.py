@@ -97,8 +97,13 @@ class Scorer:
 
     def one(self, row: Located) -> tuple[VisualDelta, list[LabelToken]]:
         """(Δ of one record, its label tokens)."""
+        batch, tokens = self.collated(row)
+        return self.measure(batch), tokens
+
+    def collated(self, row: Located) -> tuple[dict[str, Any], list[LabelToken]]:
+        """(the batch of one record, its label tokens)."""
         batch = _collated(self._collator, [row])
-        return self.measure(batch), self._tokens(row, batch["labels"][0].tolist())
+        return batch, self._tokens(row, batch["labels"][0].tolist())
 
     def measure(self, batch: dict[str, Any]) -> VisualDelta:
         """Δ of a collated batch, on the host, with log-probabilities where they were asked for."""

@@ -1,4 +1,4 @@
-"""``seecal filter``: which records stay, by their scores, and the data set without the others."""
+"""``seecal filter``: which records and tokens stay, by their scores, and the data set without the others."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .manifest import read_manifest
 from .read import read_scores
 from .records import Data
 from .shards import Skipped
+from .token_rules import Place, TokenRule, check_whole, counts, weights
 from .write_back import write_back
 
 BY = ("delta", "gain")
@@ -24,11 +25,14 @@ class FilterReport:
     """What a filter did.
 
     Attributes:
-        kept, removed: how many rows of the data stay and go; those without scores go.
+        kept, removed: how many rows of the data stay and go; those without scores go. With ``invert``, those that go are
+            what is written.
         text_only: how many of those that stay have no image to be judged by.
         threshold: with ``top``, the least mean of a record that stays, in logits (by="delta") or nats (by="gain").
         reasons: why -> how many.
-        log: the file that names each row that went, and why.
+        tokens, tokens_removed: with ``tokens``, how many label tokens the records that stay have, and how many of them get
+            weight 0.
+        log: the file that names each row that went or lost tokens, and why.
     """
 
     kept: int = 0
@@ -36,6 +40,8 @@ class FilterReport:
     text_only: int = 0
     threshold: float | None = None
     reasons: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    tokens_removed: int = 0
     log: Path | None = None
 
 
@@ -50,6 +56,7 @@ class Rules:
         top: the share of the records with images that stay, those with the highest mean.
         by: what ``top`` compares: "delta", the mean Δ of tokens with an image; "gain", VIG's: the mean over all label
             tokens of log-probability with minus without the image, in nats.
+        tokens: also go by token: those with Δ below ``below``; by="gain": those with a gain below the threshold of ``top``.
     """
 
     max_contradictory: float | None = None
@@ -57,6 +64,7 @@ class Rules:
     min_delta: float | None = None
     top: float | None = None
     by: str = "delta"
+    tokens: bool = False
 
     def __post_init__(self) -> None:
         if self.by not in BY:
@@ -65,8 +73,18 @@ class Rules:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value!r}: expected a share from 0 to 1")
-        if self.max_contradictory is self.min_delta is self.top is None:
-            raise ValueError("nothing to filter by. Set max_contradictory, min_delta or top.")
+        if self.max_contradictory is self.min_delta is self.top is None and not self.tokens:
+            raise ValueError("nothing to filter by. Set max_contradictory, min_delta or top, or tokens.")
+        if self.tokens and self.by == "gain" and self.top is None:
+            raise ValueError(
+                "tokens by gain need a threshold, which top finds: the least mean gain of the records that stay. Set top."
+            )
+
+    def of_tokens(self, threshold: float | None) -> TokenRule | None:
+        """The rule for single tokens. ``threshold``: what ``top`` has found; None where no record has an image."""
+        if not self.tokens:
+            return None
+        return TokenRule(self.by, self.below if self.by == "delta" or threshold is None else threshold)
 
 
 def filter(
@@ -80,31 +98,65 @@ def filter(
     min_delta: float | None = None,
     top: float | None = None,
     by: str = "delta",
+    tokens: bool = False,
+    invert: bool = False,
 ) -> FilterReport:
-    """Writes the data set without the records whose scores speak against them, in its own format.
+    """Writes the data set without the records, or tokens, whose scores speak against them, in its own format.
 
     Rows stay as they are and in order. Records without any image are kept: nothing speaks for or against them. Rows that
     were not scored go. Which rows went, and why, stands in ``OUT.removed.jsonl``.
+
+    With ``tokens`` each record that stays gets a column ``weights``, 1 for each label token that stays and 0 for the
+    others, and ``weight_ids``, the ids that they belong to: training takes both, and refuses another tokenizer or template.
+    A record whose tokens all go goes itself.
 
     Args:
         scores: what :func:`seecal.score` wrote.
         out: the file (for a saved data set or a folder of Parquet files: the folder) to write; it must not be there yet.
         data, image_root: the data that was scored; None: where the scores say it lay.
-        max_contradictory: largest share of a record's tokens whose Δ is below ``below`` (in logits).
-        min_delta: least mean Δ of a record, in logits.
-        top: the share of the records with images to keep, those with the highest mean.
-        by: what ``top`` compares: "delta", or "gain" in nats (needs scores with log-probabilities), whose threshold is
-            what ``weighting="vig"`` takes.
+        max_contradictory, below, min_delta, top, by: as of :class:`Rules`. by="gain" needs scores with log-probabilities,
+            and its threshold is what ``weighting="vig"`` takes.
+        tokens: whether to go by token too. by="delta": those with Δ below ``below`` go; by="gain": those with a gain below
+            the threshold of ``top``, so that the weights are those of ``weighting="vig"`` with it.
+        invert: write what would go instead, as it is, to look at: records, and with ``tokens`` also those that would lose a
+            token.
 
     Raises:
-        ValueError: no rule, scores that are not whole, data that is not what was scored, or an ``out`` that is there.
+        ValueError: no rule, scores that are not whole, data that is not what was scored, or an ``out`` that is there; by
+            token, records that bring weights, or a format that holds no lists (CSV, TSV).
         FileNotFoundError: no such data.
     """
-    rules = Rules(max_contradictory, below, min_delta, top, by)
+    rules = Rules(max_contradictory, below, min_delta, top, by, tokens)
     if Path(out).exists():
         raise ValueError(f"{out}: is there already. Set --out to a new name.")
     manifest = read_manifest(scores)
-    told = manifest.data
+    data, source = _what_was_scored(scores, manifest.data, data, image_root)
+    report = FilterReport()
+    removed = _removed(scores, rules, report)
+    rule = rules.of_tokens(report.threshold)
+    fewer: dict[Place, dict[str, Any]] = {}
+    if rule is not None:
+        check_whole(manifest, scores)
+        _refuse_weights(data, source)
+        fewer = _fewer_tokens(scores, rule, removed, report)
+    keep, lost, lines = np.ones(int(manifest.data["rows"]), dtype=bool), np.zeros(int(manifest.data["rows"]), bool), []
+    for number, row in enumerate(source.rows(lambda number: False)):
+        place = (row.source, row.row)
+        if (why := removed.get(place) or fewer.get(place)) is not None:
+            keep[number], lost[number] = place not in removed, True
+            lines.append({"source": row.source, "row": row.row, **why})
+    report.kept, report.removed = int(keep.sum()), int((~keep).sum())
+    added = None if rule is None or invert else weights(scores, rule, lambda place: place not in removed)
+    write_back(data, Path(out), lost if invert else keep, added)
+    report.log = Path(f"{out}.removed.jsonl")
+    report.log.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf8")
+    return report
+
+
+def _what_was_scored(
+    scores: str | Path, told: dict[str, Any], data: Any, image_root: str | Path | None
+) -> tuple[Any, Data]:
+    """(the data as it was given or as the scores name it, its rows); ValueError if it is not what was scored."""
     if data is None:
         if told["format"] == "records" or told["name"] == "the data set":
             raise ValueError(f"{scores}: the data was a set in memory. Pass it as data=...")
@@ -116,20 +168,35 @@ def filter(
             f"{scores}: these are scores of another version of {source.name}: its rows, texts or image names have changed. "
             "Score it again into an empty folder."
         )
-    report = FilterReport()
-    removed = _removed(scores, rules, report)
-    keep = np.ones(int(told["rows"]), dtype=bool)
-    log = Path(f"{out}.removed.jsonl")
-    lines = []
-    for number, row in enumerate(source.rows(lambda number: False)):
-        if (why := removed.get((row.source, row.row))) is not None:
-            keep[number] = False
-            lines.append({"source": row.source, "row": row.row, **why})
-    report.kept, report.removed = int(keep.sum()), int((~keep).sum())
-    write_back(data, Path(out), keep)
-    log.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf8")
-    report.log = log
-    return report
+    return data, source
+
+
+def _refuse_weights(data: Any, source: Data) -> None:
+    first = next((row.record for row in source.rows() if row.record is not None), {})  # every record has them, or none
+    if "weights" in first or "weights" in getattr(data, "column_names", ()):
+        raise ValueError(
+            f"{source.name}: its records bring weights of their tokens already. Take the column out and score that, or "
+            "filter by record, without tokens."
+        )
+
+
+def _fewer_tokens(
+    scores: str | Path, rule: TokenRule, removed: dict[Place, dict[str, Any]], report: FilterReport
+) -> dict[Place, dict[str, Any]]:
+    """(source, row) → how many tokens a record loses that stays. One that would lose all is put into ``removed``."""
+    fewer: dict[Place, dict[str, Any]] = {}
+    for place, record, stay, count in counts(scores, rule):
+        if place in removed:
+            continue
+        if not stay:
+            removed[place] = {"record": record, "why": "all its tokens", "value": count}
+            report.reasons["all its tokens"] = report.reasons.get("all its tokens", 0) + 1
+            continue
+        report.tokens += count
+        report.tokens_removed += count - stay
+        if stay < count:
+            fewer[place] = {"record": record, "why": "tokens", "value": count - stay, "of": count}
+    return fewer
 
 
 def _removed(scores: str | Path, rules: Rules, report: FilterReport) -> dict[tuple[str, int], dict[str, Any]]:

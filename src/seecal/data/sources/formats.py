@@ -57,7 +57,9 @@ KEYS = (
     Key(
         ("tools", "functions"), "row", REFUSED, "chat templates are not given them; write them into the system message"
     ),
-    Key(("weights",), "row", COUNTED, "load_records does not carry it; CALTrainer and VisionCollator use it"),
+    Key(
+        ("weights", "weight_ids"), "row", USED, "a weight for each label token, and the ids of those tokens; see below"
+    ),
     Key(("any other with an image, or the name of an image file",), "row", REFUSED, "see columns", others=True),
     Key(("any other",), "row", COUNTED, "nothing of it is learnt", others=True),
     Key(("role", "content"), "message", USED, "who, and what; also under conversations"),

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 
 from ..options import check_on_bad
 from ..paths import ImageFolders, MissingImage, RecordError, show
 from .folders import files_of, saved_dataset
 from .formats import FORMATS, check_keys, detect, known_formats
 from .readers import READERS, read_dataset
-from .records import FEATURES, OF_A_MESSAGE, make_record
+from .records import FEATURES, OF_A_MESSAGE, WEIGHTS, make_record, weights_of
 from .rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def load_records(
     follow_links: bool = False,
     collator: Any = None,
 ) -> Dataset | IterableDataset:
-    """A data set of records: columns ``id``, ``messages``, ``images``.
+    """A data set of records: columns ``id``, ``messages``, ``images``; ``weights`` and ``weight_ids`` if the data has them.
 
     Args:
         data: the path of a file (JSON, JSONL, CSV, TSV, Parquet, a WebDataset shard) or of a folder (images with
@@ -111,25 +111,40 @@ def load_records(
             record, key and what to do; no room in the temporary folder.
     """
     check_on_bad(on_bad)
-    source = _open(data, image_root, split, follow_links, dict(columns or {}))
+    source = _with_weights(_open(data, image_root, split, follow_links, dict(columns or {})))
     report = LoadReport() if report is None else report
     report.format = _format_of(source, format)
     check: Check | None = None if collator is None else collator.check
     records = partial(_records, source=source, format=report.format, skip=on_bad == "skip", report=report, check=check)
     if streaming or isinstance(data, IterableDataset):
         # Parts go by in a list: `datasets` gives each worker its share of it.
-        return IterableDataset.from_generator(records, features=FEATURES, gen_kwargs={"parts": source.parts})
-    return _to_arrow(records(parts=source.parts))
+        return IterableDataset.from_generator(records, features=source.features, gen_kwargs={"parts": source.parts})
+    return _to_arrow(records(parts=source.parts), source.features)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What was opened: ``parts`` are paths of files, or one data set in memory."""
+    """What was opened: ``parts`` are paths of files, or one data set in memory; ``weights``: the columns of
+    :data:`WEIGHTS` that its records have."""
 
     where: str
     parts: list[Any]
     root: ImageFolders
     columns: dict[str, str | None]
+    weights: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def features(self) -> Features:
+        return Features({**FEATURES, **self.weights})
+
+
+def _with_weights(source: _Source) -> _Source:
+    """The source with the columns of weights that its first readable row has."""
+    for row in islice((row for part in source.parts for _, row in _rows(part)), _PEEK):
+        if isinstance(row, dict):
+            names = {source.columns.get(key, key) for key in row}
+            return replace(source, weights={name: WEIGHTS[name] for name in WEIGHTS if name in names})
+    return source
 
 
 def _open(
@@ -283,6 +298,8 @@ def _made(
         check_keys(row, FORMATS[format].uses, tally.unused)
         messages, images = FORMATS[format].convert(row)
         record = make_record(record_id, messages, images, source.root, tally.unused)
+        if source.weights or "weights" in row or "weight_ids" in row:
+            record.update(weights_of(row, source.weights))
         if check is not None:
             check(record)
     except RecordError as error:
@@ -322,7 +339,7 @@ class LocatedRecords:
         columns: Mapping[str, str | None] | None = None,
         follow_links: bool = False,
     ) -> None:
-        self._source = _open(data, image_root, split, follow_links, dict(columns or {}))
+        self._source = _with_weights(_open(data, image_root, split, follow_links, dict(columns or {})))
         self.where, self.root = self._source.where, self._source.root
         self.format = _format_of(self._source, format)
         self._tally = _Tally()
@@ -359,11 +376,11 @@ def _id_of(row: dict[str, Any], default: str) -> str:
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 
-def _to_arrow(records: Iterable[dict[str, Any]]) -> Dataset:
+def _to_arrow(records: Iterable[dict[str, Any]], features: Features) -> Dataset:
     """The records in an Arrow file of their own."""
     folder = tempfile.TemporaryDirectory(prefix="seecal-records-")
     path = str(Path(folder.name) / "records.arrow")
-    schema = FEATURES.arrow_schema
+    schema = features.arrow_schema
     try:
         with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
             for batch in _batches(records):

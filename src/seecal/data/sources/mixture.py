@@ -49,6 +49,11 @@ def mix(
         raise ValueError(f"stopping={stopping!r}: expected one of {', '.join(STOPPING)}")
     for name, dataset in datasets.items():
         columns = dataset.column_names if isinstance(dataset, (Dataset, IterableDataset)) else None
+        if columns is not None and "weights" in columns:
+            raise ValueError(
+                f"set {name!r} brings weights of its tokens, which a mixture does not carry. Train it alone, or load it "
+                "with columns={'weights': None, 'weight_ids': None}."
+            )
         if columns is None or set(columns) != set(FEATURES):
             has = type(dataset).__name__ if columns is None else f"columns {', '.join(columns)}"
             raise ValueError(f"set {name!r}: {has}; records are needed. Pass it through seecal.load_records.")

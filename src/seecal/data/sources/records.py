@@ -39,6 +39,8 @@ FEATURES = Features(
         "images": List({"path": Value("string"), "bytes": Value("binary")}),
     }
 )
+# What a set may bring beside: weights of its label tokens, and the ids that they were made for
+WEIGHTS = Features({"weights": List(Value("float32")), "weight_ids": List(Value("int32"))})
 
 
 def make_record(
@@ -81,6 +83,30 @@ def make_record(
     if unused is not None and of_parts:
         unused.update(f"{key} of a part" for key in of_parts)
     return {"id": name, "messages": parted, "images": [stored_image(image, root) for image in ordered]}
+
+
+def weights_of(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of :data:`WEIGHTS` of a row. ``wanted``: those that the first record has, and so every one.
+
+    Raises:
+        RecordError: a column that the others lack or have, or one that is no list of numbers.
+    """
+    for name in WEIGHTS:
+        if (name in row) != (name in wanted):
+            here, there = ("has", "has none") if name in row else ("has none", "has them")
+            raise RecordError(
+                f"key {name!r}: it {here} and the first record {there}. Give them in every record or in none; columns="
+                f"{{{name!r}: None}} leaves them out."
+            )
+    for name in wanted:
+        numbers = row[name]
+        kinds = (int, float) if name == "weights" else int
+        if not isinstance(numbers, list) or not all(isinstance(one, kinds) and one is not True for one in numbers):
+            raise RecordError(
+                f"key {name!r}: {show(numbers)}: expected a list with a number for each label token. If it is something "
+                f"else: columns={{{name!r}: None}} leaves it out."
+            )
+    return {name: row[name] for name in wanted}
 
 
 def _with_other_keys(message: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
