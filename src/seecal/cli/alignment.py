@@ -60,23 +60,3 @@ def alignment(
         console=Console(stderr=True),
     )
     print(report.sentence())
-
-
-def report(
-    alignment_: Alignment = False,
-    model: Model = None,
-    data: Data = None,
-    ids: Ids = None,
-    out: Annotated[Path | None, typer.Option(help="The page; alignment.html if not given.")] = None,
-    other: Other = None,
-    layer: Layer = None,
-    max_tokens: MaxTokens = 64,
-    image_root: ImageRoot = None,
-    format: Format = None,
-) -> None:
-    """Draw what answers look at and what patches say: one page that needs nothing beside it (--alignment)."""
-    if not alignment_:
-        raise ValueError("report: --alignment is what there is. Set it, with --model, --data and --ids.")
-    alignment(
-        model, data, ids, out, other=other, layer=layer, max_tokens=max_tokens, image_root=image_root, format=format
-    )

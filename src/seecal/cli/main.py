@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import verbosity
-from . import alignment, score
+from . import report, score
 
 # typer does not export it, and has moved it between versions: unknown options, missing arguments, wrong types
 _UsageError: Any = typer.BadParameter.__base__
@@ -167,7 +167,7 @@ def bench(
 app.command()(score.score)
 app.command("filter")(score.filter_)
 app.command()(score.calibrate)
-app.command()(alignment.report)
+app.command()(report.report)
 
 
 def _write(text: str) -> None:
