@@ -146,7 +146,7 @@ def _together(sides: list[_Side]) -> Iterator[tuple[Any, ...]]:
     """The scores of each record, one of each side. ValueError where they are not of the same tokens."""
     readers = [read_scores(side.folder, _COLUMNS) for side in sides]
     for records in zip(*readers, strict=True):
-        if len({type(record) for record in records}) > 1:
+        if len({(type(record), record.source, record.row) for record in records}) > 1:
             raise ValueError(
                 f"{sides[1].folder}: other records were left out than in {sides[0].folder}. Score both alike."
             )

@@ -154,7 +154,7 @@ class Summary:
             self._count(self.by_kind, name, delta[seen & (kinds == place)])
         self.words.add(answers, delta, seen)
         for token in np.flatnonzero(seen & (delta < CONTRADICTORY) & (kinds != KINDS.index("end of turn"))):
-            entry = (-float(delta[token]), -number, int(token))
+            entry = (-float(delta[token]), -number, -int(token))
             if len(self._against) < _KEPT:
                 heapq.heappush(self._against, entry)
             else:
@@ -171,7 +171,7 @@ class Summary:
     @property
     def against(self) -> list[tuple[float, int, int]]:
         """(Δ, record, token), the lowest Δ first."""
-        return [(-delta, -number, token) for delta, number, token in sorted(self._against, reverse=True)]
+        return [(-delta, -number, -token) for delta, number, token in sorted(self._against, reverse=True)]
 
     def rows(self, of: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """For each name of ``by_source`` or ``by_kind``: tokens, mean Δ, shares."""

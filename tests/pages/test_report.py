@@ -1,0 +1,217 @@
+"""What a report page holds, and what it refuses; what a browser makes of it is tested in test_report_browser.py."""
+
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+import seecal
+from seecal.pages.thumbnails import chosen
+from tests.support.scored import llava_file, scored_folder
+
+HOSTILE = [
+    "</script><script>window.hacked = 1</script> red",
+    "<img src=x onerror=window.hacked=1> green",
+    '=HYPERLINK("http://example.com") blue',
+    "a \u202ereversed\u202c yellow \u2028 line",
+    "{{ 7 * 7 }} {% raw %} é 👩‍🚀 你好 red",
+]
+
+
+def made(folder, answers=("a red cat", "a blue dog on 2 mats.", "yellow"), **options):
+    data = llava_file(folder / "data", list(answers), **options)
+    return data, scored_folder(data, folder / "scores")
+
+
+class Outside(HTMLParser):
+    """Addresses that a browser would fetch, and the text of script elements by their id."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses, self.scripts, self._id = [], {}, None
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.addresses += [
+            found[name] for name in ("src", "href", "srcset", "data", "action", "xlink:href") if name in found
+        ]
+        self._id = found.get("id") if tag == "script" else None
+
+    def handle_data(self, data):
+        if self._id:
+            self.scripts[self._id] = self.scripts.get(self._id, "") + data
+
+
+def parsed(path):
+    parser = Outside()
+    parser.feed(path.read_text("utf8"))
+    return parser
+
+
+def test_the_page_has_every_record_and_leads_nowhere(tmp_path):
+    _, scores = made(tmp_path)
+    report = seecal.report(scores, out=tmp_path / "page.html")
+    assert (report.records, report.images, report.without_room, report.notes) == (3, 3, 0, [])
+    assert report.bytes == (tmp_path / "page.html").stat().st_size
+    page = parsed(tmp_path / "page.html")
+    assert [one for one in page.addresses if not one.startswith("#")] == []
+    index = json.loads(page.scripts["index"])
+    assert index["answers"] == [["a red cat"], ["a blue dog on 2 mats."], ["yellow"]]
+    assert index["questions"] == [["🖼\nWhat is it?"]] * 3 or index["questions"] == [["🖼 What is it?"]] * 3
+    turns, lengths, names, delta, weight, logit = json.loads(page.scripts["chunk-0"])[1]
+    assert lengths == [1, 5, 4, 3, 2, 6, 0]
+    assert names == {"6": "<|end|>"}
+    assert len(turns) == len(delta) == len(weight) == len(logit) == 7
+    text = (tmp_path / "page.html").read_text("utf8")
+    assert "Content-Security-Policy" in text
+    for kind in ("other words", "function words", "numbers", "end of turn"):
+        assert kind in text
+    assert text.count("<svg") == 4, "by kind and by source, for light and dark"
+
+
+def test_numbers_are_those_of_the_scores(tmp_path):
+    data = llava_file(tmp_path / "data", ["a red cat", ["one", "two three"]])
+    scores = scored_folder(
+        data, tmp_path / "scores", delta_of=lambda row, count: [(-2.5, 0.25, 7.0, 1.0)[i % 4] for i in range(count)]
+    )
+    seecal.report(scores, out=tmp_path / "page.html")
+    page = parsed(tmp_path / "page.html")
+    index = json.loads(page.scripts["index"])
+    assert index["mean"][0] == pytest.approx((-2.5 + 0.25 + 7 + 1) / 4, abs=1e-3)
+    assert index["least"] == [-2.5, -2.5]
+    assert index["against"] == [0.25, 0.4]
+    assert json.loads(page.scripts["chunk-0"])[0][3] == [-250, 25, 700, 100]
+    assert index["answers"][1] == ["one", "two three"]
+    settings = json.loads(page.scripts["settings"])
+    assert [tuple(entry) for entry in settings["against"]] == [(0, 0, -2.5), (1, 0, -2.5), (1, 2, -2.5)]
+
+
+def test_text_of_the_data_stays_text(tmp_path):
+    _, scores = made(tmp_path, HOSTILE, ids=["<b>1</b>", "2", "3", "4", "5"])
+    seecal.report(scores, out=tmp_path / "page.html")
+    page = parsed(tmp_path / "page.html")
+    assert [answers[0] for answers in json.loads(page.scripts["index"])["answers"]] == HOSTILE
+    text = (tmp_path / "page.html").read_text("utf8")
+    assert "<script>window.hacked" not in text
+    assert "<img src=x" not in text
+    assert "\u2028" not in text
+
+
+def test_a_budget_leaves_images_out_and_says_so(tmp_path):
+    _, scores = made(tmp_path, [f"word{number}" for number in range(40)])
+    whole = seecal.report(scores, out=tmp_path / "whole.html")
+    some = seecal.report(scores, out=tmp_path / "some.html", budget_mb=0.005)
+    assert whole.images == 40
+    assert 0 < some.images < 40
+    assert some.images + some.without_room == 40
+    assert f"{some.without_room} of 40 records are shown without their image" in (tmp_path / "some.html").read_text(
+        "utf8"
+    )
+    assert len(json.loads(parsed(tmp_path / "some.html").scripts["thumbnails"])) == some.images
+    none = seecal.report(scores, out=tmp_path / "none.html", budget_mb=0)
+    assert (none.images, none.without_room) == (0, 40)
+
+
+def test_extremes_come_first_and_then_an_even_sample():
+    order = list(range(1000))
+    found = chosen([order[::-1], order], 1000, 7000 * 200)
+    assert set(found[:100]) <= {*range(60), *range(940, 1000)}
+    rest = sorted(set(found) - {*range(60), *range(940, 1000)})
+    assert len(found) == len(set(found))
+    gaps = [after - before for before, after in itertools.pairwise(rest)]
+    assert max(gaps) <= 3, "of a thousand records two hundred thumbnails are evenly spread"
+
+
+def test_damaged_and_missing_images_do_not_stop_it(tmp_path):
+    data, scores = made(tmp_path, ["a"] * 8)
+    for colour in ("red", "blue"):  # their headers are whole
+        whole = (data.parent / f"{colour}.png").read_bytes()
+        (data.parent / f"{colour}.png").write_bytes(whole[: len(whole) // 2])
+    report = seecal.report(scores, out=tmp_path / "page.html")
+    assert (report.images, len(report.damaged), report.without_room) == (4, 4, 0)
+    assert "4 records have an image that cannot be opened, the first: " in report.notes[0]
+    assert "blue.png" in "".join(report.damaged)
+
+
+def test_data_that_is_gone_or_has_moved(tmp_path):
+    data, scores = made(tmp_path)
+    data.parent.rename(tmp_path / "moved")
+    report = seecal.report(scores, out=tmp_path / "page.html")
+    assert report.images == 0
+    assert report.notes == [f"The data is no longer at {data}: name it with --data to see questions and images."]
+    assert seecal.report(scores, out=tmp_path / "page.html", data=tmp_path / "moved" / "data.json").images == 3
+    with pytest.raises(FileNotFoundError):
+        seecal.report(scores, out=tmp_path / "page.html", data=tmp_path / "nowhere.json")
+
+
+def test_two_models(tmp_path):
+    data, scores = made(tmp_path)
+    other = scored_folder(data, tmp_path / "other", seed=1, shift=2.0, model="b/model")
+    seecal.report(scores, other, out=tmp_path / "page.html")
+    page = parsed(tmp_path / "page.html")
+    index = json.loads(page.scripts["index"])
+    assert len(index["mean2"]) == 3
+    assert len(json.loads(page.scripts["chunk-0"])[0]) == 9
+    text = (tmp_path / "page.html").read_text("utf8")
+    assert "a/model" in text
+    assert "b/model" in text
+    assert text.count("<svg") == 8
+
+
+def test_what_cannot_be_compared(tmp_path):
+    data, scores = made(tmp_path)
+    _, elsewhere = made(tmp_path / "b", ["a green cat"])
+    with pytest.raises(ValueError, match=r"scores of other data .*Compare two models on the same data"):
+        seecal.report(scores, elsewhere, out=tmp_path / "page.html")
+    fewer = scored_folder(data, tmp_path / "fewer", skipped=["r1"])
+    with pytest.raises(ValueError, match=r"other records were left out"):
+        seecal.report(scores, fewer, out=tmp_path / "page.html")
+    other = scored_folder(data, tmp_path / "other")
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    (shard,) = other.glob("*.parquet")
+    table = pyarrow.parquet.read_table(shard)
+    ids = pyarrow.compute.add(table["token_id"], 1)
+    pyarrow.parquet.write_table(table.set_column(table.schema.get_field_index("token_id"), "token_id", ids), shard)
+    with pytest.raises(ValueError, match=r"record 'r0' has other label tokens"):
+        seecal.report(scores, other, out=tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_one_clear_line_each(tmp_path, monkeypatch):
+    data, scores = made(tmp_path)
+    with pytest.raises(ValueError, match=r"so these are no scores. Make them with seecal score"):
+        seecal.report(tmp_path / "data", out=tmp_path / "page.html")
+    (shard,) = scores.glob("*.parquet")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"not a whole shard of scores"):
+        seecal.report(scores, out=tmp_path / "page.html")
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"1 of 1 shards are missing"):
+        seecal.report(scores, out=tmp_path / "page.html")
+    shard.write_bytes(whole)
+    data.write_text(data.read_text("utf8").replace("a red cat", "a red dog"), "utf8")
+    with pytest.raises(ValueError, match=r"scores of another version of .*data.json"):
+        seecal.report(scores, out=tmp_path / "page.html")
+    monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
+    with pytest.raises(ImportError, match=re.escape("pip install 'seecal[report]'")):
+        seecal.report(scores, out=tmp_path / "page.html")
+
+
+def test_a_set_without_images(tmp_path):
+    _, scores = made(tmp_path, image=False)
+    report = seecal.report(scores, out=tmp_path / "page.html")
+    assert report.notes == ["No token has an image before it, so Δ is 0 everywhere and nothing is coloured."]
+    index = json.loads(parsed(tmp_path / "page.html").scripts["index"])
+    assert index["mean"] == [None] * 3
+
+
+def test_rows_without_scores_are_counted(tmp_path):
+    data = llava_file(tmp_path / "data", ["a", "b", "c"])
+    report = seecal.report(scored_folder(data, tmp_path / "scores", skipped=["r1"]), out=tmp_path / "page.html")
+    assert (report.records, report.skipped) == (2, 1)
+    assert report.notes == ["1 rows of the data have no scores."]
