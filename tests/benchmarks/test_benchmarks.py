@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from seecal.cli import bench
+from tests.support.chromium import chromium_path
 from tests.support.processes import environment, limit
 
 # One run serves many tests; keep them on one worker.
@@ -42,7 +43,18 @@ def modules(monkeypatch):
 
 
 def test_every_benchmark_is_smoke_run_here(results):
-    assert bench.names() == ["check", "flops", "gpu", "loader", "loss", "plot", "scaling", "step", "weights"]
+    assert bench.names() == [
+        "check",
+        "flops",
+        "gpu",
+        "loader",
+        "loss",
+        "plot",
+        "report_page",
+        "scaling",
+        "step",
+        "weights",
+    ]
     assert [(row["part"], row["outcome"]) for row in rows(results / "parts.csv")] == [
         (name, "done") for name in ("check", "step-tiny", "step-tiny-projector", "options", "loss", "scaling")
     ]
@@ -317,6 +329,16 @@ def test_loader_counts_images_and_compares_pixels(tmp_path):
 
 
 @pytest.mark.real
+def test_a_report_page_is_opened_and_used(tmp_path):
+    chromium_path()
+    done = seecal_bench("report_page", "--samples", 60, "--rounds", 1, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path / "report_page.csv")
+    assert [row["what"] for row in found] == ["open", "search", "filter", "sort", "page"] * 2
+    assert {row["samples"] for row in found} == {"60"}
+    assert all(float(row["ms_p50"]) > 0 for row in found)
+
+
 def test_weights_are_compared_with_float32(tmp_path):
     done = seecal_bench("weights", "--drawings", 4, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -327,5 +349,5 @@ def test_weights_are_compared_with_float32(tmp_path):
 
 
 def test_a_benchmark_that_is_none_is_named():
-    with pytest.raises(ValueError, match="loss, plot, scaling, step, weights"):
+    with pytest.raises(ValueError, match="loss, plot, report_page, scaling, step, weights"):
         bench.run("speed", [])
