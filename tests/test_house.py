@@ -11,7 +11,7 @@ from tests.support.paths import ROOT
 from tests.test_imports import SOURCE, modules
 
 LONGEST_FILE, LONGEST_FUNCTION = 420, 65  # about 400 lines a file, about 60 a function
-FOLDERS_OF_CODE = ("src", "tests", "benchmarks", "scripts", "examples")
+FOLDERS_OF_CODE = ("src", "tests", "benchmarks", "experiments", "scripts", "examples")
 CODE = sorted(path for folder in FOLDERS_OF_CODE for path in (ROOT / folder).rglob("*.py"))
 OURS = [path for path in CODE if SOURCE in path.parents]
 TESTS = [path for path in CODE if ROOT / "tests" in path.parents]
@@ -199,5 +199,5 @@ def test_the_tests_mirror_the_folders():
     """tests/core/test_packing.py for core/packing.py, and nothing that looks like a test among the helpers."""
     folders = {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*") if path.is_dir()}
     here = {path.parent.relative_to(ROOT / "tests").as_posix() for path in TESTS}
-    assert here - folders == {".", "benchmarks", "docs", "support"}
+    assert here - folders == {".", "benchmarks", "docs", "experiments", "support"}
     assert not list((ROOT / "tests" / "support").glob("test_*.py"))

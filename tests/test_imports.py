@@ -73,7 +73,7 @@ FLOORS = {
         {"stage_runner"},
         {"run"},
     ],
-    "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"report", "trial"}, {"run"}],
+    "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
     "cli": [{"alignment", "bench", "families", "score"}, {"report"}, {"main"}],
     "__main__": [{"__main__"}],
 }

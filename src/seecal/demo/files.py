@@ -56,6 +56,11 @@ def write_eval(path: Path, shown: Mapping[str, Sequence[Emoji]], images: Mapping
     _write(path, rows)
 
 
+def write_records(path: Path, asked: Mapping[str, tuple[Path, Answer]]) -> None:
+    """Records in LLaVA's format: id -> (image, the question with its true answer)."""
+    _write(path, [_row(name, image, answer) for name, (image, answer) in asked.items()])
+
+
 def read_eval(path: Path) -> Asked:
     """What :func:`write_eval` wrote: these answers are words of the image from end to end."""
     found: Asked = {}

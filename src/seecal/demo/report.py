@@ -33,6 +33,7 @@ class Results:
     asked: Asked
     items: Sequence[emoji.Emoji]
     final: Path
+    page: Path | None
     steps: int
     image: Path
     captions: list[tuple[str, str]]
@@ -51,6 +52,9 @@ def report(results: Results, console: Console) -> None:
     console.print(token_table(results.described, results.tokens))
     console.print(f"\n{results.seconds / 60:.1f} minutes on {results.state.machine}.", highlight=False, soft_wrap=True)
     console.print(f"Model and processor: {results.final}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"Page to look at, tokens before CAL and after: {results.page}", highlight=False, markup=False, soft_wrap=True
+    )
     console.print("Next:", style="bold")
     for command in next_commands(results):
         console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)

@@ -9,6 +9,7 @@ out is measured as shipped and after each stage.
     out/start/                          the model as shipped
     out/recipe.yaml                     seecal train --config out/recipe.yaml
     out/run/                            as every recipe's output_dir: run/stage-1/model, run/final
+    out/held_out.json scores/ report.html   what the image does to each token of held-out descriptions, to look at
     out/demo.json                       how far it is
 
 Run again in the same folder it goes on where it stopped.
@@ -68,6 +69,7 @@ class Demo:
         self.progress = verbosity.Progress(console)
         self.doing = "preparing"
         self._started = time.monotonic()
+        self.page: Path | None = None
         self._features: Any = None  # of the tower, which is the same in all models
 
     def go(self) -> Results | int:
@@ -89,6 +91,8 @@ class Demo:
             self.doing = f"measuring after stage {stage.number}"
             if f"after stage {stage.number}" not in self.state.scores:
                 self.measure(f"after stage {stage.number}", *self.load(folder.output_of(stage)))
+        self.doing = "drawing the page"
+        self.draw_page(folder)
         return self.results(folder)
 
     # ---- Preparing ----
@@ -226,6 +230,21 @@ class Demo:
         self.state.scores[when] = found
         self.state.save()
 
+    def draw_page(self, folder: RunFolder) -> None:
+        """Scores of held-out descriptions before and after CAL, as a page; drawn anew each time, which takes seconds."""
+        import torch
+
+        from .compute import precision
+        from .page import held_out_page, write_described
+
+        write_described(self.out / "held_out.json", self.items, self.images)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        stages = [folder.output_of(stage) for stage in folder.recipe.stages]
+        with self.progress.task("scores of what is held out"):
+            self.page = held_out_page(
+                self.out, stages[-2:], lambda: precision(device, bool(self.state.bf16)), Console(quiet=True)
+            )
+
     def results(self, folder: RunFolder) -> Results:
         """What the report shows: scores, some captions, the tokens of one description."""
         from ..models.generate import reply
@@ -247,6 +266,7 @@ class Demo:
             asked=files.read_eval(self.out / "eval.json"),
             items=self.items,
             final=folder.final,
+            page=self.page,
             steps=sum(stage.settings.get("max_steps", 0) for stage in folder.recipe.stages),
             image=self.images[shown[0].hexcode],
             captions=captions,

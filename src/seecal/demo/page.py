@@ -1,0 +1,52 @@
+"""The page that ``seecal demo`` ends with: held-out drawings beside their true descriptions, before CAL and after it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..core.options import CALOptions
+from . import emoji, files
+
+DRAWINGS = 24  # of each split
+SPLITS = (emoji.HELD_IMAGE, emoji.HELD_CONCEPT)
+
+
+def write_described(path: Path, items: Sequence[emoji.Emoji], images: Mapping[str, Path]) -> None:
+    """``held_out.json``: the same drawings and descriptions whatever was trained."""
+    asked = {}
+    for split in SPLITS:
+        for item in files.held_out(items, split, DRAWINGS):
+            asked[f"{split}/{item.hexcode}"] = item, emoji.answer(item, "describe", random.Random(1))
+    files.write_records(path, {name: (images[item.hexcode], answer) for name, (item, answer) in asked.items()})
+
+
+def held_out_page(out: Path, models: Sequence[Path], precision: Any, console: Console) -> Path:
+    """Scores ``out/held_out.json`` with one or two models and draws ``out/report.html``.
+
+    Args:
+        models: folders, the one before first.
+        precision: makes the context in which they run.
+        console: for the progress.
+
+    Raises:
+        ImportError: what draws the page is not installed.
+    """
+    from ..pages.charts import require_altair
+    from ..pages.report import report
+    from ..scoring.run import score
+
+    require_altair()
+    folders = []
+    for number, model in enumerate(models):
+        folder = out / "scores" / ("after" if number == len(models) - 1 else "before")
+        shutil.rmtree(folder, ignore_errors=True)  # of another training
+        with precision():
+            score(str(model), str(out / "held_out.json"), folder, options=CALOptions(), batch_size=12, console=console)
+        folders.append(folder)
+    return report(*folders, out=out / "report.html", console=console).path
