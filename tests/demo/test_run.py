@@ -54,7 +54,8 @@ def test_without_a_terminal_it_says_stage_steps_and_loss(demo):
 
 def test_demo_leaves_what_a_user_would_have_written(demo):
     out, _ = demo
-    names = ["data.json", "demo.json", "eval.json", "images", "recipe.yaml", "run", "start"]
+    names = ["data.json", "demo.json", "eval.json", "held_out.json", "images", "recipe.yaml", "report.html", "run"]
+    names += ["scores", "start"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert (out / "run" / "final" / "model.safetensors").exists()
     assert len(list((out / "images").glob("*.png"))) > 1000
