@@ -57,7 +57,7 @@ FLOORS = {
         {"selection"},
         {"calibration"},
     ],
-    "pages": [{"alignment", "charts", "report_data", "thumbnails"}, {"report"}],
+    "pages": [{"charts", "report_data", "templates", "thumbnails"}, {"alignment", "report"}],
     "trainer": [
         {"cal_config", "metrics", "manifests", "samples"},
         {"callbacks", "checkpoints", "trl_compat", "arguments", "collators", "sampling", "step"},

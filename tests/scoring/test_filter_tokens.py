@@ -206,11 +206,7 @@ def test_every_format_that_holds_lists(tmp_path, writer):
 
 
 def test_several_parquet_files(tmp_path):
-    folder = sources.images_in(tmp_path / "images")
-    (tmp_path / "data").mkdir()
-    for name, content in (("a", sources.SIMPLE[:2]), ("b", sources.SIMPLE[2:])):
-        sources.hub_like(folder, content).to_parquet(tmp_path / "data" / f"{name}.parquet")
-    score(tmp_path / "data", tmp_path / "scores")
+    score(sources.two_parquet_files(tmp_path), tmp_path / "scores")
     below = below_of(tmp_path / "scores")
     seecal.filter(tmp_path / "scores", tmp_path / "kept", tokens=True, below=below)
     expected = [

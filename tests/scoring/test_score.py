@@ -24,16 +24,6 @@ COLUMNS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_llava().eval()
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return tiny_llava_processor()
-
-
 @pytest.fixture
 def score(model, processor, tmp_path):
     def run(data, out=tmp_path / "scores", **options):
@@ -339,6 +329,20 @@ def test_other_versions(score, scored, tmp_path):
     dataclasses.replace(manifest, versions={**manifest.versions, "torch": "1.0"}).write(tmp_path / "scores")
     with pytest.raises(ValueError, match=r"begun with torch='1.0', not "):
         score(scored)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before the manifest", "after it"])
+def test_what_a_kill_left_of_the_manifest_is_gone_afterwards(score, tmp_path, begun):
+    data = write_llava(tmp_path / "data", 4)
+    scores = tmp_path / "scores"
+    if begun:
+        score(data)
+    scores.mkdir(exist_ok=True)
+    for rank in (0, 1):
+        (scores / f"._manifest.json.{rank}.part").write_text('{"version"', "utf8")
+    assert score(data).missing == 0
+    left = [path.name for path in scores.glob(".*.part")]
+    assert left == ["._manifest.json.1.part"], "another rank may be writing its own just now"
 
 
 def test_half_a_shard(score, scored, tmp_path):

@@ -185,11 +185,7 @@ def test_lines_stay_to_the_byte(tmp_path):
 
 
 def test_several_parquet_files(tmp_path):
-    folder = sources.images_in(tmp_path / "images")
-    (tmp_path / "data").mkdir()
-    for name, content in (("a", sources.SIMPLE[:2]), ("b", sources.SIMPLE[2:])):
-        sources.hub_like(folder, content).to_parquet(tmp_path / "data" / f"{name}.parquet")
-    score(tmp_path / "data", tmp_path / "scores")
+    score(sources.two_parquet_files(tmp_path), tmp_path / "scores")
     places = [(record.source, record.row) for record in read_scores(tmp_path / "scores")]
     assert places == [("a.parquet", 0), ("a.parquet", 1), ("b.parquet", 0), ("b.parquet", 1)]
     report = seecal.filter(tmp_path / "scores", tmp_path / "kept", top=0.5)

@@ -9,7 +9,7 @@ import torch
 import seecal
 from seecal import VisionCollator
 from seecal.core.coloured import ColouredToken, coloured, visible
-from tests.support.tiny import tiny_dataset, tiny_image, tiny_llava, tiny_llava_processor
+from tests.support.tiny import tiny_dataset, tiny_image
 
 NASTY = "<script>alert('x')</script> <b>&amp; \u202edlrow \x07"
 
@@ -28,16 +28,6 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, text):
         self.text += text
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_llava().eval()
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return tiny_llava_processor()
 
 
 @pytest.fixture

@@ -200,6 +200,17 @@ CONVERSATIONS = {
         in_memory,
     )
 }
+
+
+def two_parquet_files(folder):
+    """``data/a.parquet`` and ``data/b.parquet`` with two records each; returns data."""
+    images, data = images_in(folder / "images"), folder / "data"
+    data.mkdir()
+    for name, content in (("a", SIMPLE[:2]), ("b", SIMPLE[2:])):
+        hub_like(images, content).to_parquet(data / f"{name}.parquet")
+    return data
+
+
 SINGLE_TURN = {
     one.__name__: one for one in (prompt_completion, prompt_completion_messages, captions_csv, captions_jsonl)
 }

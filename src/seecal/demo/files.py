@@ -12,6 +12,7 @@ from . import emoji
 from .emoji import Answer, Emoji
 from .plan import Plan
 
+HELD_OUT = (emoji.HELD_IMAGE, emoji.HELD_CONCEPT)
 MIX = {"name": 5, "kind": 2, "describe": 3}  # how often a training batch asks which question
 Asked = dict[tuple[str, str], list[tuple[Path, Answer]]]  # (split, question) -> (image, true answer)
 

@@ -14,13 +14,12 @@ from ..core.options import CALOptions
 from . import emoji, files
 
 DRAWINGS = 24  # of each split
-SPLITS = (emoji.HELD_IMAGE, emoji.HELD_CONCEPT)
 
 
 def write_described(path: Path, items: Sequence[emoji.Emoji], images: Mapping[str, Path]) -> None:
     """``held_out.json``: the same drawings and descriptions whatever was trained."""
     asked = {}
-    for split in SPLITS:
+    for split in files.HELD_OUT:
         for item in files.held_out(items, split, DRAWINGS):
             asked[f"{split}/{item.hexcode}"] = item, emoji.answer(item, "describe", random.Random(1))
     files.write_records(path, {name: (images[item.hexcode], answer) for name, (item, answer) in asked.items()})

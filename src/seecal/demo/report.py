@@ -33,7 +33,7 @@ class Results:
     asked: Asked
     items: Sequence[emoji.Emoji]
     final: Path
-    page: Path | None
+    page: Path
     steps: int
     image: Path
     captions: list[tuple[str, str]]

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DemoOptions", "run"]
 
-SPLITS = (emoji.HELD_IMAGE, emoji.HELD_CONCEPT)
 _TRIED = 32  # held-out questions that are timed
 
 
@@ -69,7 +68,6 @@ class Demo:
         self.progress = verbosity.Progress(console)
         self.doing = "preparing"
         self._started = time.monotonic()
-        self.page: Path | None = None
         self._features: Any = None  # of the tower, which is the same in all models
 
     def go(self) -> Results | int:
@@ -92,8 +90,7 @@ class Demo:
             if f"after stage {stage.number}" not in self.state.scores:
                 self.measure(f"after stage {stage.number}", *self.load(folder.output_of(stage)))
         self.doing = "drawing the page"
-        self.draw_page(folder)
-        return self.results(folder)
+        return self.results(folder, self.draw_page(folder))
 
     # ---- Preparing ----
 
@@ -177,7 +174,7 @@ class Demo:
         options, steps = self.options, max(found.align_steps, found.tune_steps)
         asked = files.questions(self.items, steps, options.batch_size, options.seed)
         files.write_data(self.out / "data.json", asked, self.images)
-        shown = {split: files.held_out(self.items, split, found.held_out) for split in SPLITS}
+        shown = {split: files.held_out(self.items, split, found.held_out) for split in files.HELD_OUT}
         files.write_eval(self.out / "eval.json", shown, self.images)
         text = files.recipe(
             self.out,
@@ -230,7 +227,7 @@ class Demo:
         self.state.scores[when] = found
         self.state.save()
 
-    def draw_page(self, folder: RunFolder) -> None:
+    def draw_page(self, folder: RunFolder) -> Path:
         """Scores of held-out descriptions before and after CAL, as a page; drawn anew each time, which takes seconds."""
         import torch
 
@@ -241,11 +238,11 @@ class Demo:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         stages = [folder.output_of(stage) for stage in folder.recipe.stages]
         with self.progress.task("scores of what is held out"):
-            self.page = held_out_page(
+            return held_out_page(
                 self.out, stages[-2:], lambda: precision(device, bool(self.state.bf16)), Console(quiet=True)
             )
 
-    def results(self, folder: RunFolder) -> Results:
+    def results(self, folder: RunFolder, page: Path) -> Results:
         """What the report shows: scores, some captions, the tokens of one description."""
         from ..models.generate import reply
 
@@ -266,7 +263,7 @@ class Demo:
             asked=files.read_eval(self.out / "eval.json"),
             items=self.items,
             final=folder.final,
-            page=self.page,
+            page=page,
             steps=sum(stage.settings.get("max_steps", 0) for stage in folder.recipe.stages),
             image=self.images[shown[0].hexcode],
             captions=captions,

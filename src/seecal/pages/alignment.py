@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.coloured import written_out
 from ..verbosity import Progress
+from .templates import templates
 
 if TYPE_CHECKING:  # it loads torch, which drawing does not need
     from ..scoring.alignment import AlignedImage, AlignedModel, AlignedRecord
@@ -106,12 +107,6 @@ def alignment(
 def page_of(models: Sequence[AlignedModel]) -> str:
     """The page of one or two models on the same records, as HTML. Every text is data's: it is escaped, and control
     characters and changes of direction are written out."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     together = zip(*(model.records for model in models), strict=True)
     records = [
         {
@@ -132,7 +127,7 @@ def page_of(models: Sequence[AlignedModel]) -> str:
         }
         for model in models
     ]
-    return environment.get_template("alignment.html.j2").render(models=told, records=records)
+    return templates().get_template("alignment.html.j2").render(models=told, records=records)
 
 
 def _side(record: AlignedRecord) -> dict[str, Any]:

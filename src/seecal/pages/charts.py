@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..core.coloured import written_out
+
 # Okabe and Ito's colours, which all common colour blindnesses tell apart; dashes tell them apart without colours
 _COLOURS = ["#5e3c99", "#e66101", "#0072b2", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9"]
 _DARK = ["#b39ddb", "#ff9d5c", "#6cb8e6", "#4fd1a5", "#f0a8d0", "#e0c050", "#9fd8ff"]
@@ -80,5 +82,5 @@ def _svg(rows: list[dict[str, Any]], names: list[str], alpha: float, beta: float
 
 
 def _short(name: str) -> str:
-    printable = "".join(letter if letter.isprintable() else "�" for letter in name)
+    printable = written_out(name)
     return printable if len(printable) <= 34 else f"{printable[:16]}…{printable[-16:]}"

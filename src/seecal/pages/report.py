@@ -8,22 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from ..scoring.manifest import Manifest, read_manifest
 from ..scoring.read import RecordScores, read_scores
-from ..scoring.records import Data
+from ..scoring.records import Data, scored_data
 from ..scoring.shards import Skipped
 from ..scoring.summary import EDGES, Summary, answers_of
 from ..verbosity import Progress
 from .charts import distribution, require_altair
 from .report_data import PageData, script_json
+from .templates import HERE, templates
 from .thumbnails import Thumbnails, chosen
 
 _COLUMNS = ("token_id", "token", "turn", "start", "stop", "has_contrast", "delta", "weight", "logit_with")
-_HERE = Path(__file__).parent
 
 
 @dataclass
@@ -102,7 +101,7 @@ def report(
         made.records = len(page)
         if not page:
             raise ValueError(f"{scores}: no record has scores, so there is nothing to show.")
-        source = _data_of(sides[0].manifest, data, image_root, made)
+        source = _data_of(sides[0], data, image_root, made)
         thumbnails = Thumbnails(int(budget_mb * 1e6))
         if source is not None:
             _add_rows(page, source, turns, thumbnails, made, progress)
@@ -161,28 +160,19 @@ def _together(sides: list[_Side]) -> Iterator[tuple[Any, ...]]:
         yield records
 
 
-def _data_of(manifest: Manifest, data: Any, image_root: str | Path | None, made: PageReport) -> Data | None:
+def _data_of(side: _Side, data: Any, image_root: str | Path | None, made: PageReport) -> Data | None:
     """The data that was scored; None, with a note, where it is not at hand and nobody named it."""
-    told, given = manifest.data, data is not None
-    if not given:
-        if told["format"] == "records" or told["name"] == "the data set":
-            made.notes.append("The data was a set in memory: pass it as data= to see questions and images.")
-            return None
-        data, image_root = told["name"], image_root or told["image_root"]
+    told = side.manifest.data
+    if data is None and (told["format"] == "records" or told["name"] == "the data set"):
+        made.notes.append("The data was a set in memory: pass it as data= to see questions and images.")
+        return None
     try:
-        source = Data(data, None if told["format"] == "records" else told["format"], image_root)
-        fingerprint, _ = source.fingerprint(on_bad="skip")
+        return scored_data(side.folder, told, data, image_root)[1]
     except FileNotFoundError:
-        if given:
+        if data is not None:
             raise
         made.notes.append(f"The data is no longer at {told['name']}: name it with --data to see questions and images.")
         return None
-    if fingerprint != told["fingerprint"]:
-        raise ValueError(
-            f"these are scores of another version of {source.name}: its rows, texts or image names have changed. Score it "
-            "again into an empty folder."
-        )
-    return source
 
 
 def _add_rows(
@@ -244,13 +234,7 @@ def _note(made: PageReport, sides: list[_Side]) -> None:
 
 
 def _rendered(sides: list[_Side], page: PageData, thumbnails: Thumbnails, made: PageReport) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
     environment.filters["signed"] = lambda value: f"{value:+.2f}".replace("-", "−")
     summary = sides[0].summary
@@ -267,10 +251,10 @@ def _rendered(sides: list[_Side], page: PageData, thumbnails: Thumbnails, made: 
             pictures = distribution(counts, EDGES, of_side.alpha, of_side.beta)
             pictures = {theme: Markup(svg) for theme, svg in pictures.items()}
             charts.append({"side": side, "what": what, "rows": list(of_side.rows(counts)), **pictures})
-    scripts = {name: Markup((_HERE / name).read_text("utf8")) for name in ("report.js", "report_view.js")}
+    scripts = {name: Markup((HERE / name).read_text("utf8")) for name in ("report.js", "report_view.js")}
     return environment.get_template("report.html.j2").render(
         sides=sides, made=made, charts=charts, high=high, low=low, least=least,
-        css=Markup((_HERE / "report.css").read_text("utf8")), scripts=scripts,
+        css=Markup((HERE / "report.css").read_text("utf8")), scripts=scripts,
         parts=[(name, Markup(text)) for name, text in page.scripts()],
         thumbnails=Markup(script_json(thumbnails.of_record)), settings=Markup(script_json(settings)),
     )  # fmt: skip

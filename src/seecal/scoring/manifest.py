@@ -52,12 +52,17 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes it, whole or not at all."""
-        aside = folder / f".{NAME}.{os.getpid()}.part"
+        aside = _aside(folder)
         with aside.open("w", encoding="utf-8") as file:
             json.dump(asdict(self), file, indent=1, sort_keys=True)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(folder / NAME)
+
+
+def _aside(folder: Path) -> Path:
+    """Where this rank writes it first. What a kill leaves there is the same rank's next time, and no other's."""
+    return folder / f".{NAME}.{os.environ.get('RANK', '0')}.part"
 
 
 def _checked(manifest: Manifest) -> dict[str, Any]:
@@ -103,6 +108,7 @@ def begin(folder: Path, manifest: Manifest) -> None:
             )
         manifest.write(folder)
         return
+    _aside(folder).unlink(missing_ok=True)
     agree(folder, read_manifest(folder), manifest)
 
 

@@ -90,3 +90,31 @@ class Data:
             for image in record["images"]
         ]
         return json.dumps([located.source, located.row, record["id"], record["messages"], images]).encode()
+
+
+def scored_data(
+    scores: str | Path, told: dict[str, Any], data: Any = None, image_root: str | Path | None = None
+) -> tuple[Any, Data]:
+    """(the data as it was given or as its scores name it, its rows).
+
+    Args:
+        scores: the folder of scores, for errors.
+        told: what its manifest says of the data.
+        data, image_root: where the data lies now; None: where the scores say it lay.
+
+    Raises:
+        ValueError: the scores are of a set in memory and ``data`` is None; the data is not what was scored.
+        FileNotFoundError: no such data.
+    """
+    if data is None:
+        if told["format"] == "records" or told["name"] == "the data set":
+            raise ValueError(f"{scores}: the data was a set in memory. Pass it as data=...")
+        data, image_root = told["name"], image_root or told["image_root"]
+    source = Data(data, None if told["format"] == "records" else told["format"], image_root)
+    fingerprint, _ = source.fingerprint(on_bad="skip")
+    if fingerprint != told["fingerprint"]:
+        raise ValueError(
+            f"{scores}: these are scores of another version of {source.name}: its rows, texts or image names have changed. "
+            "Score it again into an empty folder."
+        )
+    return data, source

@@ -12,7 +12,7 @@ import numpy as np
 
 from .manifest import read_manifest
 from .read import read_scores
-from .records import Data
+from .records import Data, scored_data
 from .shards import Skipped
 from .token_rules import Place, TokenRule, check_whole, counts, weights
 from .write_back import write_back
@@ -130,7 +130,7 @@ def filter(
     if Path(out).exists():
         raise ValueError(f"{out}: is there already. Set --out to a new name.")
     manifest = read_manifest(scores)
-    data, source = _what_was_scored(scores, manifest.data, data, image_root)
+    data, source = scored_data(scores, manifest.data, data, image_root)
     report = FilterReport()
     removed = _removed(scores, rules, report)
     rule = rules.of_tokens(report.threshold)
@@ -151,24 +151,6 @@ def filter(
     report.log = Path(f"{out}.removed.jsonl")
     report.log.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf8")
     return report
-
-
-def _what_was_scored(
-    scores: str | Path, told: dict[str, Any], data: Any, image_root: str | Path | None
-) -> tuple[Any, Data]:
-    """(the data as it was given or as the scores name it, its rows); ValueError if it is not what was scored."""
-    if data is None:
-        if told["format"] == "records" or told["name"] == "the data set":
-            raise ValueError(f"{scores}: the data was a set in memory. Pass it as data=...")
-        data, image_root = told["name"], image_root or told["image_root"]
-    source = Data(data, None if told["format"] == "records" else told["format"], image_root)
-    fingerprint, _ = source.fingerprint(on_bad="skip")
-    if fingerprint != told["fingerprint"]:
-        raise ValueError(
-            f"{scores}: these are scores of another version of {source.name}: its rows, texts or image names have changed. "
-            "Score it again into an empty folder."
-        )
-    return data, source
 
 
 def _refuse_weights(data: Any, source: Data) -> None:

@@ -6,7 +6,6 @@ out/checkpoint-40/              every byte is on the disk, and manifest.json say
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import shutil
 from collections.abc import Callable
@@ -98,11 +97,12 @@ def bytes_needed(folder: Path, model: Any, optimizer: Any, *, trainable_only: bo
     return _SLACK + max(sum(one.numel() * one.element_size() for one in tensors), size_of(before[-1]) if before else 0)
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """OSError where the disk has not ``needed`` bytes free, saying how many are missing."""
+def lack_of_room(folder: Path, needed: int) -> str | None:
+    """What there is to say where the disk has not ``needed`` bytes free; None where it has."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(errno.ENOSPC, no_room(folder, needed, free))
+        return no_room(folder, needed, free)
+    return None
 
 
 def no_room(folder: Path, needed: int, free: int) -> str:

@@ -20,11 +20,11 @@ from .callbacks import StopOnSignal
 from .checkpoints import (
     aside,
     bytes_needed,
-    check_room,
     checkpoints_in,
     clear_aside,
     damage,
     finish,
+    lack_of_room,
     newest_checkpoint,
     no_room,
 )
@@ -58,8 +58,8 @@ class SavingTrainer(SFTTrainer):
             clear_aside(folder)
         self.accelerator.wait_for_everyone()
         needed = self._bytes_needed(folder)
-        with self._agreed_on_the_first_rank():
-            check_room(folder, needed)
+        if (full := self._first_ranks(lambda: lack_of_room(folder, needed))) is not None:
+            raise OSError(errno.ENOSPC, full)
         with self._written_aside(folder, step, needed):
             super()._save_checkpoint(model, trial)
             self._name_the_best_by(folder, step)
@@ -94,21 +94,10 @@ class SavingTrainer(SFTTrainer):
         finally:
             self._aside = None
 
-    @contextlib.contextmanager
-    def _agreed_on_the_first_rank(self) -> Iterator[None]:
-        """What the block raises on the first rank, all raise: the others would wait for it for ever."""
-        found: list[Any] = [None]
-        if self.is_world_process_zero():
-            try:
-                yield
-            except OSError as error:
-                found = [error]
-        else:
-            with contextlib.suppress(OSError):
-                yield
-        (full,) = broadcast_object_list(found) if self.args.world_size > 1 else found
-        if full is not None:
-            raise full
+    def _first_ranks(self, answer: Callable[[], Any]) -> Any:
+        """What ``answer`` returns on the first rank, on all of them: each would read the same disk."""
+        found = [answer() if self.is_world_process_zero() else None]
+        return (broadcast_object_list(found) if self.args.world_size > 1 else found)[0]
 
     def _name_the_best_by(self, folder: Path, step: int) -> None:
         """If it is the best so far, Trainer has noted where it lies now and not where it will."""
@@ -163,10 +152,7 @@ class SavingTrainer(SFTTrainer):
 
     def newest_whole(self, folder: str | Path, say: Callable[[str], None]) -> Path | None:
         """The newest whole checkpoint there, read by the first rank alone; ``say`` is told on it about the others."""
-        found: list[Any] = [None]
-        if self.is_world_process_zero():
-            found = [newest_checkpoint(Path(folder), say)]
-        (self._verified,) = broadcast_object_list(found) if self.args.world_size > 1 else found
+        self._verified = self._first_ranks(lambda: newest_checkpoint(Path(folder), say))
         return self._verified
 
     def _whole(self, asked: str | bool) -> str:
@@ -186,13 +172,9 @@ class SavingTrainer(SFTTrainer):
         return str(checkpoint)
 
     def _refuse_damaged(self, checkpoint: Path) -> None:
-        found: list[Any] = [None]
-        if self.is_world_process_zero():
-            found = [damage(checkpoint)] if (checkpoint / MANIFEST).exists() else [None]
-            if not (checkpoint / MANIFEST).exists():
-                logger.warning("%s has no %s: whether it is whole cannot be told", checkpoint, MANIFEST)
-        (wrong,) = broadcast_object_list(found) if self.args.world_size > 1 else found
-        if wrong is not None:
+        if not (checkpoint / MANIFEST).exists():
+            logger.warning("%s has no %s: whether it is whole cannot be told", checkpoint, MANIFEST)
+        elif (wrong := self._first_ranks(lambda: damage(checkpoint))) is not None:
             raise ValueError(
                 f"{checkpoint} is damaged: {wrong}. Set resume_from_checkpoint=True for the newest whole one of output_dir."
             )

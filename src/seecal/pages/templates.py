@@ -1,0 +1,16 @@
+"""How pages are made of templates: every text is data's, so it is escaped unless it is marked as HTML of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+HERE = Path(__file__).parent
+
+
+def templates() -> Environment:
+    """The templates of this folder."""
+    return Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
