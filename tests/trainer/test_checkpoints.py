@@ -204,7 +204,7 @@ def test_a_disk_that_fills_while_saving(tmp_path, monkeypatch, error):
 
 
 def test_what_a_kill_left_is_removed_and_older_ones_stay_until_then(tmp_path):
-    left = tmp_path / ".saving-4" / "checkpoint-4"
+    left = tmp_path / ".saving-3" / "checkpoint-3"  # of a step that is not saved again
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
     seen = []
