@@ -35,7 +35,7 @@ FLOORS = {
     "data": [{"paths", "options"}, {"image_placement", "message_keys"}],
     "data.images": [{"fast_jpeg", "reduced_jpeg", "perturbations", "header"}, {"decode"}],
     "data.sources": [
-        {"records", "conversions", "rows"},
+        {"records", "conversions", "rows", "arrow_copy"},
         {"formats", "mixture", "tables", "tars"},
         {"readers"},
         {"folders"},

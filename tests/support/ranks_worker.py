@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import seecal
 from seecal import CALOptions
-from seecal.ops.distributed import max_over_ranks, sum_over_ranks, whole_tensor
+from seecal.ops.distributed import leave, max_over_ranks, sum_over_ranks, whole_tensor
 from tests.support.builders import MIXED, Row, batch_of, build
 
 HALVES = {
@@ -119,7 +119,7 @@ def main():
     if rank == 0:
         results.write_text(json.dumps(found))
     dist.barrier()
-    dist.destroy_process_group()
+    leave(0)
 
 
 if __name__ == "__main__":

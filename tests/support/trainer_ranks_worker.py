@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 
 from seecal import CALTrainer
+from seecal.ops.distributed import leave
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
@@ -29,4 +30,4 @@ if __name__ == "__main__":
         found = steps(folder, *map(int, split.split("x")))
         if torch.distributed.get_rank() == 0:
             torch.save(found, os.path.join(folder, f"{split}.pt"))
-    torch.distributed.destroy_process_group()
+    leave(0)

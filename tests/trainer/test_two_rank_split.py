@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from seecal import CALTrainer
+from seecal.ops.distributed import leave
 from seecal.recipes import run as train
 from tests.support.paths import ROOT
 from tests.support.processes import environment, limit
@@ -109,4 +110,4 @@ if __name__ == "__main__":
         result = trajectory(Path(sys.argv[1]), split)
         if torch.distributed.get_rank() == 0:
             torch.save(result, Path(sys.argv[1]) / f"{split}.pt")
-    torch.distributed.destroy_process_group()
+    leave(0)

@@ -178,6 +178,17 @@ def _write(text: str) -> None:
 def main() -> None:
     """Entry point: what a user can mend is one line on stderr and exit code 2, without a traceback."""
     try:
+        _run()
+    except SystemExit as end:
+        if "torch.distributed" in sys.modules and isinstance(end.code, int):
+            from ..ops.distributed import leave
+
+            leave(end.code)
+        raise
+
+
+def _run() -> None:
+    try:
         sys.exit(app(sys.argv[1:] or ["--help"], prog_name="seecal", standalone_mode=False) or 0)
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "seecal"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
+from typing import NoReturn
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -38,3 +43,22 @@ def whole_tensor(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     if not isinstance(parameter, DTensor):
         return parameter
     return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim).to(dtype)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process as ``sys.exit`` does, and the process group before it.
+
+    Threads of gloo may outlive their group for a moment, and abort an interpreter that ends meanwhile ("terminate called
+    without an active exception"): the launcher would then call a rank failed that has done all its work.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        sys.exit(code)
+    gloo = "gloo" in dist.get_backend()
+    if code == 0:  # after an error others may be waiting in the middle of something
+        dist.destroy_process_group()
+    if not gloo:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow
 from datasets import Dataset, concatenate_datasets
 
+from ..data.sources.arrow_copy import once_per_machine, write_arrow
 from .manifest import read_manifest
 from .read import RecordScores, read_scores
 from .shards import Skipped, whole
@@ -18,8 +19,6 @@ _SCHEMA = pyarrow.schema(
     [("weights", pyarrow.list_(pyarrow.float32())), ("weight_ids", pyarrow.list_(pyarrow.int32()))]
 )
 _WRITE = 1000  # records written at once
-# Arrow files of this process. They are mapped, not read, and removed when Python ends.
-_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def with_weights(data: Any, scores: str | Path) -> Dataset:
@@ -39,18 +38,29 @@ def with_weights(data: Any, scores: str | Path) -> Dataset:
         )
     if "weights" in data.column_names:
         raise ValueError(f"weights={str(scores)!r}, but the records bring a column 'weights' of their own. Drop one.")
-    folder = tempfile.TemporaryDirectory(prefix="seecal-weights-")
-    path = str(Path(folder.name) / "weights.arrow")
-    with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, _SCHEMA) as writer:
-        rows: list[dict[str, Any]] = []
-        for record in _checked(data, Path(scores)):
-            rows.append({"weights": record.columns["weight"], "weight_ids": record.columns["token_id"]})
-            if len(rows) == _WRITE:
-                writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=_SCHEMA))
-                rows = []
-        writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=_SCHEMA))
-    _FOLDERS.append(folder)
-    return concatenate_datasets([data, Dataset.from_file(path)], axis=1)
+    scores = Path(scores)
+    path, _ = once_per_machine(
+        lambda: _key(data, scores), lambda: (write_arrow("weights", _SCHEMA, _batches(data, scores), ""), None)
+    )
+    return concatenate_datasets([data, Dataset.from_file(str(path))], axis=1)
+
+
+def _key(data: Dataset, scores: Path) -> Any:
+    """What the joined weights are made of: the shards, and the ids that they are compared with."""
+    named = [name for name in ("id", "source") if name in data.column_names]
+    ids = hashlib.sha256(repr([list(data[name]) for name in named]).encode()).hexdigest()
+    shards = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(scores.glob("*"))]
+    return [str(scores.resolve()), shards, len(data), ids]
+
+
+def _batches(data: Dataset, scores: Path) -> Iterator[list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    for record in _checked(data, scores):
+        rows.append({"weights": record.columns["weight"], "weight_ids": record.columns["token_id"]})
+        if len(rows) == _WRITE:
+            yield rows
+            rows = []
+    yield rows
 
 
 def _checked(data: Dataset, scores: Path) -> Iterator[RecordScores]:

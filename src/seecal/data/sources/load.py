@@ -5,23 +5,21 @@ path or data set → readers (rows) → formats (messages, images) → records (
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 
 from ..options import check_on_bad
 from ..paths import ImageFolders, MissingImage, RecordError, show
+from .arrow_copy import once_per_machine, write_arrow
 from .folders import files_of, saved_dataset
 from .formats import FORMATS, check_keys, detect, known_formats
 from .readers import READERS, read_dataset
@@ -38,7 +36,6 @@ _WRITE_BYTES = 1 << 26
 Roots = str | Path | Sequence[str | Path] | None
 # Looks at a record with what only a model's processor knows; RecordError where it cannot be used
 Check = Callable[[Mapping[str, Any]], None]
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -119,7 +116,7 @@ def load_records(
     if streaming or isinstance(data, IterableDataset):
         # Parts go by in a list: `datasets` gives each worker its share of it.
         return IterableDataset.from_generator(records, features=source.features, gen_kwargs={"parts": source.parts})
-    return _to_arrow(records(parts=source.parts), source.features)
+    return _to_arrow(records, source, report, partial(_key, source, report.format, on_bad, collator))
 
 
 @dataclass(frozen=True)
@@ -372,31 +369,41 @@ def _id_of(row: dict[str, Any], default: str) -> str:
         raise RecordError("key 'id': no valid Unicode or too long a number. Correct it.") from None
 
 
-# Arrow files of this process. They are mapped, not read, and removed when Python ends.
-_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+def _to_arrow(
+    records: Callable[..., Iterator[dict[str, Any]]], source: _Source, report: LoadReport, key: Callable[[], Any]
+) -> Dataset:
+    """The records in an Arrow file, which one rank of each machine writes; the report is that rank's."""
+    features = source.features
+
+    def write() -> tuple[Path, Any]:
+        advice = ", or streaming=True, which writes none"
+        path = write_arrow("records", features.arrow_schema, _batches(records(parts=source.parts)), advice)
+        return path, [report.accepted, report.reasons]
+
+    path, (report.accepted, reasons) = once_per_machine(key, write)
+    report.reasons[:] = [(called, why) for called, why in reasons]
+    return Dataset.from_file(str(path))
 
 
-def _to_arrow(records: Iterable[dict[str, Any]], features: Features) -> Dataset:
-    """The records in an Arrow file of their own."""
-    folder = tempfile.TemporaryDirectory(prefix="seecal-records-")
-    path = str(Path(folder.name) / "records.arrow")
-    schema = features.arrow_schema
-    try:
-        with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
-            for batch in _batches(records):
-                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise ValueError(
-            f"the records cannot be written to {folder.name} ({os.strerror(error.errno)}). Set TMPDIR to a folder with "
-            "room, or streaming=True, which writes none."
-        ) from None
-    _FOLDERS.append(folder)
-    return Dataset.from_file(path)
+def _key(source: _Source, format: str, on_bad: str, collator: Any) -> Any:
+    """What the records are made of, as JSON; None if that cannot be told from outside."""
+    made: list[Any] = []
+    for part in source.parts:
+        if isinstance(part, Path):
+            status = part.stat()
+            made.append([str(part.resolve()), status.st_size, status.st_mtime_ns])
+        elif isinstance(part, Dataset):
+            made.append(part._fingerprint)
+        else:
+            return None  # a list, which each rank may have made in its own way
+    looked = [
+        type(collator).__qualname__,
+        *(repr(getattr(collator, name, None)) for name in ("chat_template", "train_on")),
+    ]
+    return [made, format, on_bad, source.columns, sorted(source.weights), repr(source.root), looked]
 
 
-def _batches(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _batches(records: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     batch: list[dict[str, Any]] = []
     size = 0
     for record in records:
