@@ -35,8 +35,8 @@ FLOORS = {
     "data": [{"paths", "options"}, {"image_placement", "message_keys"}],
     "data.images": [{"fast_jpeg", "reduced_jpeg", "perturbations", "header"}, {"decode"}],
     "data.sources": [
-        {"records", "conversions", "rows", "arrow_copy"},
-        {"formats", "mixture", "tables", "tars"},
+        {"records", "conversions", "rows", "arrow_copy", "quarantine_file"},
+        {"formats", "mixture", "tables", "tars", "reports"},
         {"readers"},
         {"folders"},
         {"load"},
@@ -47,6 +47,7 @@ FLOORS = {
         {"conversation"},
         {"record_check", "checked"},
         {"vision"},
+        {"quarantine"},
     ],
     "models": [{"loading", "efficientnet_lite", "feature_cache"}, {"generate", "micro"}],
     "scoring": [
@@ -62,6 +63,7 @@ FLOORS = {
         {"cal_config", "metrics", "manifests", "samples"},
         {"callbacks", "checkpoints", "trl_compat", "arguments", "collators", "sampling", "step"},
         {"saving"},
+        {"quarantine"},
         {"data_trainer"},
         {"cal_trainer"},
     ],

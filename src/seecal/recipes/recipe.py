@@ -51,7 +51,15 @@ KEYS: dict[str, Key] = {
     ),
     "eval_data": Key(str | list | dict | None, "Evaluation data, as data. Measured at the end of each stage."),
     "streaming": Key(bool, "Read the data as it is needed instead of indexing it first; needs max_steps."),
-    "on_bad": Key(str, "A record that cannot be used: error stops, skip leaves it out and counts it. Default: error."),
+    "on_bad": Key(
+        str,
+        "A record that cannot be used: error stops, skip puts it aside in output_dir/quarantine.jsonl; in a batch another "
+        "takes its place. Default: error.",
+    ),
+    "skip_records": Key(
+        str | None,
+        "A quarantine.jsonl of seecal check-data or of a run: its records are left out of the training data.",
+    ),
     "train": Key(
         str | list[str],
         "What trains: projector, language_model, vision_tower, lm_head, lora. Default: projector, and lora if lora is "
@@ -73,6 +81,7 @@ KEYS: dict[str, Key] = {
 _DEFAULTS: dict[str, Any] = {
     "streaming": False,
     "on_bad": "error",
+    "skip_records": None,
     "cache_vision_features": False,
     "check_gradients": True,
 }
@@ -126,6 +135,7 @@ class Stage:
     eval_data: tuple[Source, ...]
     streaming: bool
     on_bad: str
+    skip_records: str | None
     chat_template: str | None
     cache_vision_features: bool
     check_gradients: bool

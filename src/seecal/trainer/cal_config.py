@@ -56,6 +56,7 @@ class CALConfig(SFTConfig):
     fp8_contrast: bool = _same(CALOptions, "fp8_contrast")
     on_long: str = _same(DataOptions, "on_long")
     on_bad: str = _same(DataOptions, "on_bad")
+    max_bad_records: float | None = _same(DataOptions, "max_bad_records")
     image_decoding: str = _same(DataOptions, "image_decoding")
     weights: str | None = _same(DataOptions, "weights")
     train_on: str = _same(DataOptions, "train_on")

@@ -11,7 +11,7 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from ..constants import LENGTH_COUNTS, RECORD_IDS
+from ..constants import LENGTH_COUNTS, QUARANTINED, RECORD_IDS
 from ..core.enable import disable_cal, enable_cal
 from ..core.state import state_of
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
@@ -23,6 +23,7 @@ from .cal_config import CALConfig
 from .callbacks import EpochCallback
 from .data_trainer import DataTrainer
 from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, token_metrics
+from .quarantine import QuarantineCallback
 from .samples import Kind, check_token_ids
 from .step import GlobalStep, stop_unless_finite
 from .trl_compat import hide_cal_fields_from_trl, load_as_saved, patch_eval_head, take_off_mixed_precision
@@ -127,6 +128,7 @@ class CALTrainer(DataTrainer):
         self._put_data_in_place(ids)
         if isinstance(self.data_collator, VisionCollator):
             self.add_callback(EpochCallback(self.data_collator))
+        self.add_callback(QuarantineCallback(self))
         self._oddity = check_processor(self.data_collator, model, ids)  # first: another family's has other ids too
         check_token_ids(model, self._tokenizer, ids)
         self.cal_options = args.cal_options()
@@ -189,6 +191,7 @@ class CALTrainer(DataTrainer):
     ) -> Any:
         """What to back-propagate for one micro-batch; in evaluation the plain cross-entropy of the batch."""
         long, names = inputs.pop(LENGTH_COUNTS, None), inputs.pop(RECORD_IDS, ())
+        self._put_aside(inputs.pop(QUARANTINED, ()))
         if not cast(nn.Module, self.model).training:
             return self._evaluation_loss(model, inputs, return_outputs)
         if inputs.get("labels") is None:
