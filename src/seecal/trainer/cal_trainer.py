@@ -25,6 +25,7 @@ from .data_trainer import DataTrainer
 from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, token_metrics
 from .samples import Kind, check_token_ids
 from .step import GlobalStep, stop_unless_finite
+from .token_logging import token_logger
 from .trl_compat import hide_cal_fields_from_trl, load_as_saved, patch_eval_head, take_off_mixed_precision
 
 
@@ -43,6 +44,8 @@ class CALTrainer(DataTrainer):
 
     ``eval_loss`` is the plain cross-entropy Σ CE / Σ tokens of the whole evaluation set; TRL's ``eval_entropy`` and
     ``eval_mean_token_accuracy`` are means over the same tokens.
+
+    With ``logging_tokens_steps`` the tokens of one evaluation record are logged, coloured by Δ (docs/logging.md).
 
     A data set is any collection of records: of ``datasets``, a list, a torch data set. Its first record tells what it
     holds, also for each one of several in an evaluation. Records with ``messages`` go through
@@ -138,6 +141,8 @@ class CALTrainer(DataTrainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
         self._start_counting()
+        if (tokens := token_logger(self)) is not None:
+            self.add_callback(tokens)
 
     def _start_counting(self) -> None:
         self._window = RunningSums(self.args.device)  # since the last log
