@@ -60,7 +60,8 @@ FLOORS = {
     ],
     "pages": [{"charts", "report_data", "templates", "thumbnails"}, {"alignment", "report"}],
     "trainer": [
-        {"cal_config", "metrics", "manifests", "samples"},
+        {"metrics", "manifests", "options", "samples", "token_backends"},
+        {"cal_config", "token_logging"},
         {"callbacks", "checkpoints", "trl_compat", "arguments", "collators", "sampling", "step"},
         {"saving"},
         {"quarantine"},

@@ -20,14 +20,8 @@ from .recipe import Recipe, Stage
 # What may differ when a run is resumed: it does not change what is learned.
 _HARMLESS = {
     *("name", "run_name", "report_to", "log_level", "logging_steps", "logging_strategy", "logging_first_step"),
-    *(
-        "disable_tqdm",
-        "save_steps",
-        "save_total_limit",
-        "per_device_eval_batch_size",
-        "max_bad_records",
-        "cache_vision_features",
-    ),
+    *("logging_tokens_steps", "max_bad_records", "cache_vision_features"),
+    *("disable_tqdm", "save_steps", "save_total_limit", "per_device_eval_batch_size"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
 }
 

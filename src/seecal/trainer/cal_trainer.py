@@ -26,6 +26,7 @@ from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_me
 from .quarantine import QuarantineCallback
 from .samples import Kind, check_token_ids
 from .step import GlobalStep, stop_unless_finite
+from .token_logging import token_logger
 from .trl_compat import hide_cal_fields_from_trl, load_as_saved, patch_eval_head, take_off_mixed_precision
 
 
@@ -44,6 +45,8 @@ class CALTrainer(DataTrainer):
 
     ``eval_loss`` is the plain cross-entropy Σ CE / Σ tokens of the whole evaluation set; TRL's ``eval_entropy`` and
     ``eval_mean_token_accuracy`` are means over the same tokens.
+
+    With ``logging_tokens_steps`` the tokens of one evaluation record are logged, coloured by Δ (docs/logging.md).
 
     A data set is any collection of records: of ``datasets``, a list, a torch data set. Its first record tells what it
     holds, also for each one of several in an evaluation. Records with ``messages`` go through
@@ -140,6 +143,8 @@ class CALTrainer(DataTrainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
         self._start_counting()
+        if (tokens := token_logger(self)) is not None:
+            self.add_callback(tokens)
 
     def _start_counting(self) -> None:
         self._window = RunningSums(self.args.device)  # since the last log
