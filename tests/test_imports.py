@@ -51,14 +51,14 @@ FLOORS = {
     ],
     "models": [{"loading", "efficientnet_lite", "feature_cache"}, {"generate", "micro"}],
     "scoring": [
-        {"manifest", "records", "spans", "vocabulary", "write_back"},
+        {"manifest", "previewed", "records", "spans", "vocabulary", "write_back"},
         {"shards"},
         {"measure", "read"},
-        {"alignment", "join", "run", "show", "summary", "token_rules"},
+        {"alignment", "join", "previewer", "run", "show", "summary", "token_rules"},
         {"selection"},
         {"calibration"},
     ],
-    "pages": [{"charts", "report_data", "templates", "thumbnails"}, {"alignment", "report"}],
+    "pages": [{"charts", "preview_text", "report_data", "templates", "thumbnails"}, {"alignment", "preview", "report"}],
     "trainer": [
         {"metrics", "manifests", "options", "samples", "token_backends"},
         {"cal_config", "token_logging"},
@@ -73,11 +73,11 @@ FLOORS = {
         {"overrides", "stage_trainer"},
         {"recipe"},
         {"help", "folder"},
-        {"stage_runner"},
+        {"preview", "stage_runner"},
         {"run"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
-    "cli": [{"alignment", "bench", "families", "score"}, {"report"}, {"main"}],
+    "cli": [{"alignment", "bench", "families", "preview", "score"}, {"report"}, {"main"}],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.

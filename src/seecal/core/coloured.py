@@ -14,8 +14,8 @@ from dataclasses import dataclass
 # Orange against purple: told apart with every common colour blindness (ColorBrewer's PuOr)
 _AGAINST, _FOR = "230,97,1", "94,60,153"
 _STRONGEST = 5.0  # |Δ| in logits from which the colour is full: the paper's β
-# Control characters, and those that turn the direction of what follows
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Control characters (those of 8 bits too, which some terminals obey), and those that turn the direction of what follows
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)

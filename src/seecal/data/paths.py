@@ -23,7 +23,15 @@ class RecordError(ValueError):
     """One record cannot be used; the message is one line that says why and what to do."""
 
 
-class MissingImage(RecordError, FileNotFoundError):
+class NoAnswer(RecordError):
+    """There is nothing to learn from it."""
+
+
+class UnusableImage(RecordError):
+    """An image of a record cannot be used."""
+
+
+class MissingImage(UnusableImage, FileNotFoundError):
     """The image file of a record is not there."""
 
 

@@ -86,7 +86,7 @@ _DEFAULTS: dict[str, Any] = {
     "check_gradients": True,
 }
 # Fields of CALConfig that the whole run shares: one process cannot change them between stages
-_RUN_WIDE = ("bf16", "fp16", "tf32", "use_cpu", "fsdp", "fsdp_config", "deepspeed", "ddp_backend", "accelerator_config")
+RUN_WIDE = ("bf16", "fp16", "tf32", "use_cpu", "fsdp", "fsdp_config", "deepspeed", "ddp_backend", "accelerator_config")
 # Fields of SFTConfig that would do nothing, or something else than they say, in `seecal train`
 NOT_HERE = {
     "resume_from_checkpoint": "continue a run with --resume",
@@ -238,7 +238,7 @@ def read(config: str | None, overrides: Sequence[tuple[str, list[str]]] = ()) ->
         if not run.get(name):
             raise ValueError(f"{name} is not set: {KEYS[name].help} Set it in the recipe or with --{name}")
     built = tuple(_stage(number, stage, merged) for number, stage in enumerate(merged, 1))
-    shared = {name: value for name, value in merged[0].items() if name in _RUN_WIDE}
+    shared = {name: value for name, value in merged[0].items() if name in RUN_WIDE}
     entries = [
         {**{name: value for name, value in one.items() if name not in shared}, "train": list(stage.train)}
         for one, stage in zip(merged, built, strict=True)
@@ -295,7 +295,7 @@ def _checked(name: str, value: Any, prefix: str = "") -> Any:
     if name not in known:
         raise unknown(shown, name, set(known) - set(NOT_HERE))
     where = KEYS[name].where if name in KEYS else "both"
-    if (where == "top" or name in _RUN_WIDE) and prefix:
+    if (where == "top" or name in RUN_WIDE) and prefix:
         raise ValueError(f"{shown}: {name} holds for all stages; set it at the top level")
     if where == "stage" and not prefix:
         raise ValueError(f"{name} belongs into an entry of stages")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -274,12 +275,14 @@ class Located:
         row: its place there, bad rows counted.
         record: ``id``, ``messages``, ``images``; None if it cannot be used, or was not asked for.
         error: one line with file, record, key and what to do; None if it can be used.
+        kind: of the error: RecordError, or one of its subclasses.
     """
 
     source: str
     row: int
     record: dict[str, Any] | None = None
     error: str | None = None
+    kind: type[RecordError] | None = None
 
 
 class LocatedRecords:
@@ -302,6 +305,11 @@ class LocatedRecords:
         self.format = _format_of(self._source, format)
         self._tally = KeyTally()
 
+    @property
+    def unused(self) -> Counter[str]:
+        """Keys that were not used so far, and by how many rows each."""
+        return self._tally.unused
+
     def rows(self, wanted: Callable[[int], bool] = lambda number: True) -> Iterator[Located]:
         """The rows in order. One whose number ``wanted`` does not want is only counted: it costs no look at its images."""
         number = 0
@@ -314,7 +322,7 @@ class LocatedRecords:
     def _located(self, name: str, index: int, place: str, row: Any) -> Located:
         record_id, made = _made(row, f"{name}:{index}", self._source, self.format, self._tally)
         if isinstance(made, RecordError):
-            return Located(name, index, error=f"{name}: record {show(record_id)} ({place}): {made}")
+            return Located(name, index, None, f"{name}: record {show(record_id)} ({place}): {made}", type(made))
         return Located(name, index, made)
 
 
