@@ -51,9 +51,9 @@ FLOORS = {
     ],
     "models": [{"loading", "efficientnet_lite", "feature_cache"}, {"generate", "micro"}],
     "scoring": [
-        {"manifest", "previewed", "records", "spans", "vocabulary", "write_back"},
+        {"manifest", "previewed", "spans", "vocabulary", "write_back"},
         {"shards"},
-        {"measure", "read"},
+        {"measure", "read", "records"},
         {"alignment", "join", "previewer", "run", "show", "summary", "token_rules"},
         {"selection"},
         {"calibration"},

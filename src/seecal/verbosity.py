@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import threading
 import time
 import warnings
@@ -17,6 +18,22 @@ from typing import Any
 
 # Half a minute is what is promised; a busy machine may be some seconds late.
 SECONDS_BETWEEN_LINES = 25.0
+# Control characters, which a terminal obeys, and those that turn the direction of what follows
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def written_out(text: str) -> str:
+    """``text`` with control characters and changes of direction written out; lines and tabs stay, nothing is escaped.
+
+    >>> written_out("a\\x1b[31mb")
+    'a⟨U+001B⟩[31mb'
+    """
+    return _INVISIBLE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+
+
+def say(text: str) -> None:
+    """Print what may hold names and texts of data: a terminal shows them and obeys none."""
+    print(written_out(text))
 
 
 def quiet() -> None:

@@ -218,3 +218,20 @@ def test_what_the_function_refuses(tiny, tmp_path):
         done = CliRunner().invoke(app, ["report", "--alignment", *arguments])
         assert f"--alignment needs {missing}" in str(done.exception)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["delta", "attention"])
+def test_numbers_that_are_not_finite_are_refused_by_name(strange, where):
+    model = aligned(name="b/model")
+    (record,) = model.records
+    if where == "delta":
+        record.delta[2] = strange
+    else:
+        record.images[0].attention[0, 0, 0] = strange
+    with pytest.raises(ValueError, match=r"b/model: record 'r0' has attention or a Δ that is not finite"):
+        html_of([aligned(), model])
+    record.delta[:] = strange  # a Δ that nothing shows: no token has an image before it
+    record.has_contrast[:] = False
+    record.images[0].attention[:] = 0.1
+    assert "r0" in html_of([aligned(), model])

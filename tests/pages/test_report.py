@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 import seecal
-from seecal.pages.thumbnails import chosen
+from seecal.pages.thumbnails import even, extremes
 from tests.support.scored import llava_file, scored_folder
 
 HOSTILE = [
@@ -60,9 +60,10 @@ def test_the_page_has_every_record_and_leads_nowhere(tmp_path):
     index = json.loads(page.scripts["index"])
     assert index["answers"] == [["a red cat"], ["a blue dog on 2 mats."], ["yellow"]]
     assert index["questions"] == [["🖼\nWhat is it?"]] * 3 or index["questions"] == [["🖼 What is it?"]] * 3
-    turns, lengths, names, delta, weight, logit = json.loads(page.scripts["chunk-0"])[1]
+    turns, lengths, names, inside, delta, weight, logit = json.loads(page.scripts["chunk-0"])[1]
     assert lengths == [1, 5, 4, 3, 2, 6, 0]
     assert names == {"6": "<|end|>"}
+    assert inside == []
     assert len(turns) == len(delta) == len(weight) == len(logit) == 7
     text = (tmp_path / "page.html").read_text("utf8")
     assert "Content-Security-Policy" in text
@@ -82,10 +83,10 @@ def test_numbers_are_those_of_the_scores(tmp_path):
     assert index["mean"][0] == pytest.approx((-2.5 + 0.25 + 7 + 1) / 4, abs=1e-3)
     assert index["least"] == [-2.5, -2.5]
     assert index["against"] == [0.25, 0.4]
-    assert json.loads(page.scripts["chunk-0"])[0][3] == [-250, 25, 700, 100]
+    assert json.loads(page.scripts["chunk-0"])[0][4] == [-250, 25, 700, 100]
     assert index["answers"][1] == ["one", "two three"]
     settings = json.loads(page.scripts["settings"])
-    assert [tuple(entry) for entry in settings["against"]] == [(0, 0, -2.5), (1, 0, -2.5), (1, 2, -2.5)]
+    assert [tuple(entry) for entry in settings["against"][0]] == [(0, 0, -2.5), (1, 0, -2.5), (1, 2, -2.5)]
 
 
 def test_text_of_the_data_stays_text(tmp_path):
@@ -116,22 +117,26 @@ def test_a_budget_leaves_images_out_and_says_so(tmp_path):
 
 def test_extremes_come_first_and_then_an_even_sample():
     order = list(range(1000))
-    found = chosen([order[::-1], order], 1000, 7000 * 200)
-    assert set(found[:100]) <= {*range(60), *range(940, 1000)}
-    rest = sorted(set(found) - {*range(60), *range(940, 1000)})
-    assert len(found) == len(set(found))
+    found = extremes([order[::-1], order])
+    assert found[:4] == [999, 0, 998, 1]
+    assert sorted(found) == [*range(60), *range(940, 1000)]
+    assert sorted(extremes([[5, 6, 7]])) == [5, 6, 7]
+    rest = even([number for number in order if number not in found], 200)
+    assert len(set(rest)) == 200
     gaps = [after - before for before, after in itertools.pairwise(rest)]
-    assert max(gaps) <= 3, "of a thousand records two hundred thumbnails are evenly spread"
+    assert set(gaps) == {4, 5}, "two hundred of 880 are evenly spread"
+    assert even([1, 2], 9) == [1, 2]
+    assert even([], 9) == even([1], 0) == []
 
 
-def test_damaged_and_missing_images_do_not_stop_it(tmp_path):
+def test_damaged_images_do_not_stop_it(tmp_path):
     data, scores = made(tmp_path, ["a"] * 8)
     for colour in ("red", "blue"):  # their headers are whole
         whole = (data.parent / f"{colour}.png").read_bytes()
         (data.parent / f"{colour}.png").write_bytes(whole[: len(whole) // 2])
     report = seecal.report(scores, out=tmp_path / "page.html")
     assert (report.images, len(report.damaged), report.without_room) == (4, 4, 0)
-    assert "4 records have an image that cannot be opened, the first: " in report.notes[0]
+    assert "4 of 8 records have an image that cannot be opened, the first: data.json: record " in report.notes[0]
     assert "blue.png" in "".join(report.damaged)
 
 
@@ -153,7 +158,7 @@ def test_two_models(tmp_path):
     page = parsed(tmp_path / "page.html")
     index = json.loads(page.scripts["index"])
     assert len(index["mean2"]) == 3
-    assert len(json.loads(page.scripts["chunk-0"])[0]) == 9
+    assert len(json.loads(page.scripts["chunk-0"])[0]) == 10
     text = (tmp_path / "page.html").read_text("utf8")
     assert "a/model" in text
     assert "b/model" in text
@@ -214,4 +219,53 @@ def test_rows_without_scores_are_counted(tmp_path):
     data = llava_file(tmp_path / "data", ["a", "b", "c"])
     report = seecal.report(scored_folder(data, tmp_path / "scores", skipped=["r1"]), out=tmp_path / "page.html")
     assert (report.records, report.skipped) == (2, 1)
-    assert report.notes == ["1 rows of the data have no scores."]
+    assert report.notes == ["1 row of the data without scores."]
+
+
+def words_of(text, title):
+    """word → its figures, of a list on the page."""
+    (listed,) = re.findall(rf"<h3>{title}</h3><ol class=\"words\">(.*?)</ol>", text, re.S)
+    return dict(re.findall(r"data-word=\"(.*?)\".*?<small>(.*?)</small>", listed))
+
+
+def test_both_models_words_and_what_changed(tmp_path):
+    """A sees cats and B sees dogs; of the words of both, each list has its own figures."""
+    data = llava_file(tmp_path / "data", ["cat dog sky"] * 3)
+    a = scored_folder(data, tmp_path / "a", delta_of=lambda row, count: [4.0, -2.0, 1.0, 0.0])
+    b = scored_folder(data, tmp_path / "b", delta_of=lambda row, count: [1.0, 3.0, 1.0, 0.0], model="b/model", seed=1)
+    seecal.report(a, b, out=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text("utf8")
+    letter = '<b class="letter">{}</b> '
+    assert list(words_of(text, letter.format("A") + "Most visual words")) == ["cat", "sky", "dog"]
+    assert list(words_of(text, letter.format("B") + "Most visual words")) == ["dog", "cat", "sky"]
+    assert list(words_of(text, letter.format("B") + "Least visual words")) == ["sky", "cat", "dog"]
+    assert words_of(text, letter.format("B − A") + "Words that rose most") == {"dog": "+5.00: −2.00 → +3.00 · 3×"}
+    assert words_of(text, letter.format("B − A") + "Words that fell most") == {"cat": "−3.00: +4.00 → +1.00 · 3×"}
+    against = json.loads(parsed(tmp_path / "page.html").scripts["settings"])["against"]
+    assert [len(of_side) for of_side in against] == [3, 0]
+    seecal.report(b, a, out=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text("utf8")
+    assert list(words_of(text, letter.format("B − A") + "Words that rose most")) == ["cat"]
+    seecal.report(b, out=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text("utf8")
+    assert list(words_of(text, "Most visual words")) == ["dog", "cat", "sky"]
+    assert "B − A" not in text.split("<main>")[1].split("<script")[0]
+
+
+def axes_of(text):
+    """What the pictures of a page say of their axes upwards, in order."""
+    return re.findall(r"Y-axis titled 'share of tokens' for a linear scale with values from ([^\"]*?)\"", text)
+
+
+@pytest.mark.parametrize("flat_first", [True, False], ids=["A is flat", "B is flat"])
+def test_pictures_of_two_models_have_one_scale(tmp_path, flat_first):
+    data = llava_file(tmp_path / "data", ["one two three four"] * 20)
+    flat = scored_folder(data, tmp_path / "flat", shift=2.0)
+    steep = scored_folder(data, tmp_path / "steep", delta_of=lambda row, count: [1.1] * count, seed=1)
+    axes = []
+    for sides in ((flat,), (steep,), (flat, steep) if flat_first else (steep, flat)):
+        seecal.report(*sides, out=tmp_path / "page.html")
+        axes.append(axes_of((tmp_path / "page.html").read_text("utf8")))
+    assert [len(one) for one in axes] == [4, 4, 8]
+    assert set(axes[1]) == set(axes[2]) == {"0% to 100%"}
+    assert set(axes[0]) != set(axes[1]), "alone, a flat one has a scale of its own"

@@ -87,16 +87,7 @@ def test_words_are_means_of_their_tokens(pages):
         page = opened.page
         page.locator("#unit").select_option("word")
         texts = page.locator(".record").first.locator(".t").all_inner_texts()
-        assert [text.strip() for text in texts if text.strip()] == [
-            "The",
-            "cat",
-            "number",
-            "0",
-            "is",
-            "blue",
-            ".",
-            "<|end|>",
-        ]
+        assert texts == ["The", " cat", " number", " 0", " is", " blue", ".", "<|end|>"], "blanks are no words"
         text, tokens = page.evaluate(
             "[index.answers[7].join('|'), asWords(tokensOf(7), 7).map((word) => word.text).join('')]"
         )
@@ -106,6 +97,86 @@ def test_words_are_means_of_their_tokens(pages):
         )
         assert made == [{"delta": 250, "weight": 300, "logit": 5}]
         assert opened.problems == []
+
+
+@pytest.mark.parametrize(
+    ("pieces", "words"),
+    [
+        (["a", " ", "cat", "  ", "\n", "sat", "."], ["a", " cat", "  \nsat", "."]),
+        ([" ", "a", " "], [" a "]),
+        (["\u3000", " "], ["\u3000 "]),
+        ([], []),
+    ],
+    ids=["between", "at both ends", "nothing else", "empty"],
+)
+def test_blanks_belong_to_the_word_that_follows(pages, pieces, words):
+    with page_of(pages["one"]) as opened:
+        assert opened.page.evaluate("withBlanks", pieces) == words
+
+
+def test_a_word_is_the_mean_of_the_tokens_of_its_letters(pages):
+    """Not of one that only carries the blank before it, and also of those that go on with its last character."""
+    with page_of(pages["one"]) as opened:
+        token = {"turn": 0, "inside": False}
+        tokens = [
+            {**token, "start": 0, "stop": 4, "sides": [{"delta": 100, "weight": 100, "logit": 0}]},
+            {**token, "start": 4, "stop": 7, "sides": [{"delta": 300, "weight": 300, "logit": 0}]},
+            {**token, "start": 7, "stop": 9, "sides": [{"delta": 500, "weight": 300, "logit": 0}]},
+            {
+                **token,
+                "start": 9,
+                "stop": 9,
+                "inside": True,
+                "name": "Ģ",
+                "sides": [{"delta": 700, "weight": 300, "logit": 0}],
+            },
+            {**token, "start": 9, "stop": 9, "name": "<|end|>", "sides": [{"delta": 900, "weight": 300, "logit": 0}]},
+        ]
+        words = opened.page.evaluate(
+            "(tokens) => { index.answers[0] = ['The cat🦊']; return asWords(tokens, 0); }", tokens
+        )
+        assert [(word.get("text") or word["name"], word["sides"][0]["delta"]) for word in words] == [
+            ("The", 100), (" cat", 300), ("🦊", 600), ("<|end|>", 900),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("address", "shown", "kept"),
+    [
+        ("#sort=gain", 90, ""),
+        ("#sort=logprob&search=number+17+", 1, "#search=number+17+"),
+        ("#source=elsewhere.json&only=nothing&unit=letter", 90, ""),
+        ("#from=abc&to=1e999&id=r7&page=3", 90, ""),
+        ("#%E0%A4%A&=&&sort", 90, ""),
+        ("#records", 90, ""),
+        ("#search=r9999", 0, "#search=r9999"),
+    ],
+    ids=[
+        "a sort of another page",
+        "an unknown sort",
+        "unknown choices",
+        "no numbers",
+        "malformed",
+        "a place",
+        "no such id",
+    ],
+)
+def test_an_address_that_asks_for_what_the_page_lacks(pages, address, shown, kept):
+    with page_of(pages["one"], address=address) as opened:
+        page = opened.page
+        assert page.locator("#count").inner_text() == f"{shown} of 90 records"
+        assert page.locator("#sort").input_value() == "place"
+        assert page.locator("#unit").input_value() == "token"
+        assert page.locator(".record").count() == min(shown, 20)
+        assert page.evaluate("location.hash") == kept
+        assert opened.problems == []
+
+
+def test_the_same_address_where_the_page_has_it(pages):
+    with page_of(pages["two"], address="#sort=gain&unit=word") as opened:
+        assert opened.page.locator("#sort").input_value() == "gain"
+        assert opened.page.locator("#unit").input_value() == "word"
+        assert opened.page.evaluate("location.hash") == "#sort=gain&unit=word"
 
 
 def test_the_keyboard_does_all_of_it(pages):

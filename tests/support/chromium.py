@@ -39,8 +39,9 @@ def chromium_path():
 
 
 @contextlib.contextmanager
-def page_of(path, *, width=1200, height=900, **context):
-    """The file opened from file:// at this size: an :class:`Opened`. ``context``: of playwright's new_context."""
+def page_of(path, *, width=1200, height=900, address="", **context):
+    """The file opened from file:// at this size, with ``address`` behind its name (#...): an :class:`Opened`. ``context``:
+    of playwright's new_context."""
     from playwright.sync_api import sync_playwright
 
     executable = chromium_path()
@@ -48,16 +49,19 @@ def page_of(path, *, width=1200, height=900, **context):
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         try:
             page = browser.new_context(viewport={"width": width, "height": height}, **context).new_page()
-            opened, address = Opened(page), path.resolve().as_uri()
+            opened, whole = Opened(page), path.resolve().as_uri() + address
             page.on("pageerror", lambda error: opened.problems.append(f"script: {error}"))
             page.on("console", lambda said: said.type == "error" and opened.problems.append(f"console: {said.text}"))
             page.on(
                 "request",
                 lambda asked: (
-                    asked.url == address or asked.url.startswith("data:") or opened.problems.append(f"asks {asked.url}")
+                    asked.url == whole.partition("#")[0]
+                    or asked.url == whole
+                    or asked.url.startswith("data:")
+                    or opened.problems.append(f"asks {asked.url}")
                 ),
             )
-            page.goto(address)
+            page.goto(whole)
             yield opened
         finally:
             browser.close()

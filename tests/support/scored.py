@@ -38,12 +38,25 @@ def llava_file(folder, answers, *, image=True, questions=None, ids=None):
     return path
 
 
-def scored_folder(data, out, *, seed=0, shift=0.0, skipped=(), model="a/model", delta_of=None, per_shard=256):
-    """Scores of a file of records: tokens are its words, Δ drawn at random or ``delta_of(record number, tokens)``."""
-    source = Data(str(data))
+def scored_folder(
+    data,
+    out,
+    *,
+    seed=0,
+    shift=0.0,
+    skipped=(),
+    model="a/model",
+    delta_of=None,
+    per_shard=256,
+    change=None,
+    image_root=None,
+):
+    """Scores of a file of records: tokens are its words, Δ drawn at random or ``delta_of(record number, tokens)``.
+    ``change(record number, token, values)`` may change the values of a token."""
+    source = Data(data if hasattr(data, "features") else str(data), image_root=image_root)
     fingerprint, rows = source.fingerprint(on_bad="skip")
     told = {"name": model, "adapter": None, "weights": f"w{seed}", "processor": "p", "dtype": "float32"}
-    where = {"name": str(data), "format": source.format, "image_root": list(source.roots)}
+    where = {"name": source.name, "format": source.format, "image_root": list(source.roots)}
     manifest = Manifest(
         told,
         {**where, "fingerprint": fingerprint, "rows": rows},
@@ -65,12 +78,12 @@ def scored_folder(data, out, *, seed=0, shift=0.0, skipped=(), model="a/model", 
                 notes.append(Skipped(row.source, row.row, row.record and row.record["id"], f"row {row.row}: left out"))
                 continue
             records += 1
-            _add(found, row, draw, shift, delta_of)
+            _add(found, row, draw, shift, delta_of, change)
         write(out, shard, manifest, found, ShardNote(records, len(found["row"]), sum(found["has_contrast"]), notes))
     return out
 
 
-def _add(found, row, draw, shift, delta_of):
+def _add(found, row, draw, shift, delta_of, change):
     answers = [message for message in row.record["messages"] if message["role"] == "assistant"]
     seen = bool(row.record["images"])
     position = 10
@@ -89,5 +102,7 @@ def _add(found, row, draw, shift, delta_of):
             delta = float(delta) if seen else 0.0
             values |= {"start": start, "stop": stop, "has_contrast": seen, "delta": delta, "logit_with": 9.0}
             values |= {"logit_without": 9.0 - delta, "weight": min(max(delta, 1.0), 5.0)}
+            if change:
+                change(row.row, position - 11, values)
             for name, value in values.items():
                 found[name].append(value)

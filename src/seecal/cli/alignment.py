@@ -59,4 +59,4 @@ def alignment(
         format=format,
         console=Console(stderr=True),
     )
-    print(report.sentence())
+    verbosity.say(report.sentence())

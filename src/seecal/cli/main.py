@@ -172,8 +172,13 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(verbosity.written_out(text))
     sys.stdout.flush()
+
+
+def _complain(text: str) -> None:
+    """One line on stderr. What it quotes of the data is shown: a terminal must not obey it."""
+    print("seecal: " + verbosity.written_out(" ".join(text.split())), file=sys.stderr)
 
 
 def main() -> None:
@@ -193,7 +198,7 @@ def _run() -> None:
         sys.exit(app(sys.argv[1:] or ["--help"], prog_name="seecal", standalone_mode=False) or 0)
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "seecal"
-        print(f"seecal: {error.format_message().rstrip('.')}. See {command} --help", file=sys.stderr)
+        _complain(f"{error.format_message().rstrip('.')}. See {command} --help")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
@@ -201,8 +206,8 @@ def _run() -> None:
         sys.exit(0)
     except OSError as error:  # a folder that may not be written, a full disk, a name that is too long
         said = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        print("seecal: " + " ".join(said.split()), file=sys.stderr)
+        _complain(said)
         sys.exit(2)
     except (ValueError, ImportError) as error:
-        print("seecal: " + " ".join(str(error).split()), file=sys.stderr)
+        _complain(str(error))
         sys.exit(2)

@@ -50,4 +50,4 @@ def report(
         scores, against, out=out or Path("report.html"), data=data, image_root=image_root, budget_mb=budget_mb,
         console=Console(stderr=True),
     )  # fmt: skip
-    print(made.sentence())
+    verbosity.say(made.sentence())

@@ -77,9 +77,9 @@ def score(
             dtype=dtype,
         )
     except KeyboardInterrupt:
-        print(f"{out}: stopped; the shards that are there are whole, and the same command goes on.")
+        verbosity.say(f"{out}: stopped; the shards that are there are whole, and the same command goes on.")
         raise
-    print(report.sentence())
+    verbosity.say(report.sentence())
 
 
 def filter_(
@@ -109,17 +109,21 @@ def filter_(
     report = run(scores, out, data=data, image_root=image_root, **rules)
     text_only = f"{report.text_only} without an image"
     if invert:
-        print(f"{out}: what would go; {report.kept} rows would stay ({text_only}), {report.removed} go: {report.log}")
+        verbosity.say(
+            f"{out}: what would go; {report.kept} rows would stay ({text_only}), {report.removed} go: {report.log}"
+        )
     else:
-        print(f"{out}: {report.kept} rows kept ({text_only}), {report.removed} removed: {report.log}")
+        verbosity.say(f"{out}: {report.kept} rows kept ({text_only}), {report.removed} removed: {report.log}")
     if tokens:
-        print(f"  {report.tokens_removed} of the {report.tokens} label tokens in the rows that stay get weight 0")
+        verbosity.say(
+            f"  {report.tokens_removed} of the {report.tokens} label tokens in the rows that stay get weight 0"
+        )
     for why, count in sorted(report.reasons.items()):
-        print(f"  {count} {why}")
+        verbosity.say(f"  {count} {why}")
     if report.threshold is not None:
-        print(f"  threshold: {report.threshold:.4g} {'nats' if by == 'gain' else 'logits'}")
+        verbosity.say(f"  threshold: {report.threshold:.4g} {'nats' if by == 'gain' else 'logits'}")
         if by == "gain":
-            print(f"weighting: vig\nthreshold: {report.threshold:.4g}")
+            verbosity.say(f"weighting: vig\nthreshold: {report.threshold:.4g}")
 
 
 def calibrate(
@@ -144,4 +148,4 @@ def calibrate(
     from rich.console import Console
 
     scoring["console"] = Console(stderr=True)  # what is printed can go into a recipe
-    print(run(model, data, scores=scores, at_alpha=at_alpha, at_beta=at_beta, **scoring).yaml())
+    verbosity.say(run(model, data, scores=scores, at_alpha=at_alpha, at_beta=at_beta, **scoring).yaml())

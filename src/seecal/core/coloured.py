@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..verbosity import written_out
+
 # Orange against purple: told apart with every common colour blindness (ColorBrewer's PuOr)
 _AGAINST, _FOR = "230,97,1", "94,60,153"
 _STRONGEST = 5.0  # |Δ| in logits from which the colour is full: the paper's β
-# Control characters (those of 8 bits too, which some terminals obey), and those that turn the direction of what follows
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,6 @@ def in_markdown(text: str) -> str:
     blanks = len(inner) - len(inner.lstrip(" ")), len(inner) - len(inner.rstrip(" "))
     inner = "␣" * len(inner) if inner.isspace() else "␣" * blanks[0] + inner.strip(" ") + "␣" * blanks[1]
     return re.sub(r"[!-/:-@\[-`{-~]", lambda found: f"&#{ord(found[0])};", inner)
-
-
-def written_out(text: str) -> str:
-    """``text`` with control characters and changes of direction written out; not escaped."""
-    return _INVISIBLE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
 def visible(text: str) -> str:

@@ -35,6 +35,21 @@ class MissingImage(UnusableImage, FileNotFoundError):
     """The image file of a record is not there."""
 
 
+@dataclass(frozen=True)
+class LostImage:
+    """An image file that a record had and that can no longer be used.
+
+    Attributes:
+        path: as the record names it.
+        missing: nothing is there; else what is there cannot be used.
+        line: one line that says what is wrong and what to do.
+    """
+
+    path: str
+    missing: bool
+    line: str
+
+
 def show(value: object, limit: int = 80) -> str:
     """``value`` as errors quote it: on one line, cut to ``limit`` characters."""
     try:
@@ -75,10 +90,13 @@ class ImageFolders:
     Args:
         roots: the folders, in the order in which an image is looked for; their real paths.
         follow_links: whether symbolic links below them may lead anywhere. A path still has to begin inside a root.
+        lost: None: an image file that is missing or damaged is an error. A list: what was wrong with it is put there, and
+            it counts as if it lay in the first root.
     """
 
     roots: tuple[str, ...]
     follow_links: bool = False
+    lost: list[LostImage] | None = None
     # Real paths of folders seen: those of a data set are few, and each is many system calls
     _real: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
@@ -86,8 +104,8 @@ class ImageFolders:
         """The real path of the image file ``path``, relative to the first root that has it, unless absolute.
 
         Raises:
-            RecordError: a URL, a path out of the folders, no regular file, or no folder to start from.
-            MissingImage: nothing is there.
+            RecordError: a URL, a path out of the folders, or no folder to start from.
+            MissingImage: nothing is there, or no regular file.
         """
         return self.found(path)[0]
 
@@ -111,6 +129,14 @@ class ImageFolders:
             raise MissingImage(f"image {show(path)} is in none of {self._shown()}. Put it there, or correct the path.")
         raise missing
 
+    def without(self, path: str, error: RecordError) -> str:
+        """Where ``path`` would lie that cannot be used; the error itself is raised unless such images are kept."""
+        if self.lost is None:
+            raise error
+        self.lost.append(LostImage(path, isinstance(error, MissingImage), str(error)))
+        folder, name = os.path.split(os.path.join(self.roots[0], path))
+        return os.path.join(os.path.realpath(folder), name)
+
     def _in(self, root: str, path: str, read: bool) -> tuple[str, bytes]:
         try:
             real = self._resolved(root, path)
@@ -131,7 +157,7 @@ class ImageFolders:
                 "below it are meant."
             )
         if not stat.S_ISREG(mode):
-            raise RecordError(f"image {show(path)} is not a file. Name one image file.")
+            raise MissingImage(f"image {show(path)} is not a file. Name one image file.")
         assert real is not None
         return real, start
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.coloured import written_out
-from ..verbosity import Progress
+import numpy as np
+
+from ..data.paths import show
+from ..verbosity import Progress, written_out
 from .templates import templates
 
 if TYPE_CHECKING:  # it loads torch, which drawing does not need
@@ -81,7 +83,7 @@ def alignment(
 
     Raises:
         ValueError: an id that no record has, a record without images, a family whose image tokens form no known grid, a
-            layer without attention weights; names it.
+            layer without attention weights, attention or a Δ that is not finite; names it.
         FileNotFoundError: no such data.
     """
     from ..scoring.alignment import align, chosen
@@ -113,7 +115,7 @@ def page_of(models: Sequence[AlignedModel]) -> str:
             "id": written_out(sides[0].record),
             "place": written_out(f"{sides[0].source}, row {sides[0].row}"),
             "questions": [written_out(question) for question in sides[0].questions],
-            "sides": [_side(side) for side in sides],
+            "sides": [_side(side, model.name) for side, model in zip(sides, models, strict=True)],
         }
         for sides in together
     ]
@@ -130,8 +132,14 @@ def page_of(models: Sequence[AlignedModel]) -> str:
     return templates().get_template("alignment.html.j2").render(models=told, records=records)
 
 
-def _side(record: AlignedRecord) -> dict[str, Any]:
+def _side(record: AlignedRecord, model: str) -> dict[str, Any]:
     """What the page shows of one record under one model."""
+    numbers = [record.delta[record.has_contrast], *(image.attention for image in record.images)]
+    if not all(np.isfinite(some).all() for some in numbers):
+        raise ValueError(
+            f"{model}: record {show(record.record)} has attention or a Δ that is not finite (NaN or infinite), so there is "
+            "nothing to draw. Leave it out, or load the model in another dtype."
+        )
     measured = zip(record.tokens, record.delta.tolist(), record.has_contrast.tolist(), strict=True)
     return {
         "tokens": [

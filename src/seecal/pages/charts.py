@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.coloured import written_out
+from ..verbosity import written_out
 
 # Okabe and Ito's colours, which all common colour blindnesses tell apart; dashes tell them apart without colours
 _COLOURS = ["#5e3c99", "#e66101", "#0072b2", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9"]
@@ -27,27 +27,38 @@ def require_altair() -> Any:
         ) from None
 
 
-def distribution(counts: Mapping[str, np.ndarray], edges: np.ndarray, alpha: float, beta: float) -> dict[str, str]:
+def tallest(counts: Mapping[str, np.ndarray]) -> float:
+    """The largest share that :func:`distribution` draws; 0 without any."""
+    return max((float(counts[name].max() / max(counts[name].sum(), 1)) for name in _drawn(counts)), default=0.0)
+
+
+def distribution(
+    counts: Mapping[str, np.ndarray], edges: np.ndarray, alpha: float, beta: float, top: float
+) -> dict[str, str]:
     """ "light" and "dark" → an SVG: for each name the share of its tokens over Δ in logits, with α and β drawn.
 
     Args:
         counts: name -> [bins]; of more than seven names those with most tokens are drawn.
         edges: [bins + 1], in logits.
+        top: the share at the upper end of the axis, so that pictures can be compared.
     """
-    names = sorted(counts, key=lambda name: -int(counts[name].sum()))[:_MOST]
-    names = [name for name in counts if name in names]
+    names = _drawn(counts)
     centres = (edges[:-1] + edges[1:]) / 2
     rows = [
         {"name": _short(name), "delta": float(centre), "share": float(count / max(counts[name].sum(), 1))}
         for name in names
         for centre, count in zip(centres, counts[name], strict=True)
     ]
-    return {
-        theme: _svg(rows, [_short(name) for name in names], alpha, beta, theme == "dark") for theme in ("light", "dark")
-    }
+    shorts = [_short(name) for name in names]
+    return {theme: _svg(rows, shorts, (alpha, beta), top, theme == "dark") for theme in ("light", "dark")}
 
 
-def _svg(rows: list[dict[str, Any]], names: list[str], alpha: float, beta: float, dark: bool) -> str:
+def _drawn(counts: Mapping[str, np.ndarray]) -> list[str]:
+    most = sorted(counts, key=lambda name: -int(counts[name].sum()))[:_MOST]
+    return [name for name in counts if name in most]
+
+
+def _svg(rows: list[dict[str, Any]], names: list[str], bounds: tuple[float, float], top: float, dark: bool) -> str:
     altair = require_altair()
     ink, line = ("#e9e7e1", "#3a4048") if dark else ("#1d2229", "#e2dfd8")
     colours = (_DARK if dark else _COLOURS)[: len(names)]
@@ -56,13 +67,18 @@ def _svg(rows: list[dict[str, Any]], names: list[str], alpha: float, beta: float
         .mark_line(interpolate="monotone", strokeWidth=2.2)
         .encode(
             x=altair.X("delta:Q", title="Δ in logits", scale=altair.Scale(domain=[-10, 15], nice=False)),
-            y=altair.Y("share:Q", title="share of tokens", axis=altair.Axis(format="%", tickCount=4)),
+            y=altair.Y(
+                "share:Q",
+                title="share of tokens",
+                axis=altair.Axis(format="%", tickCount=4),
+                scale=altair.Scale(domain=[0, top]),
+            ),
             color=altair.Color("name:N", title=None, sort=names, scale=altair.Scale(domain=names, range=colours)),
             strokeDash=altair.StrokeDash("name:N", title=None, sort=names, scale=altair.Scale(domain=names)),
         )
     )
-    bounds = [{"delta": alpha, "text": f"α = {alpha:g}"}, {"delta": beta, "text": f"β = {beta:g}"}]
-    base = altair.Chart(altair.Data(values=bounds))
+    drawn = [{"delta": bound, "text": f"{letter} = {bound:g}"} for letter, bound in zip("αβ", bounds, strict=True)]
+    base = altair.Chart(altair.Data(values=drawn))
     rule = base.mark_rule(color=ink, strokeDash=[2, 3], opacity=0.8).encode(x="delta:Q")
     text = base.mark_text(color=ink, align="left", dx=4, dy=6, baseline="top", fontSize=12).encode(
         x="delta:Q", y=altair.value(0), text="text:N"

@@ -7,6 +7,7 @@ each read when one of its records is looked at.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,14 +28,17 @@ class PageData:
 
     Attributes:
         index: name -> a value a record.
-        chunks: of :data:`CHUNK` records each: for every record ``[turns, token lengths, names, Δ, weights, logits]``, with
-            the same three once more for the second model.
+        chunks: of :data:`CHUNK` records each: for every record ``[turns, token lengths, names, places of tokens that only
+            go on with a character, Δ, weights, logits]``, with the same three once more for the second model.
         places: (source, row) -> place in the page.
+        not_finite: record -> how many of its tokens have a Δ, logit or weight that is NaN or infinite. They are in no
+            figure of ``index``.
     """
 
     index: dict[str, list[Any]] = field(default_factory=dict)
     chunks: list[list[Any]] = field(default_factory=list)
     places: dict[tuple[str, int], int] = field(default_factory=dict)
+    not_finite: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -52,6 +56,8 @@ class PageData:
         if number % CHUNK == 0:
             self.chunks.append([])
         self.chunks[-1].append(_tokens(record, answers, other))
+        if strange := _not_finite(record, other):
+            self.not_finite[number] = strange
         return number
 
     def add_row(self, number: int, row: Located, turns: list[int]) -> None:
@@ -67,8 +73,8 @@ class PageData:
 
 
 def script_json(value: Any) -> str:
-    """JSON that cannot end a script element, whatever text is in it."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """JSON that cannot end a script element, whatever text is in it. ValueError for NaN and infinity, which JSON lacks."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for letter, escaped in (("<", "\\u003c"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
         text = text.replace(letter, escaped)
     return text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair cannot be written
@@ -92,6 +98,7 @@ def questions_of(messages: list[dict[str, Any]], turns: list[int]) -> list[str]:
 def _figures(record: RecordScores, suffix: str) -> dict[str, Any]:
     seen = record.columns["has_contrast"].astype(bool)
     delta = record.columns["delta"][seen].astype(np.float64)
+    delta = delta[np.isfinite(delta)]
     none = not len(delta)
     return {
         f"mean{suffix}": None if none else round(float(delta.mean()), 3),
@@ -112,7 +119,7 @@ def _tokens(record: RecordScores, answers: Answers, other: RecordScores | None) 
     for turn, start, stop in zip(answers.turn, answers.start, answers.stop, strict=True):
         # A browser counts in 16 bits
         lengths.append(len(answers.texts[turn][start:stop].encode("utf-16-le", "surrogatepass")) // 2)
-    found = [answers.turn.tolist(), lengths, names, *_numbers(record)]
+    found = [answers.turn.tolist(), lengths, names, np.flatnonzero(answers.inside).tolist(), *_numbers(record)]
     return found + _numbers(other) if other is not None else found
 
 
@@ -124,6 +131,19 @@ def _numbers(record: RecordScores) -> list[Any]:
     return [[one if has else None for one, has in zip(delta, seen, strict=True)], weight, logit]
 
 
-def _hundredths(values: np.ndarray) -> list[int]:
-    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=1e6, neginf=-1e6)
-    return [int(one) for one in np.rint(finite * _HUNDREDTHS)]
+def _hundredths(values: np.ndarray) -> list[int | str]:
+    """In hundredths; "nan", "inf" or "-inf" for what is not finite."""
+    hundredths = np.rint(values.astype(np.float64) * _HUNDREDTHS).tolist()
+    return [int(one) if math.isfinite(one) else str(one) for one in hundredths]
+
+
+def _not_finite(*sides: RecordScores | None) -> int:
+    """How many of a record's tokens after an image have a number, of either model, that is not finite."""
+    strange: Any = 0
+    for columns in (side.columns for side in sides if side is not None):
+        seen = columns["has_contrast"].astype(bool)
+        finite = np.isfinite([columns[name].astype(np.float64) for name in ("delta", "weight", "logit_with")]).all(
+            axis=0
+        )
+        strange = strange | (seen & ~finite)
+    return int(np.sum(strange))

@@ -14,6 +14,7 @@ function made(kind, classes = "", text = "") {
 
 function colour(element, side) {
   if (!side || side.delta === null) return element.classList.add("plain");
+  if (typeof side.delta === "string") return element.classList.add("not-finite");
   const strength = Math.min(Math.abs(side.delta) / 100 / STRONGEST, 1);
   element.style.background = `rgba(var(--${side.delta > 0 ? "for" : "against"}), calc(var(--strength) * ${strength.toFixed(3)}))`;
   element.classList.toggle("against", side.delta < -100);
@@ -23,8 +24,11 @@ function told(token, side) {
   const words = token.name !== undefined && !token.text ? token.name : token.text;
   const what = `“${visible(words.trim() || words)}”`;
   if (!side || side.delta === null) return `${what}\nno image before it`;
-  const mean = token.parts && token.parts.length > 1 ? ` (mean of ${token.parts.length} tokens)` : "";
-  return `${what}${mean}\nΔ ${signed(side.delta)} logits\nlogit ${signed(side.logit)} with, ${signed(side.logit - side.delta)} without\nweight ${(side.weight / 100).toFixed(2)}`;
+  const parts = token.parts?.length ?? 1, some = side.count ? `${side.count} of ` : "";
+  const mean = parts > 1 ? ` (mean of ${some}${parts} tokens)` : "";
+  const both = [side.logit, side.delta].every(Number.isFinite) ? signed(side.logit - side.delta) : "not finite";
+  const weight = Number.isFinite(side.weight) ? (side.weight / 100).toFixed(2) : signed(side.weight);
+  return `${what}${mean}\nΔ ${signed(side.delta)} logits\nlogit ${signed(side.logit)} with, ${both} without\nweight ${weight}`;
 }
 
 function answer(tokens, which, letter) {
@@ -57,16 +61,18 @@ function card(number) {
     image.alt = `image of record ${index.id[number]}`;
     images.append(image);
   }
-  if (!images.childNodes.length) images.append(made("span", "", index.mean[number] === null ? "no image" : "image not in this page"));
+  if (!images.childNodes.length) images.append(made("span", "", lostImages[number] ?? (hasImage(number) ? "image not in this page" : "no image")));
   const text = made("div"), head = made("div", "head");
   head.append(made("b", "", visible(index.id[number])), made("span", "", `row ${index.row[number]} of ${visible(index.source[number])}`));
   const figures = (suffix, letter) => {
-    if (index.mean[number] === null) return;
+    if (index.mean[number] === null || index[`mean${suffix}`][number] === null) return;
     const share = Math.round(100 * index[`against${suffix}`][number]);
     head.append(made("span", "", `${letter}mean Δ ${signed(100 * index[`mean${suffix}`][number])}, lowest ${signed(100 * index[`least${suffix}`][number])}, ${share} % against`));
   };
   figures("", settings.compared ? "A " : "");
   if (settings.compared) figures("2", "B ");
+  const strange = settings.notFinite[number];
+  if (strange) head.append(made("span", "", `${strange} ${strange === 1 ? "token" : "tokens"} with numbers that are not finite`));
   text.append(head);
   const tokens = tokensOf(number), shown = at("unit").value === "word" ? asWords(tokens, number) : tokens;
   index.answers[number].forEach((_, turn) => {
@@ -138,6 +144,27 @@ function turnTheme() {
   document.documentElement.classList.toggle("dark");
 }
 
+function listAgainst(entries, list) {
+  for (const [number, token, delta] of entries) {
+    const own = tokensOf(number)[token], item = made("li"), button = made("button", "word");
+    button.type = "button";
+    button.append(made("bdi", "", visible(own.text.trim() || own.name || "·")), " ", made("small", "", `${signed(100 * delta)} in ${visible(index.id[number])}`));
+    button.onclick = () => searchFor(index.id[number]);
+    item.append(button);
+    list.append(item);
+  }
+  if (!entries.length) list.append(made("li", "soft", "none below −1"));
+}
+
+// What the address asks for. A choice that this page lacks (it may be of another page) leaves the control as it is
+function restore(hash) {
+  for (const [name, value] of new URLSearchParams(hash.slice(1))) {
+    if (!controls.includes(name)) continue;
+    const { options } = at(name);
+    if (!options || [...options].some((option) => option.value === value)) at(name).value = value;
+  }
+}
+
 function begin() {
   if (matchMedia("(prefers-color-scheme: dark)").matches) turnTheme();
   for (const source of [...new Set(index.source)]) {
@@ -145,16 +172,8 @@ function begin() {
     option.value = source;
     at("source").append(option);
   }
-  for (const [number, token, delta] of settings.against) {
-    const own = tokensOf(number)[token], item = made("li"), button = made("button", "word");
-    button.type = "button";
-    button.append(made("bdi", "", visible(own.text.trim() || own.name || "·")), " ", made("small", "", `${signed(100 * delta)} in ${visible(index.id[number])}`));
-    button.onclick = () => searchFor(index.id[number]);
-    item.append(button);
-    at("against").append(item);
-  }
-  if (!settings.against.length) at("against").append(made("li", "soft", "none below −1"));
-  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) if (controls.includes(name)) at(name).value = value;
+  settings.against.forEach((entries, side) => listAgainst(entries, document.querySelectorAll(".against-list")[side]));
+  restore(location.hash);
   for (const name of controls) at(name).addEventListener("input", update);
   at("controls").onsubmit = (event) => event.preventDefault();
   at("previous").onclick = () => { page -= 1; show(true); };

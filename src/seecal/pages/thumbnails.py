@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
 
 from ..data.images.decode import decode_image
+from ..data.paths import LostImage, show
 
 SIDE = 224  # pixels of the longer side
 _EXTREMES = 60  # records from either end of each order
-_TYPICAL = 7000  # bytes of one thumbnail as text, for the first guess of how many fit
 
 
-def chosen(orders: Sequence[Sequence[int]], count: int, budget: int) -> list[int]:
-    """Records in the order in which they get an image while there is room: both ends of each order, then an even sample.
-
-    Args:
-        orders: records (places in the page) sorted by something, each.
-        count: how many records there are.
-        budget: bytes for all images.
-    """
+def extremes(orders: Sequence[Sequence[int]]) -> list[int]:
+    """The records at both ends of each order, the outermost first."""
     found: dict[int, None] = {}
     for place in range(_EXTREMES):
         for order in orders:
-            for end in (place, -1 - place):
-                if place < len(order):
-                    found[order[end]] = None
-    wanted = min(count, max(2 * budget // _TYPICAL, 1))
-    for place in range(wanted):  # an even sample, also where it is all of them
-        found[place * count // wanted] = None
-    for place in range(count if wanted >= count // 2 else 0):
-        found[place] = None
+            if place < len(order):
+                found[order[place]] = found[order[-1 - place]] = None
     return list(found)
+
+
+def even(numbers: Sequence[int], count: int) -> list[int]:
+    """``count`` of the numbers, evenly spread; all of them where that is more."""
+    count = min(count, len(numbers))
+    return [numbers[place * len(numbers) // count] for place in range(count)]
 
 
 def thumbnail(image: Any, name: str) -> str:
@@ -52,33 +47,62 @@ def thumbnail(image: Any, name: str) -> str:
 
 
 class Thumbnails:
-    """Thumbnails within a budget, and the count of those that are not there.
+    """Thumbnails within a budget, and why others are not there.
 
     Args:
         budget: bytes, as text in the page.
+
+    Attributes:
+        room: bytes that are left.
+        of_record: record -> its images as data addresses.
+        lost: record -> what stands in their place: an image of it is missing, or cannot be opened.
+        missing, damaged: a line for each such record.
     """
 
     def __init__(self, budget: int) -> None:
         self.room = budget
-        self.bytes = 0
         self.of_record: dict[int, list[str]] = {}
+        self.lost: dict[int, str] = {}
+        self.missing: list[str] = []
         self.damaged: list[str] = []
+        self._sizes: list[int] = []  # of records, whether they had room or not
+
+    @property
+    def size(self) -> float:
+        """Bytes that the images of a record take, the mean of those that were opened."""
+        return sum(self._sizes) / max(len(self._sizes), 1)
+
+    @property
+    def fits(self) -> int:
+        """For how many more records there is room, by the size of those that were opened; some, while none was."""
+        return int(self.room // self.size) if self._sizes else _EXTREMES
 
     @property
     def full(self) -> bool:
-        return self.room <= 0
+        return self.room < min(self._sizes, default=0)
 
     def add(self, number: int, images: Iterator[Any] | Sequence[Any], name: str) -> None:
         """Those of a record, all or none."""
-        try:
-            made = [thumbnail(image, name) for image in images]
-        except (ValueError, OSError) as error:
-            self.damaged.append(" ".join(str(error).split())[:200])
-            return
+        made = []
+        for image in images:
+            try:
+                made.append(thumbnail(image, name))
+            except (ValueError, OSError) as error:
+                path = (image.get("path") if isinstance(image, dict) else None) or "in the data"
+                line = " ".join(str(error).split())[:300]
+                self.lose(number, [LostImage(path, isinstance(error, FileNotFoundError), line)])
+                return
         size = sum(map(len, made))
-        if made and size <= self.room:
+        if not made:
+            return
+        self._sizes.append(size)
+        if size <= self.room:
             self.room -= size
-            self.bytes += size
             self.of_record[number] = made
-        elif made:
-            self.room = 0
+
+    def lose(self, number: int, lost: Sequence[LostImage]) -> None:
+        """The record has no images here: of these it is known that they cannot be used."""
+        first = next((one for one in lost if one.missing), lost[0])
+        (self.missing if first.missing else self.damaged).append(first.line)
+        what = "image missing" if first.missing else "image cannot be opened"
+        self.lost[number] = f"{what}: {show(os.path.basename(first.path) or first.path)}"

@@ -17,7 +17,7 @@ from ..data.images.decode import decode_image
 from ..data.options import check_on_bad
 from ..data.sources.load import Located
 from ..models.loading import load_vlm
-from ..verbosity import Progress
+from ..verbosity import Progress, written_out
 from .manifest import Manifest, begin, digest_of_processor, digest_of_weights, versions
 from .measure import Scorer
 from .records import Data
@@ -60,7 +60,7 @@ class ScoreReport:
             line += "; none has an image before it, so Δ is 0 everywhere"
         if self.skipped:
             line += f"; {self.skipped} rows left out, the first: {self.first_skipped[0].reason}"
-        return line
+        return written_out(line)
 
 
 def score(

@@ -21,6 +21,10 @@ EDGES = np.arange(-10.0, 15.5, 0.5)  # logits; what lies beyond is counted in th
 CONTRADICTORY = -1.0  # logits; below it the image speaks against a token
 _KEPT = 60  # words and tokens that a summary names
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
+# Names of tokens, as Llama's and GPT-2's vocabularies write bytes: those that only go on with a character in UTF-8 (80 to
+# BF), and blanks, which templates put around the token that ends a turn
+_GOES_ON = re.compile(r"<0x[89AB][0-9A-F]>|[\u00a1-\u00ac\u00ae-\u00bf\u0122-\u0143]+")
+_BLANKS = re.compile(r"<0x(?:0[9A-D]|20)>|[\s▁ĠĊĉč]+")
 FUNCTION_WORDS = frozenset(
     """
     a about above after again against all also although am among an and another any are as at be because been before
@@ -43,6 +47,8 @@ class Answers:
         turn: [N] which answer each token is of, as a place in ``texts``.
         start, stop: [N] its characters there.
         turns: the number of each answer among the record's assistant turns.
+        inside: [N] whether a token only goes on with the character before ``start``, which the tokenizer split.
+        ends: [N] whether a token ends its turn.
     """
 
     texts: list[str]
@@ -50,6 +56,13 @@ class Answers:
     start: np.ndarray
     stop: np.ndarray
     turns: list[int]
+    inside: np.ndarray
+    ends: np.ndarray
+
+    @property
+    def begin(self) -> np.ndarray:
+        """[N] as ``start``, but before the character of those tokens that go on with one."""
+        return self.start - self.inside
 
 
 def answers_of(record: RecordScores) -> Answers:
@@ -61,7 +74,19 @@ def answers_of(record: RecordScores) -> Answers:
     for place, token, begin, end in zip(turn, columns["token"], start, stop, strict=True):
         if end > begin:  # else its text is its name in the vocabulary
             pieces[place].append(token)
-    return Answers(["".join(of_turn) for of_turn in pieces], turn, start, stop, [int(one) for one in turns])
+    texts = ["".join(of_turn) for of_turn in pieces]
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)[turn]
+    inside, ends = np.zeros(len(turn), dtype=bool), np.zeros(len(turn), dtype=bool)
+    last: dict[int, tuple[bool, int]] = {}  # turn -> (no blank, place) of what ends it, by what is known so far
+    for place in np.flatnonzero(start == stop).tolist():
+        name = str(columns["token"][place])
+        if start[place] < lengths[place] or _GOES_ON.fullmatch(name):
+            inside[place] = start[place] > 0
+        else:
+            found = (not _BLANKS.fullmatch(name), place)
+            last[turn[place]] = max(found, last.get(turn[place], found))
+    ends[[place for _, place in last.values()]] = True
+    return Answers(texts, turn, start, stop, [int(one) for one in turns], inside, ends)
 
 
 def words_of(text: str) -> list[tuple[int, int]]:
@@ -70,7 +95,7 @@ def words_of(text: str) -> list[tuple[int, int]]:
 
 
 def kinds_of(answers: Answers) -> np.ndarray:
-    """[N] the kind of each token, as a place in :data:`KINDS`."""
+    """[N] the kind of each token, as a place in :data:`KINDS`. A token that goes on with a character is of that one's."""
     of_letters = []
     for text in answers.texts:
         kinds = np.full(len(text) + 1, KINDS.index("punctuation"))
@@ -82,15 +107,17 @@ def kinds_of(answers: Answers) -> np.ndarray:
             kinds[start:stop] = KINDS.index(kind)
         of_letters.append(kinds)
     found = np.empty(len(answers.turn), dtype=np.int64)
-    for place, (turn, start, stop) in enumerate(zip(answers.turn, answers.start, answers.stop, strict=True)):
-        text = answers.texts[turn]
-        if start == stop == len(text):
+    for place, (turn, start, stop) in enumerate(zip(answers.turn, answers.begin, answers.stop, strict=True)):
+        if answers.ends[place]:
             found[place] = KINDS.index("end of turn")
             continue
         inside = of_letters[turn][start : max(stop, start + 1)]
         words = inside[inside != KINDS.index("punctuation")]
         found[place] = words[0] if len(words) else KINDS.index("punctuation")
     return found
+
+
+WordChange = tuple[str, int, float, float]
 
 
 @dataclass
@@ -102,10 +129,10 @@ class Words:
     def add(self, answers: Answers, delta: np.ndarray, seen: np.ndarray) -> None:
         """The words of a record: a word's Δ is the mean of its tokens'."""
         for turn, text in enumerate(answers.texts):
-            of_turn = np.flatnonzero((answers.turn == turn) & seen & (answers.stop > answers.start))
+            of_turn = np.flatnonzero((answers.turn == turn) & seen & (answers.stop > answers.begin))
             if not len(of_turn):
                 continue
-            starts, stops = answers.start[of_turn], answers.stop[of_turn]
+            starts, stops = answers.begin[of_turn], answers.stop[of_turn]
             for start, stop in words_of(text):
                 inside = of_turn[(starts < stop) & (stops > start)]
                 if len(inside):
@@ -119,10 +146,23 @@ class Words:
         means.sort(key=lambda entry: (-entry[2], entry[0]))
         return means[:_KEPT], means[::-1][:_KEPT]
 
+    def changes(self, other: Words, least: int) -> tuple[list[WordChange], list[WordChange]]:
+        """((word, count, mean Δ here, mean Δ in ``other``) that rose most, those that fell most), of words that come
+        ``least`` times in both."""
+        found = []
+        for word, (count, total) in self.sums.items():
+            again, other_total = other.sums.get(word, (0, 0.0))
+            if min(count, again) >= least:
+                found.append((word, int(count), total / count, other_total / again))
+        found.sort(key=lambda entry: (entry[2] - entry[3], entry[0]))
+        rose = [entry for entry in found if entry[3] > entry[2]]
+        fell = [entry for entry in found[::-1] if entry[3] < entry[2]]
+        return rose[:_KEPT], fell[:_KEPT]
+
 
 @dataclass
 class Summary:
-    """Filled record by record (:meth:`add`).
+    """Filled record by record (:meth:`add`). A Δ that is not finite counts nowhere but in ``tokens`` and ``seen``.
 
     Attributes:
         by_source, by_kind: name -> [bins] counts of tokens with an image, between :data:`EDGES`.
@@ -146,6 +186,7 @@ class Summary:
         seen = record.columns["has_contrast"].astype(bool)
         self.tokens += len(delta)
         self.seen += int(seen.sum())
+        seen &= np.isfinite(delta)
         if not seen.any():
             return
         self._count(self.by_source, record.source, delta[seen])

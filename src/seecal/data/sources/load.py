@@ -18,7 +18,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 
 from ..options import check_on_bad
-from ..paths import ImageFolders, MissingImage, RecordError, show
+from ..paths import ImageFolders, LostImage, MissingImage, RecordError, show
 from .arrow_copy import once_per_machine, write_arrow
 from .folders import files_of, saved_dataset
 from .formats import FORMATS, check_keys, detect, known_formats
@@ -86,7 +86,7 @@ def load_records(
             record, key and what to do; no room in the temporary folder.
     """
     check_on_bad(on_bad)
-    source = _with_weights(_open(data, image_root, split, follow_links, dict(columns or {})))
+    source = _with_weights(_open(data, image_root, split, ImageFolders((), follow_links), dict(columns or {})))
     report = LoadReport() if report is None else report
     report.format = _format_of(source, format)
     check: Check | None = None if collator is None else collator.check
@@ -126,11 +126,11 @@ def _with_weights(source: _Source) -> _Source:
 
 
 def _open(
-    data: Any, image_root: Roots, split: str | None, follow_links: bool, columns: dict[str, str | None]
+    data: Any, image_root: Roots, split: str | None, folders: ImageFolders, columns: dict[str, str | None]
 ) -> _Source:
     roots = [Path(root) for root in ([image_root] if isinstance(image_root, (str, Path)) else image_root or ())]
     for root in roots:
-        if not root.is_dir():
+        if not root.is_dir() and folders.lost is None:  # else its images are said to be missing
             raise FileNotFoundError(
                 f"image_root={str(root)!r}: no such folder. Set it to the one that holds the images."
             )
@@ -145,17 +145,17 @@ def _open(
             raise ValueError(f"data is a {type(data).__name__}: expected a path, a datasets set or a list of rows")
         if split is not None:
             raise ValueError(f"split={split!r}: this data set is one split already. Leave it out.")
-        return _Source("the data set", [data], _folders(roots, follow_links), columns)
+        return _Source("the data set", [data], _in(roots, folders), columns)
     path = Path(data)
     saved = saved_dataset(path, split) if path.is_dir() else None
     parts: list[Any] = files_of(path, split) if saved is None else [saved]
     if not roots:
         roots = [path if saved is not None else parts[0].parent]
-    return _Source(str(path), parts, _folders(roots, follow_links), columns)
+    return _Source(str(path), parts, _in(roots, folders), columns)
 
 
-def _folders(roots: list[Path], follow_links: bool) -> ImageFolders:
-    return ImageFolders(tuple(os.path.realpath(root) for root in roots), follow_links)
+def _in(roots: list[Path], folders: ImageFolders) -> ImageFolders:
+    return replace(folders, roots=tuple(os.path.realpath(root) for root in roots))
 
 
 def _rows(part: Any) -> Rows:
@@ -276,6 +276,7 @@ class Located:
         record: ``id``, ``messages``, ``images``; None if it cannot be used, or was not asked for.
         error: one line with file, record, key and what to do; None if it can be used.
         kind: of the error: RecordError, or one of its subclasses.
+        lost: its image files that are missing or damaged, where such records are kept; lines as ``error`` has them.
     """
 
     source: str
@@ -283,11 +284,13 @@ class Located:
     record: dict[str, Any] | None = None
     error: str | None = None
     kind: type[RecordError] | None = None
+    lost: tuple[LostImage, ...] = ()
 
 
 class LocatedRecords:
     """Every row of the data with its place, for callers that have to find it again. Arguments as of
-    :func:`load_records`; nothing is written, and each pass reads anew.
+    :func:`load_records`; nothing is written, and each pass reads anew. With ``keep_lost`` a record whose image files are
+    missing or damaged is kept all the same, and its row says so.
     """
 
     def __init__(
@@ -299,8 +302,10 @@ class LocatedRecords:
         split: str | None = None,
         columns: Mapping[str, str | None] | None = None,
         follow_links: bool = False,
+        keep_lost: bool = False,
     ) -> None:
-        self._source = _with_weights(_open(data, image_root, split, follow_links, dict(columns or {})))
+        folders = ImageFolders((), follow_links, [] if keep_lost else None)
+        self._source = _with_weights(_open(data, image_root, split, folders, dict(columns or {})))
         self.where, self.root = self._source.where, self._source.root
         self.format = _format_of(self._source, format)
         self._tally = KeyTally()
@@ -320,10 +325,13 @@ class LocatedRecords:
                 number += 1
 
     def _located(self, name: str, index: int, place: str, row: Any) -> Located:
+        lost: list[LostImage] = [] if self.root.lost is None else self.root.lost
+        lost.clear()
         record_id, made = _made(row, f"{name}:{index}", self._source, self.format, self._tally)
+        called = f"{name}: record {show(record_id)} ({place})"
         if isinstance(made, RecordError):
-            return Located(name, index, None, f"{name}: record {show(record_id)} ({place}): {made}", type(made))
-        return Located(name, index, made)
+            return Located(name, index, None, f"{called}: {made}", type(made))
+        return Located(name, index, made, lost=tuple(replace(one, line=f"{called}: {one.line}") for one in lost))
 
 
 def _id_of(row: dict[str, Any], default: str) -> str:

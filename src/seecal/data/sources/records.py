@@ -23,7 +23,7 @@ from PIL import Image
 from ..image_placement import images_in_order, parts_of
 from ..images.decode import check_header, check_start, upright
 from ..message_keys import LEARN_KEYS, SPOKEN_KEYS, is_learnt, other_keys, packed, unpacked
-from ..paths import ImageFolders, NoAnswer, RecordError, UnusableImage, embedded_image, show
+from ..paths import ImageFolders, MissingImage, NoAnswer, RecordError, UnusableImage, embedded_image, show
 
 ROLES = ("system", "user", "assistant")
 OF_A_MESSAGE = " of a message"
@@ -192,8 +192,14 @@ def stored_image(value: Any, root: str | ImageFolders | None) -> dict[str, Any]:
 def _whole(path: str, root: str | ImageFolders | None) -> str:
     """The real path of an image file whose header can be used."""
     folders = root if isinstance(root, ImageFolders) else ImageFolders(() if root is None else (root,))
-    real, start = folders.found(path, read=True)
-    _check(start, real, f"image {show(path)}")
+    try:
+        real, start = folders.found(path, read=True)
+    except MissingImage as error:
+        return folders.without(path, error)
+    try:
+        _check(start, real, f"image {show(path)}")
+    except RecordError as error:
+        return folders.without(path, error)
     return real
 
 
