@@ -74,10 +74,10 @@ FLOORS = {
         {"recipe"},
         {"help", "folder"},
         {"preview", "stage_runner"},
-        {"run"},
+        {"check_data", "run"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
-    "cli": [{"alignment", "bench", "families", "preview", "score"}, {"report"}, {"main"}],
+    "cli": [{"alignment", "bench", "check_data", "families", "preview", "score"}, {"report"}, {"main"}],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.

@@ -13,14 +13,15 @@ from .core.weighting import token_weights as token_weights
 from .data.collators.vision import VisionCollator as VisionCollator
 from .data.sources.formats import FORMATS as FORMATS
 from .data.sources.formats import Format as Format
-from .data.sources.load import LoadReport as LoadReport
 from .data.sources.load import load_records as load_records
 from .data.sources.mixture import mix as mix
+from .data.sources.reports import LoadReport as LoadReport
 from .families.table import FAMILIES as FAMILIES
 from .families.table import Family as Family
 from .ops.linear_cross_entropy import weighted_linear_cross_entropy as weighted_linear_cross_entropy
 from .pages.alignment import alignment as alignment
 from .pages.report import report as report
+from .recipes.check_data import check_data as check_data
 from .recipes.preview import preview as preview
 from .scoring.calibration import calibrate as calibrate
 from .scoring.run import score as score

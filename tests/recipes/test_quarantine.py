@@ -39,7 +39,7 @@ def test_one_file_for_loading_and_all_stages(spoiled, tiny, tmp_path):
     found = [(one["id"], one["where"], one["stage"], one["step"]) for one in read_quarantine(out / "quarantine.jsonl")]
     assert found == [(malformed, "loading", None, None), (damaged, "training", 1, 1), (damaged, "training", 2, 1)]
     row = read_quarantine(out / "quarantine.jsonl")[0]
-    assert (row["source"], row["row"], row["rank"]) == ("data.json", 1, 0)
+    assert (row["source"], row["row"], row["rank"]) == (str(folder / "data.json"), 1, 0)
     listed = tmp_path / "known.jsonl"
     shutil.copy(out / "quarantine.jsonl", listed)
     again = recipe_file(

@@ -80,7 +80,7 @@ def preview(
     given = arguments(overrides) + ([] if model is None else [("model", [str(model)])])
     recipe = read(str(config), given)
     chosen = _stage(recipe, stage)
-    settings = _config(chosen, RunFolder(recipe).of_stage(chosen))
+    settings = settings_of(chosen, RunFolder(recipe).of_stage(chosen))
     with Progress(console) as progress, _heard() as notes:
         looker = _Looker(recipe, chosen, settings, progress)
         found = looker.look(str(config), records, check)
@@ -200,13 +200,13 @@ def _stage(recipe: Recipe, number: int | None) -> Stage:
     return stages[number - 1]
 
 
-def _config(stage: Stage, output_dir: Path) -> Any:
+def settings_of(stage: Stage, output_dir: str | Path = "out") -> Any:
     """The stage's CALConfig, with this machine's device: a recipe for many GPUs is looked at on any computer."""
     import torch
 
     here = {"bf16": False, "use_cpu": not torch.cuda.is_available(), "report_to": "none"}
     settings = {name: value for name, value in stage.settings.items() if name not in RUN_WIDE}
-    return dataclasses.replace(stage, settings={**settings, **here}).config(output_dir)
+    return dataclasses.replace(stage, settings={**settings, **here}).config(Path(output_dir))
 
 
 @contextlib.contextmanager

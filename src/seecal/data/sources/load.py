@@ -158,6 +158,11 @@ def _in(roots: list[Path], folders: ImageFolders) -> ImageFolders:
     return replace(folders, roots=tuple(os.path.realpath(root) for root in roots))
 
 
+def _path_of(part: Any) -> str:
+    """By which a list of bad records tells the files of several sources apart."""
+    return str(part) if isinstance(part, Path) else "dataset"
+
+
 def _rows(part: Any) -> Rows:
     return READERS[part.suffix.lower()](part) if isinstance(part, Path) else read_dataset(part)
 
@@ -221,16 +226,16 @@ def _records(
     for part in parts:
         name = part.name if isinstance(part, Path) else "dataset"
         for index, (place, row) in enumerate(_rows(part)):
-            if known is not None and (name, index, row.get("id") if isinstance(row, dict) else None) in known:
+            if known is not None and (_path_of(part), index, row.get("id") if isinstance(row, dict) else None) in known:
                 report.known += 1
-                report.reject(f"{name}: {place}", f"named in {known.path}", f"{name}:{index}", name, index)
+                report.reject(f"{name}: {place}", f"named in {known.path}", f"{name}:{index}", _path_of(part), index)
                 continue
             record_id, made = _made(row, f"{name}:{index}", source, format, tally, check)
             if isinstance(made, RecordError):
                 called = f"{name}: record {show(record_id)} ({place})"
                 if not skip:
                     raise type(made)(f"{called}: {made}") from None
-                report.reject(called, str(made), record_id, name, index)
+                report.reject(called, str(made), record_id, _path_of(part), index)
                 logger.warning("left out %s: %s", called, made)
                 continue
             report.accepted += 1
@@ -277,6 +282,8 @@ class Located:
         error: one line with file, record, key and what to do; None if it can be used.
         kind: of the error: RecordError, or one of its subclasses.
         lost: its image files that are missing or damaged, where such records are kept; lines as ``error`` has them.
+        path: of its file; "dataset" too for one in memory.
+        id: its own or, where it has none, its place in words.
     """
 
     source: str
@@ -285,6 +292,8 @@ class Located:
     error: str | None = None
     kind: type[RecordError] | None = None
     lost: tuple[LostImage, ...] = ()
+    path: str = "dataset"
+    id: str | None = None
 
 
 class LocatedRecords:
@@ -310,6 +319,10 @@ class LocatedRecords:
         self.format = _format_of(self._source, format)
         self._tally = KeyTally()
 
+    def files(self) -> list[Path]:
+        """Where the rows stand; none for a set in memory."""
+        return [part for part in self._source.parts if isinstance(part, Path)]
+
     @property
     def unused(self) -> Counter[str]:
         """Keys that were not used so far, and by how many rows each."""
@@ -321,7 +334,8 @@ class LocatedRecords:
         for part in self._source.parts:
             name = part.name if isinstance(part, Path) else "dataset"
             for index, (place, row) in enumerate(_rows(part)):
-                yield self._located(name, index, place, row) if wanted(number) else Located(name, index)
+                found = self._located(name, index, place, row) if wanted(number) else Located(name, index)
+                yield replace(found, path=_path_of(part))
                 number += 1
 
     def _located(self, name: str, index: int, place: str, row: Any) -> Located:
@@ -330,8 +344,9 @@ class LocatedRecords:
         record_id, made = _made(row, f"{name}:{index}", self._source, self.format, self._tally)
         called = f"{name}: record {show(record_id)} ({place})"
         if isinstance(made, RecordError):
-            return Located(name, index, None, f"{called}: {made}", type(made))
-        return Located(name, index, made, lost=tuple(replace(one, line=f"{called}: {one.line}") for one in lost))
+            return Located(name, index, None, f"{called}: {made}", type(made), id=record_id)
+        lost_here = tuple(replace(one, line=f"{called}: {one.line}") for one in lost)
+        return Located(name, index, made, lost=lost_here, id=record_id)
 
 
 def _id_of(row: dict[str, Any], default: str) -> str:

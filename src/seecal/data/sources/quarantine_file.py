@@ -1,12 +1,13 @@
 """quarantine.jsonl: the records that a run could not use, a line each, whoever met them: loading, training, evaluation.
 
 ``{"id", "reason", "where", "step", "epoch", "rank", "stage", "source", "row", "replaced_by"}``; what does not apply is
-null: ``step`` and ``epoch`` for records refused at loading, ``source`` and ``row`` (the file's name, and the place in it
-with bad rows counted) for those met in a batch.
+null: ``step`` and ``epoch`` for records refused at loading, ``source`` and ``row`` (the file, and the place in it with bad
+rows counted) for those met in a batch.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -123,13 +124,18 @@ class KnownBad:
             raise FileNotFoundError(f"skip_records={str(path)!r}: no such file. seecal check-data writes one.")
         entries = read_quarantine(self.path)
         self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        self._rows = {(entry["source"], entry["row"]) for entry in entries if entry["row"] is not None}
+        self._rows = {(_real(entry["source"]), entry["row"]) for entry in entries if entry["row"] is not None}
         self._ids = {str(entry["id"]) for entry in entries if entry["row"] is None}
 
     def __contains__(self, place: tuple[str, int, Any]) -> bool:
-        """Whether (name of the file, row, id or None) is one of them."""
+        """Whether (path of the file, row, id or None) is one of them."""
         source, row, record_id = place
-        return (source, row) in self._rows or (record_id is not None and str(record_id) in self._ids)
+        return (_real(source), row) in self._rows or (record_id is not None and str(record_id) in self._ids)
+
+
+@functools.cache
+def _real(source: str) -> str:
+    return os.path.realpath(source)
 
 
 def too_many(bad: int, seen: int, most: float | None, where: str, file: Path | None, some: Iterable[str]) -> str | None:

@@ -41,7 +41,7 @@ class LoadReport:
         return self.accepted + self.rejected
 
     def reject(self, called: str, why: str, record_id: str | None = None, source: str = "", row: int = -1) -> None:
-        """One more is left out: how errors call it, why, its id, the name of its file and its place there."""
+        """One more is left out: how errors call it, why, its id, its file and its place there."""
         self.reasons.append((called, why))
 
     def clear(self) -> None:
