@@ -84,8 +84,8 @@ def cases(demo: Path, folder: Path, limit: int | None = None) -> list[Case]:
 def exchanges(labels: Sequence[Hashable], rng: random.Random, times: int = 1) -> list[dict[int, int]]:
     """Ways to give each item the word of another one with another label, no pair of items twice.
 
-    Each is one to one, so a word is given away as often as it is given. Of a label that more than half of the items have, as
-    many are left out, by lot, as are too many.
+    Each is one to one, so a word is given away as often as it is given. Of a label that more than half of the items have,
+    those that are too many are left out, by lot.
 
     Returns:
         ``times`` of them, fewer where there are not so many; none where there is one label only.
@@ -98,11 +98,9 @@ def exchanges(labels: Sequence[Hashable], rng: random.Random, times: int = 1) ->
     order = sorted(set(order) - set(surplus), key=lambda place: (_rank(size, labels[place]), order.index(place)))
     most = max(Counter(labels[place] for place in order).values(), default=0)
     # In the order of their labels, items that are at least a label's length apart have different ones, around the end too
-    shifts = list(range(most, len(order) - most + 1)) if order else []
+    shifts = range(max(most, 1), len(order) - most + 1)
     chosen = rng.sample(shifts, min(times, len(shifts)))
-    return [
-        {place: order[(at + shift) % len(order)] for at, place in enumerate(order)} for shift in chosen if 0 < shift
-    ]
+    return [{place: order[(at + shift) % len(order)] for at, place in enumerate(order)} for shift in chosen]
 
 
 def _rank(size: Counter[Hashable], label: Hashable) -> int:

@@ -14,7 +14,8 @@ RESULTS = Path(__file__).parent / "results"
 class Rows:
     """The rows of one experiment.
 
-    What stands after the last line's end is of a run that was stopped while it wrote. It is no row; the next one takes its place.
+    What stands after the last line's end is of a run that was stopped while it wrote. It is no row, and the next row takes
+    its place.
 
     Args:
         name: of the experiment.

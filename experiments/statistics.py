@@ -73,9 +73,9 @@ def matched_auroc(
 ) -> tuple[float, float, float]:
     """(AUROC inside words, low end, high end of its 95 % interval).
 
-    The share of pairs of the same word in which the one of ``high`` is above the one of ``low``, ties counting half. A word
-    counts by its number of pairs, so one that is in ``high`` or in ``low`` alone does not count at all: what is left is what
-    a score knows beyond which word it is.
+    The share of pairs of the same word in which the one of ``high`` is above the one of ``low``, ties counting half. A
+    word counts by its number of pairs, so one that is in ``high`` or in ``low`` alone does not count at all. What is left
+    is what a score knows beyond which word it is.
 
     The interval is a percentile bootstrap that draws whole groups: a pair counts as often as its group was drawn times as
     often as its other group was, or as its one group was, if it has one.

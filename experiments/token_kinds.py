@@ -31,7 +31,10 @@ from .statistics import Observations, grouped_auroc, matched_auroc
 from .swapped_captions import MODELS
 
 DESIGN = "matched"
-CONTRASTS = ("drop", "mask", "blur", "noise")
+CONTRASTS = ("drop", "blur", "noise", "mask")
+LAST, FIRST = "after stage 2", "after stage 1"
+# What matters most comes first
+PLANS = [(LAST, "drop"), (FIRST, "drop")] + [(model, contrast) for model in (LAST, FIRST) for contrast in CONTRASTS[1:]]
 WEIGHTED = ("cal", "negative", "vig")
 LOGS = ("delta", "gain", "logprob_with", "logprob_without")
 SCORES = (*LOGS, *(f"weight of {name}" for name in WEIGHTED))
@@ -142,17 +145,16 @@ def run(demo: Path, limit: int | None, rows: Rows) -> None:
     with tempfile.TemporaryDirectory() as folder:
         known = cases(demo, Path(folder), limit)
         told = {"experiment": "token_kinds", "design": DESIGN, "drawings": len({case.drawing for case in known})}
-        for contrast in CONTRASTS:
-            for name in reversed(MODELS):
-                keys = {**told, "model": name, "contrast": contrast}
-                if rows.has(**keys):
-                    continue
-                begun = time.monotonic()
-                found, digest = measured(demo / MODELS[name], known, contrast, bf16)
-                row = {**keys, "weights": digest, "steps": steps, "records": len(known), "bfloat16": bf16}
-                row |= {"seecal": seecal.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
-                row |= {"seconds": round(time.monotonic() - begun), "endpoints": endpoints(found)}
-                rows.add(row)
+        for name, contrast in PLANS:
+            keys = {**told, "model": name, "contrast": contrast}
+            if rows.has(**keys):
+                continue
+            begun = time.monotonic()
+            found, digest = measured(demo / MODELS[name], known, contrast, bf16)
+            row = {**keys, "weights": digest, "steps": steps, "records": len(known), "bfloat16": bf16}
+            row |= {"seecal": seecal.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+            row |= {"seconds": round(time.monotonic() - begun), "endpoints": endpoints(found)}
+            rows.add(row)
 
 
 if __name__ == "__main__":
