@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from experiments import swapped_captions, token_kinds
 from experiments.rows import Rows, rounded
 from experiments.token_kinds import CONTRASTS, PLANS, run
+
+from experiments import swapped_captions, token_kinds
 
 
 def test_rows_are_kept(tmp_path):
