@@ -27,14 +27,14 @@ INTRODUCTION = """\
 # Evidence: what small experiments have shown
 
 Written by `python -m experiments.evidence` from the rows in [experiments/results](../experiments/results); a test keeps the
-two in step. What was expected stands in `experiments/NAME.yaml`, which is older in git than the rows. Nulls are shown like the
-rest.
+two in step. What was expected stands in `experiments/NAME.yaml`, which is older in git than the rows. Nulls are shown like
+the rest.
 
 Each section is about one training of one small model (`seecal demo`, 140 million parameters). Intervals are over its
 drawings, not over trainings, so nothing here says how another model behaves, and nothing compares CAL with plain training.
 
-AUROC is the share of pairs in which the first of two is the higher one, 0.5 by chance. In brackets: 95 % intervals. An interval
-without 0.5 is called above or below chance and stands in bold; with so many cells some are so by accident.
+AUROC is the share of pairs in which the first of two is the higher one, 0.5 by chance. In brackets: 95 % intervals. An
+interval without 0.5 is called above or below chance and stands in bold; with so many cells some are so by accident.
 """
 
 
@@ -105,8 +105,8 @@ def of_token_kinds(rows: Sequence[Row]) -> list[str]:
         "",
         f"Model: `seecal demo --steps {sum(steps)}`, {steps[0]} steps of stage 1 and {steps[1]} of stage 2 with CAL. Run: "
         f"`python -m experiments.token_kinds seecal-demo`, {row['drawings']} drawings that the model has not seen, "
-        f"{row['records']:,} texts, {row['seconds'] / 60:.0f} minutes a model and contrast on {_machine(row)}. What is planted "
-        "and what the scores are: [token_kinds.yaml](../experiments/token_kinds.yaml).",
+        f"{row['records']:,} texts, {row['seconds'] / 60:.0f} minutes a model and contrast on {_machine(row)}. What is "
+        "planted and what the scores are: [token_kinds.yaml](../experiments/token_kinds.yaml).",
         "",
         f"### The same token of the same text, where it fits against where it does not ({LAST}, contrast drop)",
     ]
@@ -195,8 +195,8 @@ def first_design(rows: Sequence[Row]) -> list[str]:
     return [
         "### The first design, not to be read",
         "",
-        "Its wrong words are other words than its right ones, so these figures (all pairs, another training of the demo) may "
-        "come from words alone. Only `object` has many of each. The rows stay in the file, without the key `design`.",
+        "Its wrong words are other words than its right ones, so these figures (all pairs, another training of the demo) "
+        "may come from words alone. Only `object` has many of each. The rows stay in the file, without the key `design`.",
         *table(
             ["planted", "Δ", "weight cal"],
             [[name, *(cell(chosen[name, column]).strip("*") for column in columns)] for name in planted],
@@ -223,8 +223,8 @@ def of_swapped_captions(rows: Sequence[Row]) -> list[str]:
     return [
         "## Swapped captions: does `seecal filter` find them?",
         "",
-        f"10 % of {one['records']} descriptions of unseen drawings exchanged, {one['seeds']} plantings ({one['planted']} wrong "
-        "captions), `python -m experiments.swapped_captions seecal-demo`. Chance finds 10 %.",
+        f"10 % of {one['records']} descriptions of unseen drawings exchanged, {one['seeds']} plantings ({one['planted']} "
+        "wrong captions), `python -m experiments.swapped_captions seecal-demo`. Chance finds 10 %.",
         *table(["model", "rule", "found in the tenth removed", "AUROC"], lines),
     ]
 
