@@ -64,15 +64,19 @@ def test_matched_auroc_counts_the_pairs_of_each_word(seed):
     assert matched_auroc(low, high, draws=2)[0] == pytest.approx(1 - np.mean(wins))
 
 
-def test_the_interval_is_that_of_groups_drawn_whole():
-    high, low = made_up()
+@pytest.mark.parametrize("count", [60, 9])
+def test_the_interval_is_that_of_groups_drawn_whole(count):
+    """Also of groups that are in one of the two alone, and of draws that leave no pair."""
+    high, low = made_up(count, words=3)
+    assert (set(high.groups) == set(low.groups)) == (count == 60)
     pairs = list(pairs_of(high, low))
     groups = np.unique(np.concatenate([high.groups, low.groups]))
     draw, found = np.random.default_rng(3), []
     for _ in range(200):
         drawn = list(groups[draw.integers(0, len(groups), len(groups))])
         counts = [drawn.count(one) * (drawn.count(other) if one != other else 1) for one, other, _ in pairs]
-        found.append(np.average([win for *_, win in pairs], weights=counts))
+        if sum(counts):
+            found.append(np.average([win for *_, win in pairs], weights=counts))
     _, begin, end = matched_auroc(high, low, draws=200, seed=3)
     assert (begin, end) == pytest.approx(np.percentile(found, [2.5, 97.5]))
 
