@@ -1,5 +1,6 @@
 """docs/evidence.md is what its rows give, and every experiment was written down before its rows."""
 
+import shutil
 import subprocess
 
 import pytest
@@ -8,6 +9,7 @@ from experiments.rows import RESULTS, Rows
 from experiments.token_kinds import FIRST, LAST, SCORES
 
 from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
 
 NAMES = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
 
@@ -89,7 +91,12 @@ def test_expectations_hold_only_where_the_intervals_say_so():
 
 
 def git(*arguments):
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    """What a git command prints, word by word; none where there is no git or no repository."""
+    if shutil.which("git") is None:
+        return []
+    done = subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, env=environment(), timeout=limit()
+    )
     return done.stdout.split() if done.returncode == 0 else []
 
 
