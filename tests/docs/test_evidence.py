@@ -27,6 +27,7 @@ def run_of(values, planted=("object", "kind after the name", "filler", "kind", "
         for kind in planted
         for score in SCORES
     ]
+    endpoints += [{"of": score, "tokens": [9, 9], "plain": interval(0.2, 0.1, 0.3)} for score in SCORES]
     return Run({"endpoints": endpoints})
 
 
@@ -48,7 +49,7 @@ def test_another_row_gives_another_page():
     lines = [line for line in found.splitlines() if line.startswith("| object | ")]
     assert "| " + " | ".join(["**0.123 (0.100–0.200)**"] * len(SCORES)) + " |" in lines[0]
     assert "0.123" not in lines[1]
-    assert "- Did not hold: object and kind. object by Δ 0.123 (0.100–0.200), below chance;" in found
+    assert "- Did not hold: object and kind are above chance. object by Δ 0.123 (0.100–0.200), below chance;" in found
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,9 @@ def test_expectations_hold_only_where_the_intervals_say_so():
             for number, word in enumerate(held)
         ]
         lines = expectations({(LAST, "drop"): run_of(sure | changed)})
-        assert [line.split(":")[0] for line in lines] == expected, changed
+        assert [line.split(":")[0] for line in lines[:-1]] == expected, changed
+    assert "By Δ 0.200 (0.100–0.300), below chance; " in lines[-1]
+    assert "apart by 0.800, the lower the likelier visual" in lines[-1]
 
 
 def git(*arguments):
@@ -123,6 +126,18 @@ def test_what_is_expected_is_older_than_the_rows(name, design, first_row):
     assert rows
     assert plan != rows
     assert git("merge-base", plan, rows) == [plan], "the rows came before what was expected of them"
+
+
+def test_the_figure_of_the_page_of_scores_is_that_of_the_rows():
+    (row,) = [
+        row for row in Rows("token_kinds").all if (row["model"], row["contrast"]) == (LAST, "drop") and "design" in row
+    ]
+    found = Run(row).interval("object", "delta")
+    shown = "{estimate:.1f} % of\npairs ({low:.1f} to {high:.1f})".format(
+        **{name: 100 * value for name, value in found.items()}
+    )
+    assert shown in (ROOT / "docs" / "scores.md").read_text("utf8")
+    assert cell(Run(row).interval("negation", "delta")) < "**0.5"
 
 
 def test_the_page_is_linked_and_has_all_experiments():
