@@ -39,16 +39,17 @@ interval without 0.5 is called above or below chance and stands in bold; with so
 
 
 DESIGNED = """\
-In the first design the wrong words were other words than the right ones ("not a plant" against "a plant"), so a score that
-only knows words, and never looks at the image, could tell them apart. Here every text stands beside drawings that it fits
-and just as often (descriptions: twice as often) beside drawings that it does not fit. Whatever tells the two apart has looked
-at the image.
+In the first design the wrong words were other words than the right ones ("not a plant" against "a plant"), so a score
+that only knows words, and never looks at the image, could tell them apart. Here every text stands beside drawings
+that it fits and just as often (descriptions: twice as often) beside drawings that it does not fit. Whatever tells the
+two apart has looked at the image.
 """
 READING = """\
-Gain is the difference of the log-probabilities. Without the image a text is the same wherever it stands: what log p without
-differs by is rounding, and inside one text gain and log p with image give one order. The weighting `dft` orders by log p with
-image, `prior` by log p without, upside down. Weights of `cal` and `negative` are means over three tokens, and `vig` also reads
-the mean of the record, so theirs say something of the neighbours too, which is why those of filler differ.
+Gain is the difference of the log-probabilities. Without the image a text is the same wherever it stands: what log p
+without differs by is rounding, and inside one text gain and log p with image give one order. The weighting `dft`
+orders by log p with image, `prior` by log p without, upside down. Weights of `cal` and `negative` are means over
+three tokens, and `vig` also reads the mean of the record, so theirs say something of the neighbours too, which is why
+those of filler differ.
 """
 
 
