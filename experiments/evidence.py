@@ -15,7 +15,7 @@ import yaml
 
 from .planted import AFTER_NAME, FILLER
 from .rows import Rows
-from .token_kinds import DESIGN, FIRST, LAST, LOGS, SCORES
+from .token_kinds import DESIGN, FIRST, LAST, LOGS, PLANS, SCORES
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "evidence.md"
@@ -145,6 +145,8 @@ def of_token_kinds(rows: Sequence[Row]) -> list[str]:
             for score in ("delta", "gain")
         ],
     )
+    if missing := [f"{contrast} {model}" for model, contrast in PLANS if (model, contrast) not in runs]:
+        lines += [f"Planned and not run yet: {', '.join(missing)}.", ""]
     lines += ["### What was expected, and what came", "", *(f"- {line}" for line in expectations(runs)), ""]
     return [*lines, *first_design(first)]
 

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from experiments.evidence import PAGE, Run, cell, expectations, page
 from experiments.rows import RESULTS, Rows
-from experiments.token_kinds import FIRST, LAST, SCORES
+from experiments.token_kinds import FIRST, LAST, PLANS, SCORES
 
 from tests.support.paths import ROOT
 from tests.support.processes import environment, limit
@@ -49,6 +49,8 @@ def test_another_row_gives_another_page():
     lines = [line for line in found.splitlines() if line.startswith("| object | ")]
     assert "| " + " | ".join(["**0.123 (0.100–0.200)**"] * len(SCORES)) + " |" in lines[0]
     assert "0.123" not in lines[1]
+    assert ("Planned and not run yet: " in found) == (len([one for one in rows if "design" in one]) < len(PLANS))
+    assert "drop after stage 2" not in found
     assert "- Did not hold: object and kind are above chance. object by Δ 0.123 (0.100–0.200), below chance;" in found
 
 
