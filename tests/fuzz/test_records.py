@@ -1,0 +1,158 @@
+"""Malformed records by hypothesis: each is accepted or refused by name; what is accepted makes a batch or is put aside.
+
+Nothing else may come out: no other error, no line break in a reason, no record lost. ``pytest -m slow tests/fuzz`` tries
+ten thousand records; longer: ``SEECAL_FUZZ_MINUTES=10 pytest -m slow tests/fuzz`` (its figures are in docs/reliability.md).
+"""
+
+import json
+import logging
+import os
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from seecal import VisionCollator
+from seecal.constants import QUARANTINED
+from seecal.data.collators.quarantine import QuarantineCollator
+from seecal.data.sources.formats import FORMATS
+from seecal.data.sources.load import LoadReport, load_records
+from tests.support.sources import messages, turn
+from tests.support.tiny import tiny_llava_processor
+
+GOOD = {
+    "llava": {"id": "a", "image": "red.png", "conversations": turn()},
+    "sharegpt": {"id": "a", "images": ["red.png", "red.png"], "conversations": turn("<image><image>c")},
+    "messages": {"id": "a", "images": ["red.png"], "messages": messages([("<image>a", "b"), ("c", "d")])},
+    "prompt_completion": {"id": "a", "image": "red.png", "prompt": "a", "completion": "b"},
+    "captions": {"id": "a", "file_name": "red.png", "text": "a", "prompt": "b"},
+}
+TELLING = ("red.png", "half.png", "gone.png", "../a.png", "http://a/b.png", "<image>", "<|end|>", "\ud800", "user")
+TEXTS = st.one_of(st.text(max_size=40), st.sampled_from(TELLING))
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXTS, inner, max_size=4)),
+    max_leaves=8,
+)
+KEYS = (
+    "id",
+    "image",
+    "images",
+    "messages",
+    "conversations",
+    "role",
+    "content",
+    "type",
+    "text",
+    "weights",
+    "from",
+    "value",
+)
+
+
+@st.composite
+def mutated(draw):
+    """A record of some format in which something is replaced, removed, added or moved."""
+    value = json.loads(json.dumps(draw(st.sampled_from(list(GOOD.values())))))
+    for _ in range(draw(st.integers(1, 3))):
+        at = value
+        while True:
+            places = list(at) if isinstance(at, dict) else list(range(len(at)))
+            if not places:
+                break
+            place = draw(st.sampled_from(places))
+            if isinstance(at[place], (dict, list)) and draw(st.booleans()):
+                at = at[place]
+                continue
+            what = draw(st.integers(0, 3))
+            if what == 0:
+                del at[place]
+            elif what == 1 and isinstance(at, dict):
+                at[draw(st.sampled_from(KEYS))] = at.pop(place)
+            elif what == 2 and isinstance(at, dict):
+                at[draw(st.sampled_from(KEYS))] = draw(VALUES)
+            else:
+                at[place] = draw(VALUES)
+            break
+    return value
+
+
+LINES = st.one_of(
+    mutated().map(lambda value: json.dumps(value).encode()),
+    VALUES.map(lambda value: json.dumps(value).encode()),
+    st.tuples(mutated(), st.integers(1, 60)).map(lambda pair: json.dumps(pair[0]).encode()[: -pair[1]]),
+    st.binary(max_size=40).map(lambda line: line.replace(b"\n", b"").replace(b"\r", b"")),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a good image and one that is cut off behind its header, and a collator of a tiny model."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    Image.effect_noise((24, 24), 90).convert("RGB").save(folder / "red.png")
+    whole = (folder / "red.png").read_bytes()
+    (folder / "half.png").write_bytes(whole[: len(whole) // 2])
+    return folder, VisionCollator(tiny_llava_processor(), on_bad="error")
+
+
+def look(place, format, lines, counts):
+    """Load the lines after a good record, and make batches of what comes of them."""
+    folder, collator = place
+    good = json.dumps(GOOD[format]).encode()
+    lines = [line for line in lines if line.strip()]
+    path = folder / "data.jsonl"
+    path.write_bytes(b"\n".join([good, *lines, good]))
+    report = LoadReport()
+    data = load_records(path, format=format, on_bad="skip", report=report)
+    assert report.accepted + report.rejected == report.total == len(lines) + 2
+    assert len(data) == report.accepted
+    for called, reason in report.reasons:
+        assert "\n" not in called + reason
+        assert len(called + reason) < 1000
+    guarded = QuarantineCollator(collator, data)
+    batch = guarded(list(data))
+    assert len(batch["labels"]) == len(data)
+    assert bool((batch["labels"] != -100).any(1).all()), "every row has something to learn"
+    counts.update(records=report.total, refused=report.rejected, aside=len(batch[QUARANTINED]), files=1)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(before)
+
+
+OPTIONS = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+FORMAT_NAMES = st.sampled_from(sorted(FORMATS))
+
+
+def examples(place, number, counts):
+    @settings(max_examples=number, **OPTIONS)
+    @given(FORMAT_NAMES, st.lists(LINES, min_size=1, max_size=12))
+    def run(format, lines):
+        look(place, format, lines, counts)
+
+    run()
+
+
+def test_some_malformed_records(place):
+    counts = Counter()
+    assert set(GOOD) == set(FORMATS)
+    examples(place, 100, counts)
+    assert counts["records"] >= 500
+    assert counts["refused"] >= 100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ten_thousand_and_as_many_as_there_is_time_for(place):
+    counts, end = Counter(), time.monotonic() + 60 * float(os.environ.get("SEECAL_FUZZ_MINUTES", "0"))
+    while counts["records"] < 10_000 or time.monotonic() < end:
+        examples(place, 500, counts)
+    print(dict(counts))
