@@ -199,5 +199,5 @@ def test_the_tests_mirror_the_folders():
     """tests/core/test_packing.py for core/packing.py, and nothing that looks like a test among the helpers."""
     folders = {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*") if path.is_dir()}
     here = {path.parent.relative_to(ROOT / "tests").as_posix() for path in TESTS}
-    assert here - folders == {".", "benchmarks", "docs", "experiments", "support"}
+    assert here - folders == {".", "benchmarks", "docs", "experiments", "fuzz", "support"}
     assert not list((ROOT / "tests" / "support").glob("test_*.py"))
