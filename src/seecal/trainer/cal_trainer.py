@@ -20,11 +20,13 @@ from ..families.table import image_ids, unwrap
 from ..scoring.join import with_weights
 from .arguments import cal_config, check_reporting, other_loss, refuse_other_losses, refuse_prompt_learning
 from .cal_config import CALConfig
+from .bad_steps import stop_at
 from .callbacks import EpochCallback
 from .data_trainer import DataTrainer
 from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, token_metrics
 from .samples import Kind, check_token_ids
-from .step import GlobalStep, stop_unless_finite
+from .step import GlobalStep
+from .step_watch import StepWatch, bad_step
 from .trl_compat import hide_cal_fields_from_trl, load_as_saved, patch_eval_head, take_off_mixed_precision
 
 
@@ -52,7 +54,8 @@ class CALTrainer(DataTrainer):
     Raises:
         ValueError: ``args`` is no config; the model is not a vision-language model; data that would be learnt wrongly; an
             argument that CAL cannot honour; from ``train()``, a subclass that leaves CAL's loss out.
-        FloatingPointError: from ``train()``, before the optimizer step whose loss or gradient norm is not finite.
+        FloatingPointError: from ``train()``, on all ranks, before the optimizer step with a Δ, a loss or a gradient norm that
+            is not finite. It names the records and the folder that :func:`seecal.replay` takes.
     """
 
     _tag_names = ["trl", "sft", "seecal", "cal"]  # noqa: RUF012  # TRL's own attribute
@@ -146,7 +149,7 @@ class CALTrainer(DataTrainer):
         self._global_step = GlobalStep(self.accelerator, self._step, self.args.device)
         self._is_our_loss = False  # whether compute_loss was asked for the loss of the current micro-batch
         self._window_start: float | None = None
-        self._step_records: list[str] = []  # what this step is made of on this rank, for an error
+        self._watch = StepWatch(self.args.device)  # what this step is made of on this rank
         self._paused = 0.0
         self._wait_hint = WaitHint()
 
@@ -156,10 +159,12 @@ class CALTrainer(DataTrainer):
         # auto_find_batch_size starts over in the middle of a step
         self._window.clear()
         self._global_step.forget()
+        self._watch.clear()
         self._window_start = None
         try:
             return super()._inner_training_loop(*args, **kwargs)
         finally:
+            self._watch.clear()
             state_of(unwrap(self.model)).forget_steps()
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
@@ -196,12 +201,13 @@ class CALTrainer(DataTrainer):
                 f"the data collator made no labels, only {', '.join(sorted(inputs))}: there is nothing to learn"
             )
         self._is_our_loss = True
-        self._step_records += names
         if self.aux_loss_enabled:  # an argument: classes of vision-language models do not read their config for it
             inputs["output_router_logits"] = True
         state_of(unwrap(self.model)).step = self.state.global_step  # for contrast_every: all of a step or nothing of it
+        micro_batch = self._watch.begin(inputs, names)
         with explain_processor_mismatch(self._oddity):
             outputs = model(**inputs)
+        micro_batch.note(outputs.cal)
         count_tokens(self._window, outputs.cal, inputs.get("attention_mask"), self.cal_options)
         if long is not None:
             self._window.add(dropped=long[0], truncated=long[1])
@@ -223,11 +229,13 @@ class CALTrainer(DataTrainer):
         if not self._step:
             raise other_loss(self, "training_step")
         self._stop_unless_finite(self._step.take("loss"), norm.detach())
-        self._step_records.clear()
+        self._watch.clear()
         return grad_norm
 
     def _stop_unless_finite(self, loss: Tensor, norm: Tensor) -> None:
-        stop_unless_finite(loss, norm, self.accelerator.scaler, self.state.global_step + 1, self._step_records)
+        bad = bad_step(loss, norm, self.accelerator.scaler, self.state.global_step + 1, self._watch)
+        if bad is not None:
+            stop_at(bad, self)
 
     # ---- Checkpoints ----
 
