@@ -19,7 +19,7 @@ from .recipe import Recipe, Stage
 _HARMLESS = {
     *("name", "run_name", "report_to", "log_level", "logging_steps", "logging_strategy", "logging_first_step"),
     *("disable_tqdm", "save_steps", "save_total_limit", "per_device_eval_batch_size", "cache_vision_features"),
-    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "hang_timeout"),
 }
 
 

@@ -101,6 +101,7 @@ def save_bad_step(
         "attention": getattr(inner.config, "_attn_implementation", None),
         "quantized": bool(getattr(inner, "is_quantized", False)),
         "trains": [name for name, one in model.named_parameters() if one.requires_grad],
+        "all_weights_train": all(one.requires_grad for one in model.parameters()),
         "options": dataclasses.asdict(options),
         **about,
     }

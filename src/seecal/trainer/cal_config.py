@@ -65,7 +65,18 @@ class CALConfig(SFTConfig):
         metadata={"help": "Keep False: CALTrainer stops at a non-finite loss instead of leaving it out of the log."},
     )
 
+    hang_timeout: float = dataclasses.field(
+        default=1200.0,
+        metadata={
+            "help": "Seconds without progress (a micro-batch, a batch of an evaluation, a save) after which every rank writes "
+            "its stacks to stderr and to hang-rank-R.txt in output_dir, and ends with exit code 75. 0: never. Keep it below "
+            "ddp_timeout, after which torch ends the ranks that wait, without stacks."
+        },
+    )
+
     def __post_init__(self) -> None:
+        if not 0 <= self.hang_timeout < float("inf"):
+            raise ValueError(f"hang_timeout={self.hang_timeout}: expected seconds, 0 for never")
         if isinstance(self.padding_free, str):  # the command line gives text
             self.padding_free = _TRUTH.get(self.padding_free.lower(), self.padding_free)  # type: ignore[assignment]
         self.cal_options()
