@@ -180,7 +180,7 @@ class WatchedTrainer(SFTTrainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         with self.watchdog.watching("the start of the training"):
             # A stream is read again up to where it stopped, and nobody can tell how far that is
-            self.watchdog.held = kwargs.get("resume_from_checkpoint") is not None
+            self.watchdog.held = bool(kwargs.get("resume_from_checkpoint"))
             return super()._inner_training_loop(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
