@@ -62,7 +62,7 @@ class Keep(TrainerCallback):
     def __init__(self, seen):
         self.seen = seen
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
         self.seen.update({name: one.clone() for name, one in model.state_dict().items()})
 
 
@@ -196,7 +196,7 @@ def test_adapters_come_back_as_they_were(tmp_path):
     assert all("lora_" in name or "modules_to_save" in name for name in load_file(folder / "weights.safetensors"))
     found = seecal.replay(folder)
     assert found.exact
-    assert found.batches[0].records == seecal.replay(folder, trainer.model).batches[0].records
+    assert repr(found.batches[0].records) == repr(seecal.replay(folder, trainer.model).batches[0].records)
     assert found.batches[0].gradient_norms.keys() == {"lora", "projector"}
 
 
@@ -273,7 +273,7 @@ def test_of_two_ranks_with_one_bad_both_stop(tmp_path):
     for case in ("global", "micro_batch", "delta"):
         said = [(tmp_path / f"{case}-{rank}.txt").read_text() for rank in (0, 1)]
         assert all("step 2: " in one and "Not finite on rank 1." in one for one in said), said
-        assert "record 'r7'" in said[1]
+        assert f"(record '{'r6' if case == 'delta' else 'r7'}')" in said[1]  # the first label token is r6's
         folder = tmp_path / case / "bad_steps" / "2"
         told = [json.loads((folder / f"bad_step-2-rank-{rank}.json").read_text()) for rank in (0, 1)]
         assert [len(one["micro_batches"]) for one in told] == [0, 1]

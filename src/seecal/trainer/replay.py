@@ -301,7 +301,7 @@ def _records(cal: Any, names: list[str]) -> list[ReplayedRecord]:
     for row in range(rows):
         own = delta.sample == row
         losses, seen = cal.token_losses[own], delta.delta[own & delta.has_contrast]
-        odd = [losses, delta.delta[own], cal.weights[own]]
+        odd = [losses, delta.delta[own]]
         odd += [] if delta.logit_with is None else [delta.logit_with[own]]
         found.append(
             ReplayedRecord(

@@ -67,7 +67,9 @@ class MicroBatch:
         """The rows with a label token that is not finite; waits for the device."""
         if self.sample is None:
             return []
-        odd = torch.stack(list(self.odd.values())).any(0)
+        # The mean over neighbouring weights carries a NaN over to the next record's
+        measured = torch.stack([odd for name, odd in self.odd.items() if name != "weight"]).any(0)
+        odd = torch.where(measured.any(), measured, self.odd["weight"])
         return sorted(set(self.sample[odd].tolist()))
 
     def blamed(self) -> list[str]:
