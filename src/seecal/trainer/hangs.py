@@ -68,7 +68,7 @@ class Watchdog:
                 self._stop = threading.Event()
                 before = self._files()
                 workers = stack.enter_context(_stacks_of_workers())
-                thread = threading.Thread(target=self._watch, args=(self._stop, before, workers), daemon=True)
+                thread = threading.Thread(target=self._watch, args=(self._stop, before, workers), daemon=True, name="seecal-hangs")
                 thread.start()
             try:
                 yield
