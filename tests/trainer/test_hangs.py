@@ -36,13 +36,13 @@ def run(*command):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_collator_that_hangs_in_this_process_or_in_a_worker(tmp_path, workers):
     out = tmp_path / "run"
-    done = run(WORKER, out, workers, seconds(3), "r5")
+    done = run(WORKER, out, workers, seconds(2), "r5")
     assert done.returncode == HANG_EXIT_CODE == 75, done.stderr[-3000:]
     assert "it ended" not in done.stdout
     written = (out / "hang-rank-0.txt").read_text()
     assert "rank 0 " in written
     assert "no progress for " in written
-    assert f"the last was: a micro-batch of step {2 if workers == 0 else 2} has gone through" in written
+    assert "the last was: a micro-batch of step 1 has gone through" in written  # accelerate fetches one ahead
     assert "hang_here" in written, "the stack of who hangs, in a worker too"
     assert "hang_here" in done.stderr
     if workers:
@@ -52,7 +52,7 @@ def test_a_collator_that_hangs_in_this_process_or_in_a_worker(tmp_path, workers)
 def test_one_of_two_ranks_hangs_and_both_write_their_stacks(tmp_path):
     """r6 is rank 1's in the second step; rank 0 waits for its gradients."""
     out = tmp_path / "run"
-    done = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", WORKER, out, 0, seconds(4), "r6")
+    done = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", WORKER, out, 0, seconds(3), "r6")
     assert done.returncode != 0
     assert f"exitcode  : {HANG_EXIT_CODE}" in done.stderr
     first, second = ((out / f"hang-rank-{rank}.txt").read_text() for rank in (0, 1))
@@ -81,7 +81,7 @@ def slow(method, by):
 @pytest.mark.parametrize("what", ["compute_loss", "prediction_step", "_save_optimizer_and_scheduler"])
 def test_what_is_slow_all_the_time_is_progress(tmp_path, what):
     """Steps, batches of evaluations and saves of 0.4 times the time each, 1.6 times in all and more."""
-    timeout, ended = seconds(1), []
+    timeout, ended = seconds(0.5), []
     changes = {"save_strategy": "steps", "save_steps": 1} if what.startswith("_save") else {}
     trainer = trainer_of(tmp_path, ended, timeout, **changes)
     setattr(trainer, what, slow(getattr(trainer, what), 0.4 * timeout))
@@ -106,7 +106,7 @@ def watched(folder, timeout, before_end=lambda: None, **more):
     dog = Watchdog(timeout, folder, 3, leave, **more)
     with dog.watching("a block"):
         before_end()
-        gone.wait(seconds(2))
+        gone.wait(seconds(1))
         time.sleep(0)
     return ended
 
@@ -125,7 +125,7 @@ def test_a_rank_whose_neighbour_hangs_writes_at_once(tmp_path):
     (tmp_path / "hang-rank-0.txt").write_text("of an earlier run")
     assert watched(tmp_path, 1000) == []
     says = lambda: (tmp_path / "hang-rank-1.txt").write_text("it hangs")  # noqa: E731
-    assert watched(tmp_path, seconds(4), says) == [HANG_EXIT_CODE]
+    assert watched(tmp_path, seconds(3), says) == [HANG_EXIT_CODE]
     assert "hang-rank-1.txt says that another rank makes no progress" in (tmp_path / "hang-rank-3.txt").read_text()
 
 

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # EX_TEMPFAIL of sysexits.h: the same command, with the last checkpoint, may well work
 HANG_EXIT_CODE = 75
 _TICKS = 20  # looks at the clock before the time is over
+_TICKS_TO_BE_SEEN = 6
 _LONGEST_TICK, _LONGEST_WAIT = 5.0, 10.0  # seconds
 _TO_CHILDREN = getattr(signal, "SIGUSR2", None)
 
@@ -112,7 +113,7 @@ class Watchdog:
         with contextlib.suppress(OSError, ValueError):
             _write(sys.__stderr__ or sys.stderr, head, of_workers)
         # The others see this rank's file within a tick or two; were it gone before, their collectives would fail instead
-        time.sleep(min(_LONGEST_WAIT, self.seconds))
+        time.sleep(min(_LONGEST_WAIT, _TICKS_TO_BE_SEEN * self.seconds / _TICKS))
         for child in multiprocessing.active_children():
             child.kill()  # one that hangs would stay when this process is gone
         self._leave(HANG_EXIT_CODE)

@@ -108,7 +108,7 @@ def images_of(row: Mapping[str, Any]) -> list[Any]:
 
 def _filled(messages: Messages, images: list[Any]) -> list[Any]:
     """The images without empty texts, as tables have them in rows without an image; not where a mark waits for one."""
-    if not any(isinstance(image, str) and not image.strip() for image in images):
+    if all([not isinstance(image, str) or image.strip() for image in images]):
         return images
     filled = [image for image in images if not (isinstance(image, str) and not image.strip())]
     contents = [message.get("content") for message in messages]
@@ -151,6 +151,8 @@ def _said(message: Mapping[str, Any]) -> dict[str, Any]:
 def _list_of(row: Mapping[str, Any], key: str) -> list[Any]:
     """The list under ``key``, also as JSON text, or as the columns that some versions of `datasets` make of it."""
     value = row.get(key)
+    if isinstance(value, list):
+        return value
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         return _from_text(key, value)
     columns = value if isinstance(value, Mapping) else {}

@@ -408,7 +408,8 @@ def _batches(records: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
     size = 0
     for record in records:
         batch.append(record)
-        size += sum(len(image["bytes"] or b"") for image in record["images"])
+        for image in record["images"]:
+            size += len(image["bytes"] or b"")
         if len(batch) == _WRITE or size >= _WRITE_BYTES:
             yield batch
             batch, size = [], 0
