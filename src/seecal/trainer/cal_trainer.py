@@ -23,7 +23,7 @@ from .cal_config import CALConfig
 from .bad_steps import stop_at
 from .callbacks import EpochCallback
 from .data_trainer import DataTrainer
-from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, token_metrics
+from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, memory_metrics, token_metrics
 from .samples import Kind, check_token_ids
 from .step import GlobalStep
 from .step_watch import StepWatch, bad_step
@@ -41,7 +41,8 @@ class CALTrainer(DataTrainer):
     and TRL's ``mean_token_accuracy`` (of the label tokens), ``num_tokens`` and, for mixture-of-experts models, ``aux_loss``
     (part of ``loss``, with its coefficient); all over the steps since the last log and over all ranks.
     ``data_wait_share`` is the share of that time spent waiting for the next batch, its copy to the device included; a share
-    that stays high is said once. The first log includes the start of the dataloader's workers.
+    that stays high is said once. The first log includes the start of the dataloader's workers. ``host_memory_gib`` and
+    ``host_memory_peak_gib`` are the resident set of the rank that has the largest, without its workers.
 
     ``eval_loss`` is the plain cross-entropy Σ CE / Σ tokens of the whole evaluation set; TRL's ``eval_entropy`` and
     ``eval_mean_token_accuracy`` are means over the same tokens.
@@ -275,7 +276,7 @@ class CALTrainer(DataTrainer):
             speed["data_wait_share"] = share
             if self.is_world_process_zero():
                 self._wait_hint.see(share, self.args.dataloader_num_workers, self.args.image_decoding)
-        return {**token_metrics(sums), **speed}
+        return {**token_metrics(sums), **speed, **memory_metrics(self.args.device)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._window:  # Trainer's log of training steps, which all ranks make
