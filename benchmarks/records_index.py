@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from common import progress, write
-from loader import cpu_model, processor, write_files
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from seecal.data.collators.vision import VisionCollator
 from seecal.data.sources.load import load_records
+from seecal.recipes.tiny import tiny_llava_processor
 from seecal.trainer.metrics import host_memory
 
 SIZES = {"tiny": {"records": 2_000, "steps": 60}, "full": {"records": 1_000_000, "steps": 2_000}}
@@ -34,7 +35,9 @@ _EVERY = 20  # steps between two looks at the memory
 
 def write_records(folder: Path, count: int) -> Path:
     """About 290 bytes a record, in LLaVA's format."""
-    names = [Path(path).name for path in write_files(folder, (64, 48), 8)]
+    names = [f"{number}.jpg" for number in range(8)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (64, 48), (30 * number, 90, 200)).save(folder / name)
     draw, path = random.Random(0), folder / "data.jsonl"
     with path.open("w", encoding="utf-8") as file, progress() as shown, shown.task("writing", count, unit="record") as task:
         for index in range(count):
@@ -77,7 +80,7 @@ def collated(records: Any, steps: int, batch: int) -> dict[str, Any]:
     """How the memory of this process grows over ``steps`` batches; the slopes are of their second half."""
     data = DataLoader(
         records, batch_size=batch, shuffle=True, generator=torch.Generator().manual_seed(0),
-        collate_fn=VisionCollator(processor(28)),
+        collate_fn=VisionCollator(tiny_llava_processor()),
     )  # fmt: skip
     places: list[int] = []
     looks: list[dict[str, int]] = []
@@ -109,7 +112,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         records, row = opened(write_records(Path(folder), count), count)
         row |= collated(records, steps, options.batch)
-    row |= {"cpu": cpu_model(), "cores": os.cpu_count()}
+    row |= {"cores": os.cpu_count()}
     write("records_index" if options.size == "full" else f"records_index-{options.size}", [row], options.out)
 
 
