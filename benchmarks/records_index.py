@@ -29,7 +29,23 @@ from seecal.recipes.tiny import tiny_llava_processor
 from seecal.trainer.metrics import host_memory
 
 SIZES = {"tiny": {"records": 2_000, "steps": 60}, "full": {"records": 1_000_000, "steps": 2_000}}
-_WORDS = "a the image shows red green car on street with two people who walk left of it and sky".split()
+_WORDS = (
+    "a",
+    "the",
+    "image",
+    "shows",
+    "red",
+    "green",
+    "car",
+    "on",
+    "street",
+    "with",
+    "two",
+    "people",
+    "who",
+    "walk",
+    "left",
+)
 _EVERY = 20  # steps between two looks at the memory
 
 
@@ -39,7 +55,11 @@ def write_records(folder: Path, count: int) -> Path:
     for number, name in enumerate(names):
         Image.new("RGB", (64, 48), (30 * number, 90, 200)).save(folder / name)
     draw, path = random.Random(0), folder / "data.jsonl"
-    with path.open("w", encoding="utf-8") as file, progress() as shown, shown.task("writing", count, unit="record") as task:
+    with (
+        path.open("w", encoding="utf-8") as file,
+        progress() as shown,
+        shown.task("writing", count, unit="record") as task,
+    ):
         for index in range(count):
             image = {"image": names[index % 8]} if index % 4 != 3 else {}
             question = ("<image>\n" if image else "") + " ".join(draw.choices(_WORDS, k=12)) + "?"

@@ -59,10 +59,10 @@ FLOORS = {
     ],
     "pages": [{"charts", "report_data", "templates", "thumbnails"}, {"alignment", "report"}],
     "trainer": [
-        {"cal_config", "metrics", "manifests", "samples"},
-        {"callbacks", "checkpoints", "trl_compat", "arguments", "collators", "sampling", "step"},
-        {"saving"},
-        {"data_trainer"},
+        {"cal_config", "hangs", "metrics", "manifests", "samples"},
+        {"callbacks", "checkpoints", "trl_compat", "arguments", "collators", "sampling", "step", "step_watch"},
+        {"bad_steps", "saving"},
+        {"data_trainer", "replay"},
         {"cal_trainer"},
     ],
     "recipes": [
@@ -74,7 +74,7 @@ FLOORS = {
         {"run"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
-    "cli": [{"alignment", "bench", "families", "score"}, {"report"}, {"main"}],
+    "cli": [{"alignment", "bench", "families", "replay", "score"}, {"report"}, {"main"}],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.

@@ -253,7 +253,9 @@ def test_a_recipe_ends_with_one_line_and_replay_with_the_same(tmp_path, monkeypa
     code, said, errors = command(monkeypatch, capsys, "replay", folder)
     assert (code, errors) == (1, [])
     assert "weights that were not finite: model.multi_modal_projector.linear_2.bias" in said
-    assert any("first output that is not finite: model.multi_modal_projector.linear_2 (Linear)" in line for line in said)
+    assert any(
+        "first output that is not finite: model.multi_modal_projector.linear_2 (Linear)" in line for line in said
+    )
     assert said[-1].startswith("not finite again: micro-batch 1 of rank 0")
     with torch.no_grad():
         model.model.multi_modal_projector.linear_2.bias[3] = 0

@@ -17,7 +17,7 @@ def replay(
         typer.Option(help="Folder or hub id of a model to run it on as it is, instead of the weights of the step."),
     ] = None,
 ) -> None:
-    """Run a step that was stopped for numbers that are not finite again, alone. Exit code 1 if they are not again, else 0."""
+    """Run a step that was stopped for bad numbers again, alone. Exit code 1 if they are bad again, 0 if finite."""
     from ..trainer.replay import replay as run
 
     verbosity.quiet()

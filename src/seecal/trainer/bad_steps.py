@@ -1,7 +1,7 @@
 """A step that must not be taken, as files that ``seecal replay`` runs again. Tensors and JSON, no pickle.
 
 out/bad_steps/57/bad_step-57-rank-0.json          what was not finite, the records, options, where the weights are
-out/bad_steps/57/bad_step-57-rank-0.safetensors   the micro-batches, "2/pixel_values", and their random numbers, "2/random.cpu"
+out/bad_steps/57/bad_step-57-rank-0.safetensors   the micro-batches, "2/pixel_values" and "2/random.cpu"
 out/bad_steps/57/weights.safetensors              the weights that train, as they were, where they are not too many
 out/bad_steps/57/config.json, adapter_config.json what else makes the model
 """
@@ -135,8 +135,7 @@ def _described(batch: MicroBatch, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 def _places(batch: MicroBatch, odd: Tensor) -> dict[str, Any]:
     """How many label tokens, and the first of them with row, column and id."""
-    assert batch.sample is not None and batch.position is not None and batch.labels is not None
-    columns = [one[odd][:_LISTED].tolist() for one in (batch.sample, batch.position, batch.labels)]
+    columns = [one[odd][:_LISTED].tolist() for one in (batch.sample, batch.position, batch.labels) if one is not None]
     first = [dict(zip(("row", "column", "token_id"), one, strict=True)) for one in zip(*columns, strict=True)]
     return {"tokens": int(odd.sum()), "of": len(odd), "first": first}
 

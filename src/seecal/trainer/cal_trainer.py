@@ -19,8 +19,8 @@ from ..data.collators.vision import VisionCollator
 from ..families.table import image_ids, unwrap
 from ..scoring.join import with_weights
 from .arguments import cal_config, check_reporting, other_loss, refuse_other_losses, refuse_prompt_learning
-from .cal_config import CALConfig
 from .bad_steps import stop_at
+from .cal_config import CALConfig
 from .callbacks import EpochCallback
 from .data_trainer import DataTrainer
 from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, memory_metrics, token_metrics
@@ -55,8 +55,8 @@ class CALTrainer(DataTrainer):
     Raises:
         ValueError: ``args`` is no config; the model is not a vision-language model; data that would be learnt wrongly; an
             argument that CAL cannot honour; from ``train()``, a subclass that leaves CAL's loss out.
-        FloatingPointError: from ``train()``, on all ranks, before the optimizer step with a Δ, a loss or a gradient norm that
-            is not finite. It names the records and the folder that :func:`seecal.replay` takes.
+        FloatingPointError: from ``train()``, on all ranks, before the optimizer step with a Δ, a loss or a gradient norm
+            that is not finite. It names the records and the folder that :func:`seecal.replay` takes.
     """
 
     _tag_names = ["trl", "sft", "seecal", "cal"]  # noqa: RUF012  # TRL's own attribute

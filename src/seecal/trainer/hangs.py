@@ -45,9 +45,7 @@ class Watchdog:
         leave: what ends the process, given the exit code.
     """
 
-    def __init__(
-        self, seconds: float, folder: Path, rank: int, leave: Callable[[int], Any] = os._exit
-    ) -> None:
+    def __init__(self, seconds: float, folder: Path, rank: int, leave: Callable[[int], Any] = os._exit) -> None:
         self.seconds, self._folder, self._rank, self._leave = seconds, folder, rank, leave
         self._beats, self._last = 0, "nothing yet"
         self.held = False  # until the next beat: what comes before it may take as long as it likes
@@ -69,7 +67,9 @@ class Watchdog:
                 self._stop = threading.Event()
                 before = self._files()
                 workers = stack.enter_context(_stacks_of_workers())
-                thread = threading.Thread(target=self._watch, args=(self._stop, before, workers), daemon=True, name="seecal-hangs")
+                thread = threading.Thread(
+                    target=self._watch, args=(self._stop, before, workers), daemon=True, name="seecal-hangs"
+                )
                 thread.start()
             try:
                 yield
@@ -171,7 +171,7 @@ class WatchedTrainer(SFTTrainer):
             found = Watchdog(args.hang_timeout, Path(args.output_dir), args.process_index)
             if args.world_size > 1 and args.hang_timeout >= args.ddp_timeout:
                 logger.warning(
-                    "hang_timeout=%g is not below ddp_timeout=%g: torch ends the ranks that wait before they write their stacks",
+                    "hang_timeout=%g is not below ddp_timeout=%g: torch ends the ranks that wait before they write stacks",
                     args.hang_timeout,
                     args.ddp_timeout,
                 )

@@ -112,17 +112,19 @@ def evaluation_metrics(sums: dict[str, float]) -> dict[str, float]:
 
 
 def host_memory() -> dict[str, int]:
-    """Bytes of this process in the host's memory: ``resident`` now, ``anonymous`` (of those, what is no page of a file, such
-    as the mapped records), ``peak``. Empty where the system does not tell them in /proc."""
+    """Bytes of this process in the host's memory: ``resident`` now, ``anonymous`` (of those, what is no page of a file as
+    the mapped records are), ``peak``. Empty where the system does not tell them in /proc."""
     try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines())
+        lines = dict(
+            line.split(":", 1) for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines()
+        )
         return {name: int(lines[field].split()[0]) * 1024 for name, field in _MEMORY.items()}
     except (OSError, KeyError, ValueError):
         return {}
 
 
 def memory_metrics(device: torch.device) -> dict[str, float]:
-    """GiB of host memory to log, of the rank that has the most; nothing where the system does not tell. All ranks call it."""
+    """GiB of host memory to log, of the rank that has the most; none where the system does not tell. All ranks call it."""
     here = host_memory()
     values = torch.tensor([here.get("resident", 0), here.get("peak", 0)], dtype=torch.float32, device=device) / 2**30
     resident, peak = max_over_ranks(values).tolist()

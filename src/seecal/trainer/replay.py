@@ -85,7 +85,9 @@ class ReplayedBatch:
         if not self.finite and self.first_forward:
             found.append(f"  first output that is not finite: {self.first_forward}")
         if not self.finite and self.first_backward:
-            found.append(f"  first gradient that is not finite, from the loss backwards: at the output of {self.first_backward}")
+            found.append(
+                f"  first gradient that is not finite, from the loss backwards: at the output of {self.first_backward}"
+            )
         return found
 
 
@@ -175,7 +177,9 @@ def _told(folder: Path) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
         except Exception as error:  # JSON's, safetensors' and the system's
             raise ValueError(f"{file.with_suffix('')}: damaged ({' '.join(str(error).split())}).") from None
     if not any(about["micro_batches"] for about, _ in found):
-        raise ValueError(f"{folder}: none of its files has a micro-batch: those of the rank that was not finite are missing.")
+        raise ValueError(
+            f"{folder}: none of its files has a micro-batch: those of the rank that was not finite are missing."
+        )
     return found
 
 
@@ -219,7 +223,9 @@ def _frozen_part(folder: Path, about: dict[str, Any]) -> Any:
         try:
             return load_vlm(about["model"], dtype=about["dtype"], processor=False, **kind)[0]
         except ValueError as error:
-            raise ValueError(f"{error} The step was trained from it: give --model, or correct 'model' in {folder}.") from None
+            raise ValueError(
+                f"{error} The step was trained from it: give --model, or correct 'model' in {folder}."
+            ) from None
     if not about["all_weights_train"]:
         raise ValueError(f"{folder}: where the frozen weights came from is not known. Give --model.")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -261,7 +267,9 @@ def _cal(network: Any, options: CALOptions) -> Iterator[None]:
 # ---- One micro-batch ----
 
 
-def _run(network: Any, about: dict[str, Any], batch: dict[str, Any], tensors: dict[str, Tensor], place: Any) -> ReplayedBatch:
+def _run(
+    network: Any, about: dict[str, Any], batch: dict[str, Any], tensors: dict[str, Tensor], place: Any
+) -> ReplayedBatch:
     prefix = f"{batch['number']}/"
     own = {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
     random = {name.removeprefix(RANDOM): own.pop(name) for name in list(own) if name.startswith(RANDOM)}

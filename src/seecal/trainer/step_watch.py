@@ -132,8 +132,8 @@ class BadStep:
     def sentence(self) -> str:
         """What is not finite, and the records, in one line."""
         line = (
-            f"step {self.step}: the loss is {self.loss:g} and the gradient norm {self.norm:g}. Stopped before the optimizer "
-            "step; the weights are those of the step before."
+            f"step {self.step}: the loss is {self.loss:g} and the gradient norm {self.norm:g}. Stopped before the "
+            "optimizer step; the weights are those of the step before."
         )
         if self.ranks and world_size() > 1:
             line += f" Not finite on rank {', '.join(map(str, self.ranks))}."

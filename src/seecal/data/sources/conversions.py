@@ -108,7 +108,7 @@ def images_of(row: Mapping[str, Any]) -> list[Any]:
 
 def _filled(messages: Messages, images: list[Any]) -> list[Any]:
     """The images without empty texts, as tables have them in rows without an image; not where a mark waits for one."""
-    if all([not isinstance(image, str) or image.strip() for image in images]):
+    if not any(isinstance(image, str) and not image.strip() for image in images):
         return images
     filled = [image for image in images if not (isinstance(image, str) and not image.strip())]
     contents = [message.get("content") for message in messages]
