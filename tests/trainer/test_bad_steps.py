@@ -81,7 +81,7 @@ def test_a_pixel_is_told_by_record_and_token_and_again_from_the_folder_alone(tmp
     assert "r4" not in said
     assert f"seecal replay {folder}" in said
     (batch,) = told["micro_batches"]
-    assert batch["blamed"] == ["record 'r5'"]
+    assert batch["suspects"] == ["record 'r5'"]
     assert batch["inputs_not_finite"].keys() == {"pixel_values"}
     assert {one["row"] for one in batch["not_finite"]["Δ"]["first"]} == {1}
     labels = load_file(folder / "bad_step-3-rank-0.safetensors")["1/labels"]

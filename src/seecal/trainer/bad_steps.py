@@ -125,7 +125,7 @@ def _described(batch: MicroBatch, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {
         "number": batch.number,
         "records": list(batch.records),
-        "blamed": batch.blamed(),
+        "suspects": batch.suspects(),
         "inputs": plain,
         "inputs_left_out": left_out,
         "inputs_not_finite": odd_inputs,

@@ -72,7 +72,7 @@ class MicroBatch:
         odd = torch.where(measured.any(), measured, self.odd["weight"])
         return sorted(set(self.sample[odd].tolist()))
 
-    def blamed(self) -> list[str]:
+    def suspects(self) -> list[str]:
         """The records that are not finite, or all of its records where no row is."""
         rows = [row for row in self.rows() if row < len(self.records)]
         return [self.records[row] for row in rows] or list(self.records)
@@ -142,7 +142,7 @@ class BadStep:
             what = ", ".join(f"{name} at {count}" for name, count in counts.items() if count)
             where = f"micro-batch {batch.number} of {self.of}"
             found = f"{what} of {len(batch.labels)} label tokens" if what and batch.labels is not None else "its loss"
-            line += f" {where}: not finite are {found}{listed_records(batch.blamed())}."
+            line += f" {where}: not finite are {found}{listed_records(batch.suspects())}."
         if not self.ranks:
             names = [name for batch in self.batches for name in batch.records]
             line += f" Both passes are finite, the gradients are not{listed_records(names)}."
