@@ -59,7 +59,8 @@ FLOORS = {
     ],
     "pages": [{"charts", "report_data", "templates", "thumbnails"}, {"alignment", "report"}],
     "trainer": [
-        {"cal_config", "hangs", "metrics", "manifests", "samples"},
+        {"hang_options", "hangs", "metrics", "manifests", "samples"},
+        {"cal_config"},
         {"callbacks", "checkpoints", "trl_compat", "arguments", "collators", "sampling", "step", "step_watch"},
         {"bad_steps", "saving"},
         {"data_trainer", "replay"},

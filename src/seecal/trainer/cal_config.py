@@ -9,6 +9,7 @@ from trl import SFTConfig
 
 from ..core.options import CALOptions
 from ..data.options import DataOptions, check_decoding, mapping_of
+from .hang_options import HangOptions
 
 _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(CALOptions))
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "auto": "auto"}
@@ -28,7 +29,8 @@ class CALConfig(SFTConfig):
     The fields of :class:`seecal.CALOptions` have the same names, meanings and defaults here.
     ``on_long`` says what happens to records longer than ``max_length``, ``on_bad`` what happens to those without a label,
     ``image_decoding`` how JPEG files are decoded, ``train_on`` which turns are learnt, ``processor_kwargs`` how the
-    processor is set, ``weights`` where those that were measured before lie. Two inherited fields differ:
+    processor is set, ``weights`` where those that were measured before lie, ``hang_timeout`` when
+    a rank without progress ends. Two inherited fields differ:
 
     - ``padding_free`` is CAL's (how both passes go through the decoder: "auto", True or False), not TRL's, which vision
       data does not support.
@@ -60,23 +62,14 @@ class CALConfig(SFTConfig):
     weights: str | None = _same(DataOptions, "weights")
     train_on: str = _same(DataOptions, "train_on")
     processor_kwargs: dict[str, Any] | str | None = _same(DataOptions, "processor_kwargs")  # noqa: RUF009  # None
+    hang_timeout: float = _same(HangOptions, "hang_timeout")
     logging_nan_inf_filter: bool = dataclasses.field(
         default=False,
         metadata={"help": "Keep False: CALTrainer stops at a non-finite loss instead of leaving it out of the log."},
     )
 
-    hang_timeout: float = dataclasses.field(
-        default=1200.0,
-        metadata={
-            "help": "Seconds without progress (a micro-batch, a batch of an evaluation, a save) after which every rank "
-            "writes its stacks to stderr and to hang-rank-R.txt in output_dir, and ends with exit code 75. 0: never. Keep "
-            "it below ddp_timeout, after which torch ends the ranks that wait, without stacks."
-        },
-    )
-
     def __post_init__(self) -> None:
-        if not 0 <= self.hang_timeout < float("inf"):
-            raise ValueError(f"hang_timeout={self.hang_timeout}: expected seconds, 0 for never")
+        HangOptions(self.hang_timeout)
         if isinstance(self.padding_free, str):  # the command line gives text
             self.padding_free = _TRUTH.get(self.padding_free.lower(), self.padding_free)  # type: ignore[assignment]
         self.cal_options()

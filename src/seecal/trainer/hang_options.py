@@ -1,0 +1,28 @@
+"""When a training counts as hanging. Needs neither torch nor TRL, so that the help can show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.options import documented, option
+
+
+@documented
+@dataclass(frozen=True)
+class HangOptions:
+    """How long a rank may go without progress.
+
+    Raises:
+        ValueError: a time that is none.
+    """
+
+    hang_timeout: float = option(
+        1200.0,
+        "Seconds without progress (a micro-batch, a batch of an evaluation, a save) after which every rank writes its stacks "
+        "to stderr and to hang-rank-R.txt in output_dir, and ends with exit code 75. 0: never. Keep it below ddp_timeout, "
+        "after which torch ends the ranks that wait, without stacks.",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hang_timeout < float("inf"):
+            raise ValueError(f"hang_timeout={self.hang_timeout}: expected seconds, 0 for never")
