@@ -19,8 +19,8 @@ class HangOptions:
     hang_timeout: float = option(
         1200.0,
         "Seconds without progress (a micro-batch, a batch of an evaluation, a save) after which every rank writes its "
-        "stacks to stderr and to hang-rank-R.txt in output_dir, and ends with exit code 75. 0: never. Keep it below ddp_timeout, "
-        "after which torch ends the ranks that wait, without stacks.",
+        "stacks to stderr and to hang-rank-R.txt in output_dir, and ends with exit code 75. 0: never. Keep it below "
+        "ddp_timeout, after which torch ends the ranks that wait, without stacks.",
     )
 
     def __post_init__(self) -> None:
