@@ -60,11 +60,11 @@ FLOORS = {
     ],
     "pages": [{"charts", "preview_text", "report_data", "templates", "thumbnails"}, {"alignment", "preview", "report"}],
     "trainer": [
-        {"metrics", "manifests", "options", "samples", "token_backends"},
+        {"hangs", "metrics", "manifests", "options", "samples", "token_backends"},
         {"cal_config", "token_logging"},
-        {"callbacks", "checkpoints", "trl_compat", "arguments", "collators", "sampling", "step"},
-        {"saving"},
-        {"quarantine"},
+        {"callbacks", "checkpoints", "trl_compat", "arguments", "collators", "sampling", "step", "step_watch"},
+        {"bad_steps", "saving"},
+        {"quarantine", "replay"},
         {"data_trainer"},
         {"cal_trainer"},
     ],
@@ -77,7 +77,7 @@ FLOORS = {
         {"check_data", "run"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
-    "cli": [{"alignment", "bench", "check_data", "families", "preview", "score"}, {"report"}, {"main"}],
+    "cli": [{"alignment", "bench", "check_data", "families", "preview", "replay", "score"}, {"report"}, {"main"}],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.

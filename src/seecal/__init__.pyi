@@ -29,5 +29,6 @@ from .scoring.selection import filter as filter
 from .scoring.show import show as show
 from .trainer.cal_config import CALConfig as CALConfig
 from .trainer.cal_trainer import CALTrainer as CALTrainer
+from .trainer.replay import replay as replay
 
 __version__: str

@@ -50,6 +50,7 @@ def test_every_benchmark_is_smoke_run_here(results):
         "loader",
         "loss",
         "plot",
+        "records_index",
         "report_page",
         "scaling",
         "step",
@@ -351,3 +352,18 @@ def test_weights_are_compared_with_float32(tmp_path):
 def test_a_benchmark_that_is_none_is_named():
     with pytest.raises(ValueError, match="loss, plot, report_page, scaling, step, weights"):
         bench.run("speed", [])
+
+
+def test_records_are_opened_and_collated_under_a_watch_on_memory(tmp_path):
+    done = seecal_bench("records_index", "--records", 200, "--steps", 60, "--batch", 2, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = rows(tmp_path / "records_index-tiny.csv")
+    assert (row["records"], row["steps"]) == ("200", "60")
+    assert 0 < float(row["anonymous_mib"]) < float(row["resident_mib"]) <= float(row["peak_mib"])
+
+
+def test_the_slope_of_memory_is_that_of_a_line(modules):
+    from records_index import slope
+
+    assert slope([20, 40, 60], [1.0, 2.0, 3.0]) == pytest.approx(0.05)
+    assert slope([20, 40, 60, 80], [7.0, 5.0, 5.0, 7.0]) == pytest.approx(0)

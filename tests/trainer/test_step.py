@@ -8,7 +8,8 @@ from torch import nn
 
 from seecal import CALTrainer
 from seecal.trainer.metrics import RunningSums
-from seecal.trainer.step import GlobalStep, stop_unless_finite
+from seecal.trainer.step import GlobalStep
+from seecal.trainer.step_watch import StepWatch, bad_step
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
@@ -53,19 +54,25 @@ class Scaler:
 INFINITE = torch.tensor(float("inf"))
 
 
-def test_an_overflow_under_a_loss_scale_is_the_scalers(caplog):
+def watched(*records):
+    """A step of one micro-batch whose forward is finite."""
+    watch = StepWatch(CPU)
+    watch.begin({}, records)
+    return watch
+
+
+def test_an_overflow_under_a_loss_scale_is_the_scalers():
     fine = torch.tensor(1.0)
-    stop_unless_finite(fine, fine, None, 3, [])
-    stop_unless_finite(fine, fine, Scaler(65536.0), 3, [])
-    stop_unless_finite(fine, INFINITE, Scaler(65536.0), 3, [])  # it skips the step and halves its scale
-    stop_unless_finite(fine, INFINITE, Scaler(1.0), 3, [])
-    with pytest.raises(FloatingPointError, match=r"step 3: the loss is 1 and the gradient norm inf.*\(record 'a'\)"):
-        stop_unless_finite(fine, INFINITE, Scaler(0.5), 3, ["record 'a'"])  # nothing left to halve
-    with pytest.raises(FloatingPointError, match="the gradient norm inf"):
-        stop_unless_finite(fine, INFINITE, None, 3, [])
-    for loss in (INFINITE, torch.tensor(float("nan")), -INFINITE):
-        with pytest.raises(FloatingPointError, match=r"step 3: the loss is (inf|nan|-inf)"):
-            stop_unless_finite(loss, fine, Scaler(65536.0), 3, [])
+    assert bad_step(fine, fine, None, 3, watched()) is None
+    assert bad_step(fine, fine, Scaler(65536.0), 3, watched()) is None
+    assert bad_step(fine, INFINITE, Scaler(65536.0), 3, watched()) is None  # it skips the step and halves its scale
+    assert bad_step(fine, INFINITE, Scaler(1.0), 3, watched()) is None
+    nothing_left_to_halve = bad_step(fine, INFINITE, Scaler(0.5), 3, watched("record 'a'")).sentence()
+    assert "step 3: the loss is 1 and the gradient norm inf" in nothing_left_to_halve
+    assert "(record 'a')" in nothing_left_to_halve
+    assert "the gradient norm inf" in bad_step(fine, INFINITE, None, 3, watched()).sentence()
+    for loss, shown in ((INFINITE, "inf"), (torch.tensor(float("nan")), "nan"), (-INFINITE, "-inf")):
+        assert f"step 3: the loss is {shown} " in bad_step(loss, fine, Scaler(65536.0), 3, watched()).sentence()
 
 
 @pytest.mark.parametrize("scale", [4.0, 0.5])

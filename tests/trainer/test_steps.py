@@ -64,7 +64,7 @@ def test_an_error_names_the_records_of_its_own_step_only(tmp_path):
     stop = CALTrainer._stop_unless_finite
 
     def noting(self, *given):
-        names.append([*self._step_records])
+        names.append(self._watch.records)
         stop(self, *given)
 
     trainer._stop_unless_finite = noting.__get__(trainer)

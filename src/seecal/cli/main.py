@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import verbosity
-from . import check_data, preview, report, score
+from . import check_data, preview, replay, report, score
 
 # typer does not export it, and has moved it between versions: unknown options, missing arguments, wrong types
 _UsageError: Any = typer.BadParameter.__base__
@@ -171,6 +171,7 @@ app.command()(report.report)
 _KEYS_TOO = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=_KEYS_TOO)(preview.preview)
 app.command("check-data", context_settings=_KEYS_TOO)(check_data.check_data)
+app.command()(replay.replay)
 
 
 def _write(text: str) -> None:

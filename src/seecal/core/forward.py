@@ -102,6 +102,7 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
         contrast_tokens=both.contrast.tokens,
         aux_loss=weighted_aux,
         is_top1=is_top1,
+        token_losses=ce_N,
     )
     output_class = _output_class(type(model))  # type: ignore[arg-type]
     names = {field.name for field in dataclasses.fields(output_class)} - {"loss", "logits", "past_key_values"}

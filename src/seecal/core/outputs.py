@@ -112,6 +112,7 @@ class CALOutput:
         aux_loss: the load-balancing loss of a mixture-of-experts decoder times its coefficient, scalar, carries gradients;
             None where there is none. It is in ``output.loss`` and not in ``loss_sum``.
         is_top1: whether no other token is likelier than the label, [N] bool; None unless CALTrainer counts it.
+        token_losses: the plain cross-entropy of each label token, [N] float32, in nats, detached.
         main_tokens, contrast_tokens: token positions that went through the decoder in either pass, padding included.
     """
 
@@ -124,3 +125,4 @@ class CALOutput:
     contrast_tokens: int
     aux_loss: Tensor | None = None
     is_top1: Tensor | None = None
+    token_losses: Tensor | None = None

@@ -113,6 +113,11 @@ def split_text(text: str) -> list[dict[str, Any]]:
     _check_text(text)
     if PLACEHOLDER not in text:
         return [{"type": "text", "text": text}] if text else []
+    if (
+        text.startswith(PLACEHOLDER) and text.find(PLACEHOLDER, 1) < 0
+    ):  # as most data sets have it: what is below, sooner
+        text = text[len(PLACEHOLDER) :].lstrip()
+        return [{"type": "image"}, {"type": "text", "text": text}] if text else [{"type": "image"}]
     pieces = text.split(PLACEHOLDER)
     worded = [index for index, piece in enumerate(pieces) if piece.strip()]
     first, last = (worded[0], worded[-1]) if worded else (len(pieces), -1)
@@ -135,6 +140,8 @@ def images_in_order(messages: Sequence[Mapping[str, Any]], images: Sequence[Any]
     the numbers of all. RecordError where the number of the two differs.
     """
     parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
+    if len(parts) == len(images) and sum(map(len, parts)) == len(parts):  # none has an image or an index of its own
+        return [*images]
     own = [part.pop("own", None) for part in parts]
     indices = [part.pop("index", None) for part, image in zip(parts, own, strict=True) if image is None]
     places = sum(image is None for image in own)

@@ -23,6 +23,7 @@ _HARMLESS = {
     *("logging_tokens_steps", "max_bad_records", "cache_vision_features"),
     *("disable_tqdm", "save_steps", "save_total_limit", "per_device_eval_batch_size"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+    "hang_timeout",
 }
 
 

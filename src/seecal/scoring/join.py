@@ -18,7 +18,6 @@ from .shards import Skipped, whole
 _SCHEMA = pyarrow.schema(
     [("weights", pyarrow.list_(pyarrow.float32())), ("weight_ids", pyarrow.list_(pyarrow.int32()))]
 )
-_WRITE = 1000  # records written at once
 
 
 def with_weights(data: Any, scores: str | Path) -> Dataset:
@@ -40,7 +39,7 @@ def with_weights(data: Any, scores: str | Path) -> Dataset:
         raise ValueError(f"weights={str(scores)!r}, but the records bring a column 'weights' of their own. Drop one.")
     scores = Path(scores)
     path, _ = once_per_machine(
-        lambda: _key(data, scores), lambda: (write_arrow("weights", _SCHEMA, _batches(data, scores), ""), None)
+        lambda: _key(data, scores), lambda: (write_arrow("weights", _SCHEMA, _rows(data, scores), ""), None)
     )
     return concatenate_datasets([data, Dataset.from_file(str(path))], axis=1)
 
@@ -53,14 +52,9 @@ def _key(data: Dataset, scores: Path) -> Any:
     return [str(scores.resolve()), shards, len(data), ids]
 
 
-def _batches(data: Dataset, scores: Path) -> Iterator[list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = []
+def _rows(data: Dataset, scores: Path) -> Iterator[dict[str, Any]]:
     for record in _checked(data, scores):
-        rows.append({"weights": record.columns["weight"], "weight_ids": record.columns["token_id"]})
-        if len(rows) == _WRITE:
-            yield rows
-            rows = []
-    yield rows
+        yield {"weights": record.columns["weight"], "weight_ids": record.columns["token_id"]}
 
 
 def _checked(data: Dataset, scores: Path) -> Iterator[RecordScores]:

@@ -9,7 +9,7 @@ from trl import SFTConfig
 
 from ..core.options import CALOptions
 from ..data.options import DataOptions, check_decoding, mapping_of
-from .options import LoggingOptions
+from .options import HangOptions, LoggingOptions
 
 _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(CALOptions))
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "auto": "auto"}
@@ -30,7 +30,7 @@ class CALConfig(SFTConfig):
     ``on_long`` says what happens to records longer than ``max_length``, ``on_bad`` what happens to those without a label,
     ``image_decoding`` how JPEG files are decoded, ``train_on`` which turns are learnt, ``processor_kwargs`` how the
     processor is set, ``weights`` where those that were measured before lie, ``logging_tokens_steps`` how often the tokens
-    of one evaluation record are logged. Two inherited fields differ:
+    of one evaluation record are logged, ``hang_timeout`` when a rank without progress ends. Two inherited fields differ:
 
     - ``padding_free`` is CAL's (how both passes go through the decoder: "auto", True or False), not TRL's, which vision
       data does not support.
@@ -64,12 +64,14 @@ class CALConfig(SFTConfig):
     train_on: str = _same(DataOptions, "train_on")
     processor_kwargs: dict[str, Any] | str | None = _same(DataOptions, "processor_kwargs")  # noqa: RUF009  # None
     logging_tokens_steps: int | None = _same(LoggingOptions, "logging_tokens_steps")
+    hang_timeout: float = _same(HangOptions, "hang_timeout")
     logging_nan_inf_filter: bool = dataclasses.field(
         default=False,
         metadata={"help": "Keep False: CALTrainer stops at a non-finite loss instead of leaving it out of the log."},
     )
 
     def __post_init__(self) -> None:
+        HangOptions(self.hang_timeout)
         if isinstance(self.padding_free, str):  # the command line gives text
             self.padding_free = _TRUTH.get(self.padding_free.lower(), self.padding_free)  # type: ignore[assignment]
         self.cal_options()

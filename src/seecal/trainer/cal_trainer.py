@@ -19,13 +19,15 @@ from ..data.collators.vision import VisionCollator
 from ..families.table import image_ids, unwrap
 from ..scoring.join import with_weights
 from .arguments import cal_config, check_reporting, other_loss, refuse_other_losses, refuse_prompt_learning
+from .bad_steps import stop_at
 from .cal_config import CALConfig
 from .callbacks import EpochCallback
 from .data_trainer import DataTrainer
-from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, token_metrics
+from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, memory_metrics, token_metrics
 from .quarantine import QuarantineCallback
 from .samples import Kind, check_token_ids
-from .step import GlobalStep, stop_unless_finite
+from .step import GlobalStep
+from .step_watch import StepWatch, bad_step
 from .token_logging import token_logger
 from .trl_compat import hide_cal_fields_from_trl, load_as_saved, patch_eval_head, take_off_mixed_precision
 
@@ -41,7 +43,8 @@ class CALTrainer(DataTrainer):
     and TRL's ``mean_token_accuracy`` (of the label tokens), ``num_tokens`` and, for mixture-of-experts models, ``aux_loss``
     (part of ``loss``, with its coefficient); all over the steps since the last log and over all ranks.
     ``data_wait_share`` is the share of that time spent waiting for the next batch, its copy to the device included; a share
-    that stays high is said once. The first log includes the start of the dataloader's workers.
+    that stays high is said once. The first log includes the start of the dataloader's workers. ``host_memory_gib`` and
+    ``host_memory_peak_gib`` are the resident set of the rank that has the largest, without its workers.
 
     ``eval_loss`` is the plain cross-entropy Σ CE / Σ tokens of the whole evaluation set; TRL's ``eval_entropy`` and
     ``eval_mean_token_accuracy`` are means over the same tokens.
@@ -56,7 +59,8 @@ class CALTrainer(DataTrainer):
     Raises:
         ValueError: ``args`` is no config; the model is not a vision-language model; data that would be learnt wrongly; an
             argument that CAL cannot honour; from ``train()``, a subclass that leaves CAL's loss out.
-        FloatingPointError: from ``train()``, before the optimizer step whose loss or gradient norm is not finite.
+        FloatingPointError: from ``train()``, on all ranks, before the optimizer step with a Δ, a loss or a gradient norm
+            that is not finite. It names the records and the folder that :func:`seecal.replay` takes.
     """
 
     _tag_names = ["trl", "sft", "seecal", "cal"]  # noqa: RUF012  # TRL's own attribute
@@ -153,7 +157,7 @@ class CALTrainer(DataTrainer):
         self._global_step = GlobalStep(self.accelerator, self._step, self.args.device)
         self._is_our_loss = False  # whether compute_loss was asked for the loss of the current micro-batch
         self._window_start: float | None = None
-        self._step_records: list[str] = []  # what this step is made of on this rank, for an error
+        self._watch = StepWatch(self.args.device)  # what this step is made of on this rank
         self._paused = 0.0
         self._wait_hint = WaitHint()
 
@@ -163,10 +167,12 @@ class CALTrainer(DataTrainer):
         # auto_find_batch_size starts over in the middle of a step
         self._window.clear()
         self._global_step.forget()
+        self._watch.clear()
         self._window_start = None
         try:
             return super()._inner_training_loop(*args, **kwargs)
         finally:
+            self._watch.clear()
             state_of(unwrap(self.model)).forget_steps()
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
@@ -204,12 +210,13 @@ class CALTrainer(DataTrainer):
                 f"the data collator made no labels, only {', '.join(sorted(inputs))}: there is nothing to learn"
             )
         self._is_our_loss = True
-        self._step_records += names
         if self.aux_loss_enabled:  # an argument: classes of vision-language models do not read their config for it
             inputs["output_router_logits"] = True
         state_of(unwrap(self.model)).step = self.state.global_step  # for contrast_every: all of a step or nothing of it
+        micro_batch = self._watch.begin(inputs, names)
         with explain_processor_mismatch(self._oddity):
             outputs = model(**inputs)
+        micro_batch.note(outputs.cal)
         count_tokens(self._window, outputs.cal, inputs.get("attention_mask"), self.cal_options)
         if long is not None:
             self._window.add(dropped=long[0], truncated=long[1])
@@ -231,11 +238,13 @@ class CALTrainer(DataTrainer):
         if not self._step:
             raise other_loss(self, "training_step")
         self._stop_unless_finite(self._step.take("loss"), norm.detach())
-        self._step_records.clear()
+        self._watch.clear()
         return grad_norm
 
     def _stop_unless_finite(self, loss: Tensor, norm: Tensor) -> None:
-        stop_unless_finite(loss, norm, self.accelerator.scaler, self.state.global_step + 1, self._step_records)
+        bad = bad_step(loss, norm, self.accelerator.scaler, self.state.global_step + 1, self._watch)
+        if bad is not None:
+            stop_at(bad, self)
 
     # ---- Checkpoints ----
 
@@ -275,7 +284,7 @@ class CALTrainer(DataTrainer):
             speed["data_wait_share"] = share
             if self.is_world_process_zero():
                 self._wait_hint.see(share, self.args.dataloader_num_workers, self.args.image_decoding)
-        return {**token_metrics(sums), **speed}
+        return {**token_metrics(sums), **speed, **memory_metrics(self.args.device)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._window:  # Trainer's log of training steps, which all ranks make

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from ..core.options import CALOptions
 from ..core.outputs import CALOutput
+from ..ops.distributed import max_over_ranks
 
 logger = logging.getLogger(__name__)
 
 # A share of the time that more workers would win back, in as many logs one after the other: one alone is a slow disk.
 _HIGH_SHARE, _LOGS = 0.3, 3
+# What Linux calls the memory of a process that is resident now, the part of it that no file backs, and the most that was
+_MEMORY = {"resident": "VmRSS", "anonymous": "RssAnon", "peak": "VmHWM"}
 
 
 class RunningSums:
@@ -105,6 +109,26 @@ def evaluation_metrics(sums: dict[str, float]) -> dict[str, float]:
     if "aux_loss" in sums:
         metrics["aux_loss"] = sums["aux_loss"] / sums["forwards"]
     return metrics
+
+
+def host_memory() -> dict[str, int]:
+    """Bytes of this process in the host's memory: ``resident`` now, ``anonymous`` (of those, what is no page of a file as
+    the mapped records are), ``peak``. Empty where the system does not tell them in /proc."""
+    try:
+        lines = dict(
+            line.split(":", 1) for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines()
+        )
+        return {name: int(lines[field].split()[0]) * 1024 for name, field in _MEMORY.items()}
+    except (OSError, KeyError, ValueError):
+        return {}
+
+
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """GiB of host memory to log, of the rank that has the most; none where the system does not tell. All ranks call it."""
+    here = host_memory()
+    values = torch.tensor([here.get("resident", 0), here.get("peak", 0)], dtype=torch.float32, device=device) / 2**30
+    resident, peak = max_over_ranks(values).tolist()
+    return {"host_memory_gib": resident, "host_memory_peak_gib": peak} if peak else {}
 
 
 def listed_records(names: Sequence[str]) -> str:

@@ -29,3 +29,24 @@ class LoggingOptions:
             raise ValueError(
                 f"logging_tokens_steps={steps!r}: expected a whole number of steps, such as 50; 0 or None is off"
             )
+
+
+@documented
+@dataclass(frozen=True)
+class HangOptions:
+    """How long a rank may go without progress.
+
+    Raises:
+        ValueError: a time that is none.
+    """
+
+    hang_timeout: float = option(
+        1200.0,
+        "Seconds without progress (a micro-batch, a batch of an evaluation, a save) after which every rank writes its "
+        "stacks to stderr and to hang-rank-R.txt in output_dir, and ends with exit code 75. 0: never. Keep it below "
+        "ddp_timeout, after which torch ends the ranks that wait, without stacks.",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hang_timeout < float("inf"):
+            raise ValueError(f"hang_timeout={self.hang_timeout}: expected seconds, 0 for never")

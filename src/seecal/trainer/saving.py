@@ -13,7 +13,6 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list, is_peft_model
 from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
-from trl import SFTTrainer
 
 from .. import __version__
 from .callbacks import StopOnSignal
@@ -28,12 +27,13 @@ from .checkpoints import (
     newest_checkpoint,
     no_room,
 )
+from .hangs import WatchedTrainer
 from .manifests import MANIFEST
 
 logger = logging.getLogger(__name__)
 
 
-class SavingTrainer(SFTTrainer):
+class SavingTrainer(WatchedTrainer):
     """Where Trainer writes and reads checkpoints: aside first, checked, renamed; verified before one is gone on from."""
 
     _aside: Path | None = None  # while a checkpoint is written

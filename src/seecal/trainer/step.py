@@ -1,15 +1,14 @@
-"""The loss of one optimizer step over all its micro-batches and ranks, and what stops a step that is not finite."""
+"""The loss of one optimizer step over all its micro-batches and ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.outputs import CALOutput
-from .metrics import RunningSums, listed_records
+from .metrics import RunningSums
 
 
 class GlobalStep:
@@ -71,23 +70,3 @@ class GlobalStep:
         loss = (total["loss"] / weight).float()
         self._sums.add(loss=loss)
         return loss
-
-
-def stop_unless_finite(loss: Tensor, norm: Tensor, scaler: Any, step: int, records: Sequence[str]) -> None:
-    """FloatingPointError unless the step's loss and gradient norm are finite; waits once for the device.
-
-    Args:
-        scaler: of an fp16 training, which skips a step whose gradients overflow; None without.
-        step: its number, for the error.
-        records: what it is made of on this rank, for the error.
-    """
-    values = torch.stack([loss.float(), norm.to(loss.device).float()]).tolist()
-    finite = [abs(value) < float("inf") for value in values]
-    if finite[0] and not finite[1] and scaler is not None and scaler.get_scale() >= 1:
-        return  # fp16: the scaler skips this step and halves its scale
-    if not all(finite):
-        raise FloatingPointError(
-            f"step {step}: the loss is {values[0]:g} and the gradient norm {values[1]:g}. "
-            "Stopped before the optimizer step; the weights are those of the step before. Look at the records of this "
-            f"step{listed_records(records)}, lower learning_rate, or use bf16 instead of fp16."
-        )

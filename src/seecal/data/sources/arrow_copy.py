@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ import pyarrow
 from filelock import FileLock
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Rows, and bytes of images in them, that are written at once
+_WRITE = 1000
+_WRITE_BYTES = 1 << 26
 # Where launchers tell how many processes run on this machine, or in all
 _LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -34,8 +37,8 @@ _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 _ASKED: Counter[str] = Counter()
 
 
-def write_arrow(name: str, schema: pyarrow.Schema, batches: Iterable[list[dict[str, Any]]], advice: str) -> Path:
-    """The rows of ``batches`` in an Arrow stream of their own, gone when this process ends.
+def write_arrow(name: str, schema: pyarrow.Schema, rows: Iterable[dict[str, Any]], advice: str) -> Path:
+    """The rows in an Arrow stream of their own, gone when this process ends.
 
     Args:
         name: of the file, "records" or "weights".
@@ -48,7 +51,7 @@ def write_arrow(name: str, schema: pyarrow.Schema, batches: Iterable[list[dict[s
     path = Path(folder.name) / f"{name}.arrow"
     try:
         with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
-            for batch in batches:
+            for batch in _batches(rows):
                 writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
     except OSError as error:
         if error.errno not in _NO_ROOM:
@@ -59,6 +62,19 @@ def write_arrow(name: str, schema: pyarrow.Schema, batches: Iterable[list[dict[s
         ) from None
     _FOLDERS.append(folder)
     return path
+
+
+def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += sum(len(image["bytes"] or b"") for image in row.get("images", ()))
+        if len(batch) == _WRITE or size >= _WRITE_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def once_per_machine(key: Callable[[], Any], write: Callable[[], tuple[Path, Any]]) -> tuple[Path, Any]:

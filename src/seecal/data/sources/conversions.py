@@ -151,6 +151,8 @@ def _said(message: Mapping[str, Any]) -> dict[str, Any]:
 def _list_of(row: Mapping[str, Any], key: str) -> list[Any]:
     """The list under ``key``, also as JSON text, or as the columns that some versions of `datasets` make of it."""
     value = row.get(key)
+    if isinstance(value, list):
+        return value
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         return _from_text(key, value)
     columns = value if isinstance(value, Mapping) else {}

@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 # Rows looked at to tell the format, before giving up.
 _PEEK = 1000
-# Records, and bytes of images in them, that are written at once.
-_WRITE = 1000
-_WRITE_BYTES = 1 << 26
 Roots = str | Path | Sequence[str | Path] | None
 # Looks at a record with what only a model's processor knows; RecordError where it cannot be used
 Check = Callable[[Mapping[str, Any]], None]
@@ -369,7 +366,7 @@ def _to_arrow(
 
     def write() -> tuple[Path, Any]:
         advice = ", or streaming=True, which writes none"
-        path = write_arrow("records", features.arrow_schema, _batches(records(parts=source.parts)), advice)
+        path = write_arrow("records", features.arrow_schema, records(parts=source.parts), advice)
         return path, [report.accepted, report.known, report.reasons]
 
     path, (report.accepted, report.known, reasons) = once_per_machine(key, write)
@@ -402,19 +399,6 @@ def _key(source: _Source, format: str, on_bad: str, collator: Any, known: KnownB
         looked,
         known and known.digest,
     ]
-
-
-def _batches(records: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    size = 0
-    for record in records:
-        batch.append(record)
-        size += sum(len(image["bytes"] or b"") for image in record["images"])
-        if len(batch) == _WRITE or size >= _WRITE_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 __all__ = ["FEATURES", "LoadReport", "MissingImage", "RecordError", "load_records"]

@@ -24,6 +24,7 @@ from .tars import read_tar
 # Rows of a Parquet file or an Arrow table turned into Python at once; they may hold encoded images.
 _BATCH = 64
 _CHUNK = 1 << 16
+_FEW_BRACKETS = 200  # a row with no more is not nested too deeply for anything that walks through it
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
@@ -106,11 +107,26 @@ def read_jsonl(path: Path) -> Rows:
             if not text:
                 continue
             try:
-                row: Any = json.loads(text)
+                row: Any = _loaded(text)
             except (ValueError, RecursionError) as error:
                 yield f"line {number}", RecordError(f"not valid JSON ({reason(error)}). Correct or delete the line.")
             else:
-                yield f"line {number}", as_row(row)
+                yield f"line {number}", row if _is_plain(text, row) else as_row(row)
+
+
+def _loaded(text: str | bytes) -> Any:
+    """``json.loads``; where it would find out that the bytes are UTF-8, without looking."""
+    if isinstance(text, bytes) and text.startswith(b"{") and b"\0" not in text:
+        text = text.decode("utf-8", "surrogatepass")
+    return json.loads(text)
+
+
+def _is_plain(text: str | bytes, row: Any) -> bool:
+    """Whether the row is what :func:`as_row` would make of it, told by its text: it has no null and no NaN, and is not
+    nested deeply."""
+    if not isinstance(text, bytes) or not isinstance(row, dict):
+        return False
+    return b"null" not in text and b"NaN" not in text and text.count(b"[") + text.count(b"{") < _FEW_BRACKETS
 
 
 def read_parquet(path: Path) -> Rows:
