@@ -1,5 +1,6 @@
 """No command opens a socket of the internet, whatever the environment says: children are run under tests/security/no_network.py."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from tests.support.processes import environment, limit
 
 WATCH = Path(__file__).with_name("no_network.py")
-TRAIN = ["train", "--config", "tiny", "--stages.0.max_steps", "2", "--stages.1.max_steps", "2", "--save_steps", "1"]
+TRAIN = ["train", "--config", "tiny", "--stages.1.max_steps", "2", "--stages.2.max_steps", "2", "--save_steps", "1"]
 MODEL = ["--model", "out/tiny/run/final"]
 # In order: each goes on with what the one before it left. A command that reads data or a model belongs here.
 COMMANDS = [
@@ -19,11 +20,11 @@ COMMANDS = [
     [*TRAIN, "--dataloader_num_workers", "1"],
     [*TRAIN, "--dataloader_num_workers", "1", "--resume"],
     ["score", *MODEL, "--data", "out/tiny/data.json", "--out", "out/scores"],
-    ["filter", "out/scores", "--keep", "0.5", "--out", "out/kept.json"],
-    ["calibrate", "out/scores"],
+    ["filter", "out/scores", "--top", "0.5", "--out", "out/kept.json"],
+    ["calibrate", "--scores", "out/scores"],
     ["report", "out/scores", "--out", "out/report.html"],
-    ["report", "--alignment", *MODEL, "--data", "out/tiny/data.json", "--out", "out/alignment.html"],
-    ["chat", *MODEL, "--image", "out/tiny/images/red.png", "--question", "What is it?"],
+    ["report", "--alignment", *MODEL, "--data", "out/tiny/data.json", "--ids", "r0", "--out", "out/alignment.html"],
+    ["chat", MODEL[1], "out/tiny/images/data-r0-0.png", "What is it?", "--max-new-tokens", "2"],
     ["families"],
 ]
 
@@ -43,11 +44,27 @@ def watched(folder, *command):
     return done, said.read_text().splitlines()
 
 
+# All in one process, which is started once
+ALL = """
+import json, sys
+from seecal.cli.main import main
+for command in json.loads(sys.argv[1]):
+    sys.argv[1:] = command
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"{command} ended with {end.code}")
+    print("done:", command[0])
+"""
+
+
 def test_no_command_opens_a_socket(tmp_path):
-    for command in COMMANDS:
-        done, said = watched(tmp_path, "-m", "seecal", *command)
-        assert done.returncode == 0, (command, said, done.stdout[-2000:], done.stderr[-2000:])
-        assert [line for line in said if line != "filter"] == [], command
+    done, said = watched(tmp_path, "-c", ALL, json.dumps(COMMANDS))
+    assert [line for line in said if line != "filter"] == []
+    assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
+    ended = [line.removeprefix("done: ") for line in done.stdout.splitlines() if line.startswith("done: ")]
+    assert ended == [command[0] for command in COMMANDS]
 
 
 @pytest.mark.parametrize("code", [

@@ -236,6 +236,7 @@ class CALTrainer(DataTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        self._check_best()
         if not self._load_as_saved(cast(str, self.state.best_model_checkpoint)):
             super()._load_best_model()
 
