@@ -39,11 +39,11 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
 
     local = {"local_files_only": folder.is_dir(), "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(model, **local)
+        config = _read(AutoConfig, model, local)
         if type(config) not in KNOWN:
             raise ValueError(f"{model}: a {config.model_type} model takes no images: give a vision-language model")
         check_config(config, model, options)
-        its_processor = AutoProcessor.from_pretrained(model, **local) if processor else None
+        its_processor = _read(AutoProcessor, model, local) if processor else None
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             model, dtype=dtype, output_loading_info=True, **local, **{"use_safetensors": True, **options}
         )
@@ -154,6 +154,17 @@ def _with_adapter(adapter: Path, processor: bool, options: dict[str, Any]) -> tu
     own = any((adapter / name).exists() for name in ("processor_config.json", "preprocessor_config.json"))
     local = {"local_files_only": own or Path(source).is_dir(), "trust_remote_code": False}
     return network.eval(), AutoProcessor.from_pretrained(adapter if own else source, **local)
+
+
+def _read(kind: Any, model: str, local: dict[str, Any]) -> Any:
+    """What AutoConfig or AutoProcessor makes of the model's files; ValueError in one line."""
+    try:
+        return kind.from_pretrained(model, **local)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            why = "it works only with custom code from its author, which seecal does not run. Give a model of transformers' own"
+            raise ValueError(f"{model}: {why}.") from None
+        raise ValueError(f"{model}: cannot be loaded: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:
