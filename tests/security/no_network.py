@@ -52,7 +52,7 @@ def _watch(event, arguments):
     else:
         inside = event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
     if inside:
-        _say(f"{event} {arguments!r}\n{''.join(traceback.format_stack(limit=12))}")
+        _say(f"{event} {arguments!r}\n{''.join(traceback.format_stack(limit=60))}")
         os._exit(97)  # an error could be caught
 
 

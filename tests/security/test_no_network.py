@@ -55,7 +55,7 @@ for command in json.loads(sys.argv[1]):
     except SystemExit as end:
         if end.code:
             sys.exit(f"{command} ended with {end.code}")
-    print("done:", command[0])
+    print("command ended:", command[0])
 """
 
 
@@ -63,7 +63,7 @@ def test_no_command_opens_a_socket(tmp_path):
     done, said = watched(tmp_path, "-c", ALL, json.dumps(COMMANDS))
     assert [line for line in said if line != "filter"] == []
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
-    ended = [line.removeprefix("done: ") for line in done.stdout.splitlines() if line.startswith("done: ")]
+    ended = [line.removeprefix("command ended: ") for line in done.stdout.splitlines() if line.startswith("command ended: ")]
     assert ended == [command[0] for command in COMMANDS]
 
 

@@ -229,6 +229,9 @@ class CALTrainer(DataTrainer):
     def _stop_unless_finite(self, loss: Tensor, norm: Tensor) -> None:
         stop_unless_finite(loss, norm, self.accelerator.scaler, self.state.global_step + 1, self._step_records)
 
+    def _send_telemetry(self) -> None:
+        """TRL would tell a server which kind of model trains, on how many and which GPUs. Nothing leaves this machine unasked."""
+
     # ---- Checkpoints ----
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
