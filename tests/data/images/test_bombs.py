@@ -27,20 +27,25 @@ def encoded(kind, size=LARGE, mode="L", **options):
 
 @pytest.fixture
 def unpacked(monkeypatch):
-    """The sizes of all that is decoded."""
+    """The sizes of all that is decoded; Pillow's own small palettes aside."""
     sizes = []
     load = Image.Image.load
-    monkeypatch.setattr(Image.Image, "load", lambda image: sizes.append(image.size) or load(image))
+
+    def noted(image):
+        if image.width * image.height > 1000:
+            sizes.append(image.size)
+        return load(image)
+
+    monkeypatch.setattr(Image.Image, "load", noted)
     return sizes
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "JPEG", "PPM", "AVIF"])
 def test_many_pixels_in_few_bytes(kind, unpacked):
-    mode = "RGB" if kind in ("WEBP", "AVIF") else "1" if kind == "BMP" else "L"
-    file = encoded(kind, (9000, 6000) if kind == "AVIF" else LARGE, mode)
+    file = encoded(kind, (400, 300), "RGB" if kind in ("WEBP", "AVIF") else "L")
     unpacked.clear()
-    with pytest.raises(ValueError, match=r"too large: 9,?000 × [69]000 pixels are over the limit of 50,000,000"):
-        decode_image(bytes(file), "r")
+    with pytest.raises(ValueError, match=r"too large: 400 × 300 pixels are over the limit of 100,000"):
+        decode_image(bytes(file), "r", max_pixels=100_000)
     assert unpacked == []
 
 
