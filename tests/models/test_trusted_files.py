@@ -39,7 +39,9 @@ def change(path, **keys):
 # ---- weights ----
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth", "model.pt"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth", "model.pt"]
+)
 @pytest.mark.parametrize("kind", [planted_pickle, planted_torch])
 def test_weights_that_are_no_safetensors_are_refused(folder, name, kind):
     base, mark = folder / "base", folder / "mark"
@@ -56,7 +58,10 @@ def test_they_are_read_where_they_are_asked_for_and_run_nothing(folder):
     (base / "model.safetensors").unlink()
     torch.save(weights, base / "pytorch_model.bin")
     model, _ = load_vlm(str(base), use_safetensors=False)
-    assert torch.equal(model.lm_head.weight, weights["lm_head.weight" if "lm_head.weight" in weights else "language_model.lm_head.weight"])
+    assert torch.equal(
+        model.lm_head.weight,
+        weights["lm_head.weight" if "lm_head.weight" in weights else "language_model.lm_head.weight"],
+    )
     for kind in (planted_pickle, planted_torch):
         kind(base / "pytorch_model.bin", folder / "mark")
         with pytest.raises(Exception):  # noqa: B017  # torch's own, whichever it is
@@ -152,7 +157,10 @@ def test_kernels_of_a_hub_are_not_fetched(folder, part, attention):
 def both_ways(folder):
     """The two functions that put an adapter on a model."""
     model, _ = load_vlm(str(folder / "base"), processor=False)
-    return [lambda: load_vlm(str(folder / "adapter"), processor=False), lambda: _with_adapter(model, folder / "adapter")]
+    return [
+        lambda: load_vlm(str(folder / "adapter"), processor=False),
+        lambda: _with_adapter(model, folder / "adapter"),
+    ]
 
 
 def test_an_adapter_that_is_no_safetensors_is_refused(folder):

@@ -63,7 +63,9 @@ def test_no_command_opens_a_socket(tmp_path):
     done, said = watched(tmp_path, "-c", ALL, json.dumps(COMMANDS))
     assert [line for line in said if line != "filter"] == []
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
-    ended = [line.removeprefix("command ended: ") for line in done.stdout.splitlines() if line.startswith("command ended: ")]
+    ended = [
+        line.removeprefix("command ended: ") for line in done.stdout.splitlines() if line.startswith("command ended: ")
+    ]
     assert ended == [command[0] for command in COMMANDS]
 
 

@@ -169,7 +169,9 @@ def _decoded(
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if size > MAX_FILE_BYTES:
-        raise ValueError(f"{path}: too large: {size:,} bytes are over the limit of {MAX_FILE_BYTES:,}. Save it smaller first.")
+        raise ValueError(
+            f"{path}: too large: {size:,} bytes are over the limit of {MAX_FILE_BYTES:,}. Save it smaller first."
+        )
     with _opened_by_pillow(file, path, max_pixels) as image:
         _refuse_too_large(image.size, path, max_pixels)
         if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -235,7 +237,9 @@ def _damage_named(path: str) -> Iterator[None]:
     try:
         yield
     except _DECODERS_RAISE as error:
-        message = f"{path}: damaged or cut off ({' '.join(str(error).split())}). Copy or download it again, or leave it out."
+        message = (
+            f"{path}: damaged or cut off ({' '.join(str(error).split())}). Copy or download it again, or leave it out."
+        )
         raise ValueError(message) from None
 
 

@@ -29,8 +29,9 @@ def too_long(what: str = "it") -> RecordError:
     )
 
 
-def many_values(text: str | bytes, limit: int = MAX_VALUES) -> bool:
-    """Whether JSON may hold more than ``limit`` values; short texts are not looked at."""
+def many_values(text: str | bytes, limit: int | None = None) -> bool:
+    """Whether JSON may hold more than ``limit`` values (else :data:`MAX_VALUES`); short texts are not looked at."""
+    limit = MAX_VALUES if limit is None else limit
     if len(text) <= limit:
         return False
     signs: Any = (b",", b"[", b"{") if isinstance(text, bytes) else (",", "[", "{")
@@ -105,5 +106,3 @@ def _page_sizes(file: IO[bytes], offset: int) -> tuple[int, int]:
                 break
         found.append(value >> 1 ^ -(value & 1))
     return max(found[1], 0), max(found[2], 0)
-
-
