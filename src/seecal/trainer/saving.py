@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import pickle
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -136,11 +137,12 @@ class SavingTrainer(SFTTrainer):
             resume_from_checkpoint = self._whole(resume_from_checkpoint)
         caller_stops = any(isinstance(one, StopOnSignal) for one in self.callback_handler.callbacks)
         if caller_stops or self.args.save_strategy == SaveStrategy.NO:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            with _pickles_named(resume_from_checkpoint):
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         stop = StopOnSignal()
         self.add_callback(stop)
         try:
-            with stop.listening():
+            with stop.listening(), _pickles_named(resume_from_checkpoint):
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.remove_callback(stop)
@@ -209,6 +211,20 @@ class SavingTrainer(SFTTrainer):
                 )
             self.state.best_model_checkpoint = str(best)
         self._refuse_damaged(best, lambda folder: check_manifest(folder) or pickled_weights(folder))
+
+
+@contextlib.contextmanager
+def _pickles_named(checkpoint: str | bool | None) -> Iterator[None]:
+    """ValueError where a checkpoint's state holds more than numbers: torch reads it with weights_only and runs nothing."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        if not checkpoint:
+            raise
+        raise ValueError(
+            f"{checkpoint}: a file of its optimizer, scheduler or random state holds something else than numbers, which "
+            "could run code, and is not read. Resume from a checkpoint of your own."
+        ) from error
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
