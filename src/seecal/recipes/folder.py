@@ -11,9 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .recipe import Recipe, Stage
+from .yaml_text import read_yaml
 
 # What may differ when a run is resumed: it does not change what is learned.
 _HARMLESS = {
@@ -72,8 +71,8 @@ class RunFolder:
 
     def _check_recipe(self, before: Path) -> None:
         try:
-            started = yaml.safe_load(before.read_text("utf8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
+            started = read_yaml(before)
+        except ValueError:
             started = None
         if not isinstance(started, dict) or "stages" not in started:
             raise ValueError(
