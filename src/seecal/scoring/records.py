@@ -111,8 +111,7 @@ def scored_data(
             raise ValueError(f"{scores}: the data was a set in memory. Pass it as data=...")
         data, image_root = told["name"], image_root or told["image_root"]
     source = Data(data, None if told["format"] == "records" else told["format"], image_root)
-    fingerprint, _ = source.fingerprint(on_bad="skip")
-    if fingerprint != told["fingerprint"]:
+    if source.fingerprint(on_bad="skip") != (told["fingerprint"], told["rows"]):
         raise ValueError(
             f"{scores}: these are scores of another version of {source.name}: its rows, texts or image names have changed. "
             "Score it again into an empty folder."
