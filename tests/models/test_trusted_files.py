@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jinja2
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -118,11 +119,7 @@ def test_code_in_the_folder_is_not_run(folder, file):
     planted_module(base / "planted.py", mark, names)
     auto_map = {auto: f"planted.{name}" for auto, name in zip(CLASSES, names, strict=True)}
     change(base / file, auto_map=auto_map)
-    try:
-        model, _ = load_vlm(str(base))
-        assert type(model).__module__.startswith("transformers.")
-    except ValueError as error:
-        assert "\n" not in str(error)
+    assert type(load_vlm(str(base))[0]).__module__.startswith("transformers.")
     left_no(mark)
 
 
@@ -149,6 +146,26 @@ def test_kernels_of_a_hub_are_not_fetched(folder, part, attention):
     change(folder / "base" / "config.json", attn_implementation=asked)
     with pytest.raises(ValueError, match=r"asks for attn_implementation=.* machine code from a hub"):
         load_vlm(str(folder / "base"))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ cycler.__init__.__globals__.os.system('touch mark') }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ self.__init__.__globals__.__builtins__.open('mark', 'w') }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}{{ os.system('touch mark') }}",
+        "{{ messages.append(1) }}",
+    ],
+)
+def test_a_chat_template_reaches_nothing(folder, monkeypatch, template):
+    monkeypatch.chdir(folder)
+    (folder / "base" / "chat_template.jinja").write_text(template)
+    processor = load_vlm(str(folder / "base"))[1]
+    with pytest.raises((jinja2.exceptions.TemplateError, TypeError)):
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "a"}]}], tokenize=False)
+    left_no(folder / "mark")
 
 
 # ---- adapters ----
@@ -195,8 +212,5 @@ def test_an_adapter_does_not_import_what_it_names(folder, monkeypatch):
     config = {"megatron_config": {"a": 1}, "megatron_core": "planted_core"}
     change(folder / "adapter" / "adapter_config.json", auto_mapping={"parent_library": "planted_core"}, **config)
     for load in both_ways(folder):
-        try:
-            load()
-        except ValueError as error:
-            assert "\n" not in str(error)
+        assert load()
     left_no(folder / "mark")
