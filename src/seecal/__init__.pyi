@@ -21,6 +21,7 @@ from .families.table import Family as Family
 from .ops.linear_cross_entropy import weighted_linear_cross_entropy as weighted_linear_cross_entropy
 from .pages.alignment import alignment as alignment
 from .pages.report import report as report
+from .recipes.preview import preview as preview
 from .scoring.calibration import calibrate as calibrate
 from .scoring.run import score as score
 from .scoring.selection import filter as filter

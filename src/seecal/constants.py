@@ -8,3 +8,4 @@ CONTRAST_PREFIX = "contrast_"  # begins the names of inputs for the pass without
 TOKEN_WEIGHTS = "token_weights"  # [B, L], weights that somebody has measured before
 LENGTH_COUNTS = "long_records"  # [2], how many records the collator left out, and how many it cut
 RECORD_IDS = "record_ids"  # what errors call the records of the batch
+QUARANTINED = "quarantined"  # a JSON text for each record that failed while the batch was made

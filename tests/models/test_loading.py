@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from seecal.models.loading import load_vlm
+from seecal.models.loading import load_processor, load_vlm
 from seecal.recipes.trainable import LoraSettings, prepare
 from tests.support.tiny import tiny_llava, tiny_llava_processor
 
@@ -52,6 +52,43 @@ def test_a_model_that_takes_no_images_is_refused(tmp_path):
         load_vlm(str(tmp_path))
 
 
+# ---- a processor alone ----
+
+
+def test_a_processor_without_weights(folder):
+    (folder / "model.safetensors").unlink()
+    assert type(load_processor(str(folder))) is type(tiny_llava_processor())
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("./none", "no such folder"),
+        ("base/config.json", "this is a file"),
+        ("empty", "no model in this folder"),
+        ("words", "its processor cannot be loaded"),
+        ("text", "no processor for images here, only a"),
+        ("broken", "its processor cannot be loaded"),
+    ],
+)
+def test_a_processor_that_is_not_there_is_one_line(path, words, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(folder, tmp_path / "words")
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (tmp_path / "words" / name).unlink(missing_ok=True)
+    shutil.copytree(tmp_path / "words", tmp_path / "text")
+    (tmp_path / "text" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    tokenizer = json.loads((tmp_path / "text" / "tokenizer_config.json").read_text())
+    tokenizer.pop("processor_class", None)
+    (tmp_path / "text" / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    shutil.copytree(folder, tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=words) as error:
+        load_processor(path)
+    assert "\n" not in str(error.value)
+
+
 # ---- adapters ----
 
 
@@ -82,6 +119,7 @@ def test_the_folder_of_an_adapter_is_the_model_with_it(adapter, folder, own_proc
         for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
             (path / name).unlink()
     model, processor = load_vlm(str(path))
+    assert load_processor(str(path)).to_dict() == processor.to_dict()
     assert not model.training
     assert processor.chat_template == tiny_llava_processor().chat_template
     torch.testing.assert_close(logits_of(model), expected, rtol=0, atol=1e-3)
@@ -126,6 +164,8 @@ def test_an_adapter_without_a_tensor_is_refused(adapter, lost):
 def test_a_broken_adapter_config_is_named(adapter):
     path, _ = adapter
     (path / "adapter_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"adapter_config\.json: not valid JSON"):
+        load_processor(str(path))
     with pytest.raises(ValueError, match=r"adapter_config\.json: not valid JSON"):
         load_vlm(str(path))
 

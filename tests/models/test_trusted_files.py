@@ -1,5 +1,6 @@
 """What in a model's folder could run code, or fetch some: refused by name, before anything is loaded."""
 
+import contextlib
 import json
 import shutil
 
@@ -83,7 +84,7 @@ def test_an_index_that_leads_out_of_the_folder_or_to_a_pickle(folder, shard):
     names = list(load_file(base / "model.safetensors"))
     (base / "model.safetensors").unlink()
     planted_torch(base / "pytorch_model.bin", folder / "mark")
-    index = {"metadata": {}, "weight_map": {name: shard for name in names}}
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, shard)}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"index.json: it names .* which is no .safetensors file of this folder"):
         load_vlm(str(base))
@@ -128,7 +129,7 @@ def test_a_family_that_only_code_knows_is_refused_in_one_line(folder, where):
     base, mark = folder / "base", folder / "mark"
     planted_module(base / "planted.py", mark, ["Config"])
     change(base / "config.json", model_type="planted", auto_map={"AutoConfig": f"{where}.Config"})
-    with pytest.raises(ValueError, match=r"base: .*custom code") as told:
+    with pytest.raises(ValueError, match=r"base: it works only with custom code") as told:
         load_vlm(str(base))
     assert "\n" not in str(told.value)
     left_no(mark)
@@ -212,5 +213,6 @@ def test_an_adapter_does_not_import_what_it_names(folder, monkeypatch):
     config = {"megatron_config": {"a": 1}, "megatron_core": "planted_core"}
     change(folder / "adapter" / "adapter_config.json", auto_mapping={"parent_library": "planted_core"}, **config)
     for load in both_ways(folder):
-        assert load()
+        with contextlib.suppress(ValueError):  # PEFT has megatron's own name allowed, and no other
+            load()
     left_no(folder / "mark")

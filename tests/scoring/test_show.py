@@ -120,3 +120,8 @@ def test_show_a_record_as_it_was_loaded(model, processor):
     shown = seecal.show(model, processor, record)
     assert "–" in str(shown)
     assert "<img" not in shown._repr_html_()
+
+
+@pytest.mark.parametrize("sign", ["\x1b", "\x9b", "\x85", "\u061c", "\u200f", "\u2028", "\u202e", "\u2067"])
+def test_what_terminals_and_browsers_obey_is_written_out(sign):
+    assert visible(f"a{sign}b\tc\n") == f"a⟨U+{ord(sign):04X}⟩b\tc\n"

@@ -1,4 +1,4 @@
-"""A folder of scores from somebody else: one line for whatever its manifest and its shards say, and no file outside of it."""
+"""A folder of scores from somebody else: one line for whatever its manifest and shards say."""
 
 import json
 
@@ -65,7 +65,9 @@ def test_a_manifest_that_is_none(scored, tmp_path, text):
     refused(scored[0], tmp_path, r"_manifest.json: cannot be read")
 
 
-@pytest.mark.parametrize("note", [b"{}", b"[]", b"[" * 100_000, b'{"skipped": [{"a": 1}], "manifest": 1, "shard": 0}', None])
+@pytest.mark.parametrize(
+    "note", [b"{}", b"[]", b"[" * 100_000, b'{"skipped": [{"a": 1}], "manifest": 1, "shard": 0}', None]
+)
 def test_a_shard_that_says_something_else(scored, tmp_path, note):
     path = path_of(scored[0], 0)
     table = pyarrow.parquet.read_table(path)

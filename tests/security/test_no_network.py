@@ -1,4 +1,4 @@
-"""No command opens a socket of the internet, whatever the environment says: children are run under tests/security/no_network.py."""
+"""No command opens a socket of the internet, whatever the environment says: no_network.py watches over children."""
 
 import json
 import shutil
@@ -17,6 +17,7 @@ MODEL = ["--model", "out/tiny/run/final"]
 # In order: each goes on with what the one before it left. A command that reads data or a model belongs here.
 COMMANDS = [
     ["tiny-folder"],
+    ["preview", "tiny", "-n", "2", "--model", "out/tiny/model", "--html", "out/preview.html"],
     [*TRAIN, "--dataloader_num_workers", "1"],
     [*TRAIN, "--dataloader_num_workers", "1", "--resume"],
     ["score", *MODEL, "--data", "out/tiny/data.json", "--out", "out/scores"],

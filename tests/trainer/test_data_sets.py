@@ -6,6 +6,7 @@ from datasets import Dataset
 from torch.nn.functional import cross_entropy
 
 from seecal import CALTrainer, VisionCollator
+from seecal.data.sources.quarantine_file import read_quarantine
 from seecal.trainer.sampling import GroupedByEpoch, estimated_tokens, only_lengths
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor, tiny_records
@@ -155,8 +156,12 @@ def test_records_without_an_answer(tmp_path, caplog):
     this.train()
     logs = [entry for entry in this.state.log_history if "loss" in entry]
     assert [entry["records_dropped"] for entry in logs] == [2, 1]
-    assert caplog.text.count("left out, record 'r0': no label") == 1
-    expected = VisionCollator(tiny_llava_processor())([row for row in tiny_records(8) if row["id"] in ("r1", "r2")])
+    assert caplog.text.count("put aside in step 1: record 'r0': no label") == 1
+    found = read_quarantine(tmp_path / "quarantine.jsonl")
+    assert [entry["id"] for entry in found] == ["r0", "r3", "r6"]
+    learnt = ["r1", "r2", *(entry["replaced_by"] for entry in found[:2])]
+    rows = {row["id"]: row for row in tiny_records(8)}
+    expected = VisionCollator(tiny_llava_processor())([rows[name] for name in learnt])
     assert logs[0]["label_tokens"] == int((expected["labels"] != -100).sum())
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints from somebody else: nothing in them runs, and nothing outside of them is read, also where their manifest fits.
+"""Checkpoints from somebody else: nothing in them runs, nothing outside of them is read, also where their manifest fits.
 
 A manifest is no signature: who can write a checkpoint can write its manifest. It tells damage, not authors.
 """
@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from seecal.trainer.checkpoints import damage
 from seecal.trainer.manifests import _digest_of, check_manifest, write_manifest
-from tests.support.tiny import tiny_dataset
 from tests.security.planted import left_no, planted_pickle, planted_torch
+from tests.support.tiny import tiny_dataset
 from tests.trainer.test_checkpoints import losses, trainer
 
 
@@ -44,7 +44,9 @@ def test_what_is_written_is_read_without_unpickling(made):
         names.add(file.name)
         if file.suffix in (".pt", ".pth", ".bin", ".pkl"):
             with torch.serialization.safe_globals([]):
-                state = torch.load(file, weights_only=file.name != "rng_state.pth")  # NumPy's, which Trainer allows by name
+                state = torch.load(
+                    file, weights_only=file.name != "rng_state.pth"
+                )  # NumPy's, which Trainer allows by name
             assert state
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= names
     assert not names & {"training_args.bin", "pytorch_model.bin"}
@@ -94,10 +96,12 @@ def test_shards_are_unpickled_only_where_a_manifest_fits(checkpoint, sharded):
     setattr(this, sharded, True)
     assert this._whole(str(checkpoint)) == str(checkpoint)
     (checkpoint / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"has no manifest.json, and reading the shards of FSDP or DeepSpeed unpickles"):
+    with pytest.raises(
+        ValueError, match=r"has no manifest.json, and reading the shards of FSDP or DeepSpeed unpickles"
+    ):
         this.train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / "manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match="checkpoint-3 is damaged: manifest.json cannot be read"):
+    with pytest.raises(ValueError, match=r"checkpoint-3 is damaged: manifest.json cannot be read"):
         this.train(resume_from_checkpoint=str(checkpoint))
 
 
@@ -120,7 +124,9 @@ def rewritten(checkpoint, told):
     (checkpoint / "manifest.json").write_text(json.dumps({**told, "sha256": _digest_of(told)}))
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "7", '{"files": {}}', '{"sha256": 1, "files": {"a": 1}}', "\0", ""])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[]", "7", '{"files": {}}', '{"sha256": 1, "files": {"a": 1}}', "\0", ""]
+)
 def test_a_manifest_that_is_none(checkpoint, text):
     (checkpoint / "manifest.json").write_text(text)
     assert check_manifest(checkpoint) == "manifest.json cannot be read"
@@ -177,7 +183,9 @@ def test_the_best_checkpoint_of_a_run_that_was_copied(made, checkpoint, tmp_path
     (tmp_path / "first" / "checkpoint-1" / "model.safetensors").write_bytes(b"of the first run")
     with_best(checkpoint, tmp_path / "first" / "checkpoint-1")
     if harm:
-        with pytest.raises(ValueError, match=r"checkpoint-1 is damaged: (its weights are pytorch|model.safetensors has)"):
+        with pytest.raises(
+            ValueError, match=r"checkpoint-1 is damaged: (its weights are pytorch|model.safetensors has)"
+        ):
             resume(checkpoint, eval_dataset=tiny_dataset(4), **BEST)
         left_no(tmp_path / "mark")
     else:

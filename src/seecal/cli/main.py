@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import verbosity
-from . import report, score
+from . import preview, report, score
 
 # typer does not export it, and has moved it between versions: unknown options, missing arguments, wrong types
 _UsageError: Any = typer.BadParameter.__base__
@@ -168,6 +168,7 @@ app.command()(score.score)
 app.command("filter")(score.filter_)
 app.command()(score.calibrate)
 app.command()(report.report)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(preview.preview)
 
 
 def _write(text: str) -> None:

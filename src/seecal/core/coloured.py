@@ -1,8 +1,12 @@
-"""Tokens as coloured HTML, for notebooks. Without torch; every text is data's, so nothing of it is read as HTML."""
+"""Tokens in colour: HTML for notebooks, a Markdown table for where styles are not let through.
+
+Without torch. Every text is data's, so nothing of it is read as HTML or Markdown.
+"""
 
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,8 +14,8 @@ from dataclasses import dataclass
 # Orange against purple: told apart with every common colour blindness (ColorBrewer's PuOr)
 _AGAINST, _FOR = "230,97,1", "94,60,153"
 _STRONGEST = 5.0  # |Δ| in logits from which the colour is full: the paper's β
-# Control characters, and those that turn the direction of what follows
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Control characters (those of 8 bits too, which some terminals obey), and those that turn the direction of what follows
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,26 @@ def legend() -> str:
     scale = [(-_STRONGEST, f"Δ ≤ -{_STRONGEST:g}: the image speaks against it"), (0.0, "0")]
     scale += [(_STRONGEST, f"Δ ≥ {_STRONGEST:g}: the image speaks for it")]
     return "<small>" + " ".join(_span(ColouredToken(text, delta, True)) for delta, text in scale) + "</small>"
+
+
+def markdown_table(tokens: Iterable[ColouredToken]) -> str:
+    """The tokens as a Markdown table, one row each: its text, Δ, and squares in the colours of :func:`coloured`, one a
+    logit, five at most."""
+    rows = ["| token | Δ | |", "| --- | ---: | --- |"]
+    for token in tokens:
+        size = 0 if math.isnan(token.delta) else round(min(abs(token.delta), _STRONGEST))
+        squares = ("🟪" if token.delta > 0 else "🟧") * size
+        seen = (f"{token.delta:+.2f}", squares) if token.has_contrast else ("–", "no image before it")
+        rows.append(f"| {in_markdown(token.text)} | {seen[0]} | {seen[1]} |")
+    return "\n".join(rows)
+
+
+def in_markdown(text: str) -> str:
+    """``text`` in one line of Markdown as it is: punctuation as entities, line breaks and outer blanks as signs."""
+    inner = written_out(text).replace("\n", "↵")
+    blanks = len(inner) - len(inner.lstrip(" ")), len(inner) - len(inner.rstrip(" "))
+    inner = "␣" * len(inner) if inner.isspace() else "␣" * blanks[0] + inner.strip(" ") + "␣" * blanks[1]
+    return re.sub(r"[!-/:-@\[-`{-~]", lambda found: f"&#{ord(found[0])};", inner)
 
 
 def written_out(text: str) -> str:

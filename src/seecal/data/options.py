@@ -32,9 +32,9 @@ class DataOptions:
     )
     on_bad: str = option(
         "error",
-        "What happens to records without a label, because they have no answer or because on_long='truncate' "
-        "cut all of it: 'error' stops and names the record; 'skip' leaves it out. They are counted, and the first is "
-        "named.",
+        "What happens to records that fail when their batch is made (a damaged image, a text that the template refuses, no "
+        "label): 'error' stops and names the record; 'skip' puts it aside in output_dir/quarantine.jsonl, and another "
+        "record takes its place. They are counted.",
     )
     image_decoding: str = option(
         "exact",
@@ -59,9 +59,16 @@ class DataOptions:
         "SmolVLM) or {size: {longest_edge: 768}}; checked against its own names, and saved with the model.",
     )
 
+    max_bad_records: float | None = option(
+        0.1,
+        "With on_bad='skip', more bad records than this end the run with a list: a share of those met so far (0.1; told "
+        "from 100 on), or from 1 on a number of records. None: no limit.",
+    )
+
     def __post_init__(self) -> None:
         check_on_long(self.on_long)
         check_on_bad(self.on_bad)
+        check_max_bad(self.max_bad_records)
         check_decoding(self.image_decoding)
         check_train_on(self.train_on)
 
@@ -74,6 +81,15 @@ def check_on_long(on_long: str) -> None:
 def check_on_bad(on_bad: str) -> None:
     """ValueError unless it is one of :data:`ON_BAD`."""
     check_choice("on_bad", on_bad, ON_BAD)
+
+
+def check_max_bad(value: float | None) -> None:
+    """ValueError unless it is a share below 1, a whole number of records, or None."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    if value is not None and not (number and (value < 1 or float(value).is_integer())):
+        raise ValueError(
+            f"max_bad_records={value!r}: expected a share from 0 to below 1, a whole number of records, or None (no limit)"
+        )
 
 
 def check_train_on(train_on: str) -> None:

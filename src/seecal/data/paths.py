@@ -25,7 +25,15 @@ class RecordError(ValueError):
     """One record cannot be used; the message is one line that says why and what to do."""
 
 
-class MissingImage(RecordError, FileNotFoundError):
+class NoAnswer(RecordError):
+    """There is nothing to learn from it."""
+
+
+class UnusableImage(RecordError):
+    """An image of a record cannot be used."""
+
+
+class MissingImage(UnusableImage, FileNotFoundError):
     """The image file of a record is not there."""
 
 
@@ -128,7 +136,7 @@ class ImageFolders:
             raise RecordError(f"image {show(path)} is not a file. Name one image file.")
         if size > MAX_FILE_BYTES:
             raise RecordError(
-                f"image {show(path)} is too large: {size:,} bytes are over the limit of {MAX_FILE_BYTES:,}. Save it smaller."
+                f"image {show(path)} is too large: {size:,} bytes are over the limit of {MAX_FILE_BYTES:,}. Scale it."
             )
         assert real is not None
         return real, start

@@ -9,9 +9,11 @@ from typing import Any
 
 from .trusted_files import check_adapter, check_config, check_weights
 
+_ADAPTERS_MODEL = "Write the folder of the model that it was trained on there."
+
 
 def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **options: Any) -> tuple[Any, Any]:
-    """(model in eval mode, processor or None). No code of a model's author is run, no pickle read; a folder is read offline.
+    """(model in eval mode, processor or None). No code of its author is run, no pickle read; a folder is read offline.
 
     Args:
         model: a folder, or a hub id (owner/name). The folder of an adapter stands for the model that it was trained on with
@@ -22,7 +24,8 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
 
     Raises:
         ValueError: nothing there, no model, a model that takes no images, or one that lacks tensors: those would start from
-            random numbers; an adapter whose model is not there; weights that are no safetensors; a config that asks for code.
+            random numbers; an adapter whose model is not there; weights that are no safetensors, a config that asks for
+            code.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -70,6 +73,33 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
             "numbers. Copy the folder again."
         )
     return network.eval(), its_processor
+
+
+def load_processor(model: str) -> Any:
+    """The processor of a vision-language model, without its weights: from its folder, offline, or by its hub id.
+
+    Raises:
+        ValueError: nothing there, no processor, or one that takes no images.
+    """
+    from transformers import AutoProcessor, ProcessorMixin
+
+    folder = Path(model)
+    if not folder.is_dir():
+        _refuse_missing(model, folder)
+    elif _is_adapter(folder):
+        return _processor_beside(folder, _source_of(folder))
+    else:
+        _refuse_other_folders(folder)
+    try:
+        processor = AutoProcessor.from_pretrained(model, local_files_only=folder.is_dir(), trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{model}: its processor cannot be loaded: {_first_line(error)}") from None
+    if not isinstance(processor, ProcessorMixin):
+        raise ValueError(
+            f"{model}: no processor for images here, only a {type(processor).__name__}: give a vision-language model's "
+            "folder, with its processor_config.json or preprocessor_config.json."
+        )
+    return processor
 
 
 def _refuse_missing(model: str, folder: Path) -> None:
@@ -131,29 +161,37 @@ def _is_adapter(folder: Path) -> bool:
 
 def _with_adapter(adapter: Path, processor: bool, options: dict[str, Any]) -> tuple[Any, Any]:
     """What :func:`load_vlm` gives for the folder of an adapter, which names the model that it was trained on."""
-    from transformers import AutoProcessor
+    source = _source_of(adapter)
+    try:
+        network = merge(source, adapter, **options)
+    except ValueError as error:
+        raise ValueError(
+            f"{adapter}: an adapter for the model that base_model_name_or_path in adapter_config.json names: {error} If it "
+            f"lies elsewhere: {_ADAPTERS_MODEL}"
+        ) from None
+    return network.eval(), _processor_beside(adapter, source) if processor else None
 
+
+def _source_of(adapter: Path) -> str:
+    """The model that an adapter was trained on."""
     config = adapter / "adapter_config.json"
     try:
         source = json.loads(config.read_text("utf8")).get("base_model_name_or_path")
     except (ValueError, AttributeError, RecursionError):
         raise ValueError(f"{config}: not valid JSON; the adapter's folder is damaged. Copy it again.") from None
     check_adapter(adapter)
-    remedy = "Write the folder of the model that it was trained on there."
     if not source or Path(source).resolve() == adapter.resolve():
-        raise ValueError(f"{config}: its base_model_name_or_path is {source!r}, which is no model. {remedy}")
-    try:
-        network = merge(source, adapter, **options)
-    except ValueError as error:
-        raise ValueError(
-            f"{adapter}: an adapter for the model that base_model_name_or_path in {config.name} names: {error} If it lies "
-            f"elsewhere: {remedy}"
-        ) from None
-    if not processor:
-        return network.eval(), None
+        raise ValueError(f"{config}: its base_model_name_or_path is {source!r}, which is no model. {_ADAPTERS_MODEL}")
+    return str(source)
+
+
+def _processor_beside(adapter: Path, source: str) -> Any:
+    """The processor saved with an adapter, else its model's."""
+    from transformers import AutoProcessor
+
     own = any((adapter / name).exists() for name in ("processor_config.json", "preprocessor_config.json"))
     local = {"local_files_only": own or Path(source).is_dir(), "trust_remote_code": False}
-    return network.eval(), AutoProcessor.from_pretrained(adapter if own else source, **local)
+    return AutoProcessor.from_pretrained(adapter if own else source, **local)
 
 
 def _read(kind: Any, model: str, local: dict[str, Any]) -> Any:
@@ -162,8 +200,10 @@ def _read(kind: Any, model: str, local: dict[str, Any]) -> Any:
         return kind.from_pretrained(model, **local)
     except ValueError as error:
         if "trust_remote_code" in str(error):
-            why = "it works only with custom code from its author, which seecal does not run. Give a model of transformers' own"
-            raise ValueError(f"{model}: {why}.") from None
+            raise ValueError(
+                f"{model}: it works only with custom code from its author, which seecal does not run. Give a model of "
+                "one of transformers' own families."
+            ) from None
         raise ValueError(f"{model}: cannot be loaded: {_first_line(error)}") from None
 
 

@@ -41,8 +41,8 @@ def check_weights(folder: Path, options: Mapping[str, Any]) -> None:
                 )
     elif not any(folder.glob("*.safetensors")) and (found := _pickled(folder)):
         raise ValueError(
-            f"{folder}: its weights are {found}, a PyTorch file, and those hold pickles, which can run code. Save the model "
-            "as safetensors (save_pretrained does), or set model_init_kwargs: {use_safetensors: false} to read it anyway."
+            f"{folder}: its weights are {found}, a PyTorch file, and those hold pickles, which can run code. Save the "
+            "model as safetensors (save_pretrained does), or set model_init_kwargs: {use_safetensors: false} to read it."
         )
 
 
@@ -82,8 +82,8 @@ def check_adapter(folder: Path) -> None:
         return
     if (folder / "adapter_model.bin").exists():
         raise ValueError(
-            f"{folder}: its weights are adapter_model.bin, a PyTorch file, and those hold pickles, which can run code. Save "
-            f"the adapter again with PEFT, which writes {ADAPTER}."
+            f"{folder}: its weights are adapter_model.bin, a PyTorch file, and those hold pickles, which can run code. "
+            f"Save the adapter again with PEFT, which writes {ADAPTER}."
         )
     raise ValueError(f"{folder}: no {ADAPTER} here; the adapter's folder is damaged. Copy it again.")
 

@@ -1,6 +1,7 @@
 """The folder of a run: what lies where in it, and whether a run may begin or go on there.
 
 output_dir/recipe.yaml      the resolved recipe, written first
+output_dir/quarantine.jsonl the records that were put aside (on_bad: skip)
 output_dir/stage-N/         checkpoints, trainer_state.json and metrics.json of stage N
 output_dir/stage-N/model/   what stage N hands to stage N + 1
 output_dir/final/           the last stage's model, processor, chat template, recipe.yaml, metrics.json
@@ -11,13 +12,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..data.sources.quarantine_file import NAME, QuarantineFile
 from .recipe import Recipe, Stage
 from .yaml_text import read_yaml
 
 # What may differ when a run is resumed: it does not change what is learned.
 _HARMLESS = {
     *("name", "run_name", "report_to", "log_level", "logging_steps", "logging_strategy", "logging_first_step"),
-    *("disable_tqdm", "save_steps", "save_total_limit", "per_device_eval_batch_size", "cache_vision_features"),
+    *("logging_tokens_steps", "max_bad_records", "cache_vision_features"),
+    *("disable_tqdm", "save_steps", "save_total_limit", "per_device_eval_batch_size"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
 }
 
@@ -42,6 +45,10 @@ class RunFolder:
         """What the stage starts from: the recipe's model, or what the stage before it wrote."""
         return self.recipe.model if stage.number == 1 else self.output_of(self.recipe.stages[stage.number - 2])
 
+    def quarantine(self, stage: Stage | None = None) -> QuarantineFile:
+        """One file for loading and all stages."""
+        return QuarantineFile(self.path / NAME, None if stage is None else stage.number)
+
     def write_recipe(self) -> None:
         """Before anything else is in the folder, so that it can be told from others."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -53,7 +60,7 @@ class RunFolder:
             raise ValueError(f"output_dir: {self.path}: this is a file. Give a folder.")
         before = self.path / "recipe.yaml"
         if not before.exists():
-            if self.path.exists() and any(self.path.iterdir()):
+            if self.path.exists() and any(one.name != NAME for one in self.path.iterdir()):
                 raise ValueError(
                     f"output_dir: {self.path} holds other files. Give an empty folder, or one that is not there"
                 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.options import CALOptions
 from ..data.options import DataOptions
+from ..trainer.options import LoggingOptions
 from .recipe import KEYS, NOT_HERE, SHIPPED
 
 _USAGE = """Usage: seecal train --config RECIPE [--resume] [--key value ...]
@@ -51,7 +52,7 @@ def text(everything: bool = False) -> str:
 
 def config_fields() -> list[tuple[str, Any, str]]:
     """(name, default, help text) of the fields that CALConfig adds to TRL's."""
-    fields = [*dataclasses.fields(CALOptions), *dataclasses.fields(DataOptions)]
+    fields = [field for options in (CALOptions, DataOptions, LoggingOptions) for field in dataclasses.fields(options)]
     return [(field.name, field.default, field.metadata["help"]) for field in fields]
 
 

@@ -52,7 +52,15 @@ KEYS: dict[str, Key] = {
     ),
     "eval_data": Key(str | list | dict | None, "Evaluation data, as data. Measured at the end of each stage."),
     "streaming": Key(bool, "Read the data as it is needed instead of indexing it first; needs max_steps."),
-    "on_bad": Key(str, "A record that cannot be used: error stops, skip leaves it out and counts it. Default: error."),
+    "on_bad": Key(
+        str,
+        "A record that cannot be used: error stops, skip puts it aside in output_dir/quarantine.jsonl; in a batch another "
+        "takes its place. Default: error.",
+    ),
+    "skip_records": Key(
+        str | None,
+        "A quarantine.jsonl of seecal check-data or of a run: its records are left out of the training data.",
+    ),
     "train": Key(
         str | list[str],
         "What trains: projector, language_model, vision_tower, lm_head, lora. Default: projector, and lora if lora is "
@@ -74,11 +82,12 @@ KEYS: dict[str, Key] = {
 _DEFAULTS: dict[str, Any] = {
     "streaming": False,
     "on_bad": "error",
+    "skip_records": None,
     "cache_vision_features": False,
     "check_gradients": True,
 }
 # Fields of CALConfig that the whole run shares: one process cannot change them between stages
-_RUN_WIDE = ("bf16", "fp16", "tf32", "use_cpu", "fsdp", "fsdp_config", "deepspeed", "ddp_backend", "accelerator_config")
+RUN_WIDE = ("bf16", "fp16", "tf32", "use_cpu", "fsdp", "fsdp_config", "deepspeed", "ddp_backend", "accelerator_config")
 # Fields of SFTConfig that would do nothing, or something else than they say, in `seecal train`
 NOT_HERE = {
     "resume_from_checkpoint": "continue a run with --resume",
@@ -127,6 +136,7 @@ class Stage:
     eval_data: tuple[Source, ...]
     streaming: bool
     on_bad: str
+    skip_records: str | None
     chat_template: str | None
     cache_vision_features: bool
     check_gradients: bool
@@ -229,7 +239,7 @@ def read(config: str | None, overrides: Sequence[tuple[str, list[str]]] = ()) ->
         if not run.get(name):
             raise ValueError(f"{name} is not set: {KEYS[name].help} Set it in the recipe or with --{name}")
     built = tuple(_stage(number, stage, merged) for number, stage in enumerate(merged, 1))
-    shared = {name: value for name, value in merged[0].items() if name in _RUN_WIDE}
+    shared = {name: value for name, value in merged[0].items() if name in RUN_WIDE}
     entries = [
         {**{name: value for name, value in one.items() if name not in shared}, "train": list(stage.train)}
         for one, stage in zip(merged, built, strict=True)
@@ -277,7 +287,7 @@ def _checked(name: str, value: Any, prefix: str = "") -> Any:
     if name not in known:
         raise unknown(shown, name, set(known) - set(NOT_HERE))
     where = KEYS[name].where if name in KEYS else "both"
-    if (where == "top" or name in _RUN_WIDE) and prefix:
+    if (where == "top" or name in RUN_WIDE) and prefix:
         raise ValueError(f"{shown}: {name} holds for all stages; set it at the top level")
     if where == "stage" and not prefix:
         raise ValueError(f"{name} belongs into an entry of stages")

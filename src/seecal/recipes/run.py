@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.options import DataOptions
+from ..data.sources.quarantine_file import QuarantineFile
 from ..verbosity import Progress, quiet_training
 from .folder import RunFolder
 from .recipe import Recipe, Source, Stage, arguments, read
@@ -79,6 +81,7 @@ class Run:
 
         speech = Speech(self._say, progress, logs=not self._quiet)
         try:
+            self._check_quarantine()
             with progress.task("reading the data"):
                 data = [
                     (self._load(stage.data, stage), self._load(stage.eval_data, stage)) for stage in self.recipe.stages
@@ -95,16 +98,36 @@ class Run:
         self._say(f"done: {self.folder.final}")
         return 0
 
+    def _check_quarantine(self) -> None:
+        """Loading is going to say again what it refuses; no list may be read that is written meanwhile."""
+        file = self.folder.quarantine()
+        for stage in self.recipe.stages:
+            if stage.skip_records is not None and Path(stage.skip_records).resolve() == file.path.resolve():
+                raise ValueError(f"skip_records: {file.path} is the list that this run writes. Name a copy of it")
+        from accelerate import PartialState
+
+        state = PartialState()
+        if state.is_main_process:
+            file.forget_loading()
+        state.wait_for_everyone()
+
     def _load(self, sources: tuple[Source, ...], stage: Stage) -> Any:
         if not sources:
             return None
         seed = stage.settings.get("seed", 42)
         train_on = stage.settings.get("train_on", "all")
-        key = (sources, stage.streaming, stage.on_bad, seed, stage.chat_template, train_on)
+        skip = stage.skip_records if sources is stage.data else None
+        key = (sources, stage.streaming, stage.on_bad, skip, seed, stage.chat_template, train_on)
         if key not in self._data:
-            collator = self._collator(stage.chat_template, train_on)
             self._data[key] = load_data(
-                sources, streaming=stage.streaming, on_bad=stage.on_bad, seed=seed, collator=collator
+                sources,
+                streaming=stage.streaming,
+                on_bad=stage.on_bad,
+                seed=seed,
+                collator=self._collator(stage.chat_template, train_on),
+                skip_records=skip,
+                quarantine=self.folder.quarantine(),
+                max_bad_records=stage.settings.get("max_bad_records", DataOptions.max_bad_records),
             )
         return self._data[key]
 
@@ -131,20 +154,43 @@ class Run:
             print(text, flush=True)
 
 
-def load_data(sources: Sequence[Source], *, streaming: bool, on_bad: str, seed: int, collator: Any = None) -> Any:
+def load_data(
+    sources: Sequence[Source],
+    *,
+    streaming: bool,
+    on_bad: str,
+    seed: int,
+    collator: Any = None,
+    skip_records: str | None = None,
+    quarantine: QuarantineFile | None = None,
+    max_bad_records: float | None = None,
+) -> Any:
     """One data set, or the mixture of several: by their weights, or without weights every record once.
 
-    ``collator``: the one that the records are for, whose check they go through.
+    Args:
+        collator: the one that the records are for, whose check they go through.
+        skip_records: names what is left out without being looked at.
+        quarantine: where refused records are written.
+        max_bad_records: of each source, before ValueError.
     """
     from ..data.sources.load import load_records
     from ..data.sources.mixture import mix
+    from ..data.sources.reports import FileReport
 
     loaded = {}
     for number, source in enumerate(sources):
         name = source.path if source.path not in loaded else f"{source.path} ({number})"
+        report = FileReport(file=quarantine, most=max_bad_records, where=f"of {source.path}", as_it_comes=streaming)
         loaded[name] = load_records(
-            source.path, streaming=streaming, on_bad=on_bad, collator=collator, **source.options()
+            source.path,
+            streaming=streaming,
+            on_bad=on_bad,
+            collator=collator,
+            report=report,
+            skip_records=skip_records,
+            **source.options(),
         )
+        report.stop_at_too_many()
     if len(loaded) == 1:
         return next(iter(loaded.values()))
     if sources[0].weight is None:

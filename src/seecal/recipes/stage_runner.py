@@ -113,6 +113,7 @@ class StageRunner:
             groups=prepared.groups,
             learning_rates=self.stage.learning_rates,
         )
+        trainer.quarantine = self.folder.quarantine(self.stage)
         ProgressCallback(self.speech.progress, self.called, self.speech.logs).replace_bars_of(trainer)
         return trainer
 

@@ -16,7 +16,7 @@ def read_yaml(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: not valid YAML or UTF-8, a key twice, or too long or too deep; aliases of aliases that stand for millions of values,
+        ValueError: not valid YAML or UTF-8, a key twice, or too long or too deep; aliases that stand for millions of values,
             and those that stand for themselves.
     """
     with path.open(encoding="utf8") as file:
@@ -57,6 +57,10 @@ def _count(node: Any, counted: dict[int, int | None]) -> int:
         counted[id(node)] = 1 + sum(_count(one, counted) for one in parts)
     found = counted[id(node)]
     if found is None or found > _MOST:
-        what = "an alias inside of what it stands for" if found is None else f"aliases that stand for over {_MOST:,} values"
+        what = (
+            "an alias inside of what it stands for"
+            if found is None
+            else f"aliases that stand for over {_MOST:,} values"
+        )
         raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
     return found

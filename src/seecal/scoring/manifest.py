@@ -98,7 +98,10 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 def _check_types(manifest: Manifest) -> None:
     """ValueError or KeyError where a manifest is not of the types that are written: it may come from somebody else."""
-    for part, names in (("model", ("name", "weights", "processor", "dtype")), ("data", ("name", "format", "fingerprint"))):
+    for part, names in (
+        ("model", ("name", "weights", "processor", "dtype")),
+        ("data", ("name", "format", "fingerprint")),
+    ):
         for name in names:
             if not isinstance(getattr(manifest, part)[name], str):
                 raise ValueError(f"its {part}.{name} is no text")

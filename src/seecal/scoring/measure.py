@@ -107,13 +107,7 @@ class Scorer:
 
     def measure(self, batch: dict[str, Any]) -> VisualDelta:
         """Δ of a collated batch, on the host, with log-probabilities where they were asked for."""
-        first = next(self.model.parameters())
-        inputs = {
-            name: value.to(first.device, first.dtype if value.is_floating_point() else None)
-            for name, value in batch.items()
-            if isinstance(value, torch.Tensor)
-        }
-        delta = visual_delta(self.model, inputs, contrast=self.options.contrast, options=self._measured)
+        delta = delta_of(self.model, batch, self._measured)
         if self._measured is not self.options and self.options.delta == "logit":
             assert delta.logit_with is not None
             assert delta.logit_without is not None
@@ -170,6 +164,17 @@ class Scorer:
         tokens = tokens[: len(labelled)]
         assert [token.token_id for token in tokens] == labelled, f"{_id_of(row)}: spans of other tokens than its labels"
         return tokens[labels[0] != IGNORE_INDEX :]
+
+
+def delta_of(model: Any, batch: dict[str, Any], options: CALOptions) -> VisualDelta:
+    """Δ of a collated batch that is still on the host."""
+    first = next(model.parameters())
+    inputs = {
+        name: value.to(first.device, first.dtype if value.is_floating_point() else None)
+        for name, value in batch.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return visual_delta(model, inputs, contrast=options.contrast, options=options)
 
 
 def _id_of(row: Located) -> str:

@@ -9,6 +9,7 @@ from trl import SFTConfig
 
 from ..core.options import CALOptions
 from ..data.options import DataOptions, check_decoding, mapping_of
+from .options import LoggingOptions
 
 _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(CALOptions))
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "auto": "auto"}
@@ -28,7 +29,8 @@ class CALConfig(SFTConfig):
     The fields of :class:`seecal.CALOptions` have the same names, meanings and defaults here.
     ``on_long`` says what happens to records longer than ``max_length``, ``on_bad`` what happens to those without a label,
     ``image_decoding`` how JPEG files are decoded, ``train_on`` which turns are learnt, ``processor_kwargs`` how the
-    processor is set, ``weights`` where those that were measured before lie. Two inherited fields differ:
+    processor is set, ``weights`` where those that were measured before lie, ``logging_tokens_steps`` how often the tokens
+    of one evaluation record are logged. Two inherited fields differ:
 
     - ``padding_free`` is CAL's (how both passes go through the decoder: "auto", True or False), not TRL's, which vision
       data does not support.
@@ -56,10 +58,12 @@ class CALConfig(SFTConfig):
     fp8_contrast: bool = _same(CALOptions, "fp8_contrast")
     on_long: str = _same(DataOptions, "on_long")
     on_bad: str = _same(DataOptions, "on_bad")
+    max_bad_records: float | None = _same(DataOptions, "max_bad_records")
     image_decoding: str = _same(DataOptions, "image_decoding")
     weights: str | None = _same(DataOptions, "weights")
     train_on: str = _same(DataOptions, "train_on")
     processor_kwargs: dict[str, Any] | str | None = _same(DataOptions, "processor_kwargs")  # noqa: RUF009  # None
+    logging_tokens_steps: int | None = _same(LoggingOptions, "logging_tokens_steps")
     logging_nan_inf_filter: bool = dataclasses.field(
         default=False,
         metadata={"help": "Keep False: CALTrainer stops at a non-finite loss instead of leaving it out of the log."},
@@ -81,7 +85,8 @@ class CALConfig(SFTConfig):
         return CALOptions(**{name: getattr(self, name) for name in _OPTION_NAMES})
 
     def refuse_unsupported(self) -> None:
-        """ValueError for every inherited argument that CALTrainer would otherwise ignore or get wrong."""
+        """ValueError for a number of steps that is none, and every inherited argument that CALTrainer would get wrong."""
+        LoggingOptions(self.logging_tokens_steps)
         if self.packing or self.eval_packing:
             name = "packing" if self.packing else "eval_packing"
             raise ValueError(

@@ -11,7 +11,7 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from ..constants import LENGTH_COUNTS, RECORD_IDS
+from ..constants import LENGTH_COUNTS, QUARANTINED, RECORD_IDS
 from ..core.enable import disable_cal, enable_cal
 from ..core.state import state_of
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
@@ -23,8 +23,10 @@ from .cal_config import CALConfig
 from .callbacks import EpochCallback
 from .data_trainer import DataTrainer
 from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, token_metrics
+from .quarantine import QuarantineCallback
 from .samples import Kind, check_token_ids
 from .step import GlobalStep, stop_unless_finite
+from .token_logging import token_logger
 from .trl_compat import hide_cal_fields_from_trl, load_as_saved, patch_eval_head, take_off_mixed_precision
 
 
@@ -43,6 +45,8 @@ class CALTrainer(DataTrainer):
 
     ``eval_loss`` is the plain cross-entropy Σ CE / Σ tokens of the whole evaluation set; TRL's ``eval_entropy`` and
     ``eval_mean_token_accuracy`` are means over the same tokens.
+
+    With ``logging_tokens_steps`` the tokens of one evaluation record are logged, coloured by Δ (docs/logging.md).
 
     A data set is any collection of records: of ``datasets``, a list, a torch data set. Its first record tells what it
     holds, also for each one of several in an evaluation. Records with ``messages`` go through
@@ -127,6 +131,7 @@ class CALTrainer(DataTrainer):
         self._put_data_in_place(ids)
         if isinstance(self.data_collator, VisionCollator):
             self.add_callback(EpochCallback(self.data_collator))
+        self.add_callback(QuarantineCallback(self))
         self._oddity = check_processor(self.data_collator, model, ids)  # first: another family's has other ids too
         check_token_ids(model, self._tokenizer, ids)
         self.cal_options = args.cal_options()
@@ -138,6 +143,8 @@ class CALTrainer(DataTrainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
         self._start_counting()
+        if (tokens := token_logger(self)) is not None:
+            self.add_callback(tokens)
 
     def _start_counting(self) -> None:
         self._window = RunningSums(self.args.device)  # since the last log
@@ -189,6 +196,7 @@ class CALTrainer(DataTrainer):
     ) -> Any:
         """What to back-propagate for one micro-batch; in evaluation the plain cross-entropy of the batch."""
         long, names = inputs.pop(LENGTH_COUNTS, None), inputs.pop(RECORD_IDS, ())
+        self._put_aside(inputs.pop(QUARANTINED, ()))
         if not cast(nn.Module, self.model).training:
             return self._evaluation_loss(model, inputs, return_outputs)
         if inputs.get("labels") is None:
@@ -230,7 +238,7 @@ class CALTrainer(DataTrainer):
         stop_unless_finite(loss, norm, self.accelerator.scaler, self.state.global_step + 1, self._step_records)
 
     def _send_telemetry(self) -> None:
-        """TRL would tell a server which kind of model trains, on how many and which GPUs. Nothing leaves this machine unasked."""
+        """TRL would tell a server which kind of model trains on which GPUs. Nothing leaves this machine unasked."""
 
     # ---- Checkpoints ----
 

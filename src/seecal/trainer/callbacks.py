@@ -142,7 +142,9 @@ class GradientCheck(TrainerCallback):
         self._hook: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        def note(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        def note(module: Any, _: Any, inputs: dict[str, Any]) -> None:
+            if not module.training:
+                return  # an evaluation, or a measurement: its images are not the step's
             given = any(name.startswith("pixel_values") and value is not None for name, value in inputs.items())
             self._images = self._images or given
 

@@ -78,7 +78,7 @@ def collator_for(args: CALConfig, processor: Any, trl_collator: Any, image_ids: 
         image_ids: the ids whose embeddings the model replaces by image features.
     """
     if kind is Kind.CONVERSATIONS:
-        return _vision_collator(args, processor)
+        return vision_collator(args, processor)
     if isinstance(trl_collator, DataCollatorForVisionLanguageModeling):
         prompts = _made_of(PromptCollator, trl_collator)
         prompts.max_length = None  # it would cut, perhaps inside an image
@@ -138,7 +138,8 @@ def _made_of(kind: type, collator: Any, **more: Any) -> Any:
     return kind(**{**settings, **more})
 
 
-def _vision_collator(args: CALConfig, processor: ProcessorMixin) -> VisionCollator:
+def vision_collator(args: CALConfig, processor: ProcessorMixin) -> VisionCollator:
+    """The collator of conversations for these settings."""
     measured = args.weights is None and "without" in passes_read(args.weighting)
     contrasts = contrast_named(args.contrast).on_pixels and measured
     return VisionCollator(

@@ -16,9 +16,9 @@ from ..data.collators.processors import configure
 from ..data.message_keys import MEDIA_KEYS, holds_image
 from .cal_config import CALConfig
 from .collators import check_given_collator, collator_for, completions_only, trl_collator_for, without_contrast
+from .quarantine import QuarantineTrainer
 from .samples import Kind, first_sample, for_loader, for_trl, is_indexed, is_made_by_a_transform, kind_of
 from .sampling import GROUPED, GroupedByEpoch, only_lengths
-from .saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _READ = (
 _PREPARED = ("tools", "chat_template_kwargs", "attention_mask", "completion_mask", "assistant_masks")
 
 
-class DataTrainer(SavingTrainer):
+class DataTrainer(QuarantineTrainer):
     """What CALTrainer adds to SFTTrainer's handling of data. Each data set is told by its own first sample."""
 
     args: CALConfig
@@ -87,6 +87,9 @@ class DataTrainer(SavingTrainer):
             self.data_collator = collator_for(
                 self.args, self.processing_class, self.data_collator, image_ids, self._kind
             )
+
+    def _is_tokenised_up_front(self) -> bool:
+        return self._kind.tokenised_up_front
 
     @property
     def _is_vision_dataset(self) -> bool:

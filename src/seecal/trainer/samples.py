@@ -66,7 +66,7 @@ def first_sample(dataset: Any, name: str) -> Mapping[str, Any]:
             "torch data set. seecal.load_records makes one of a file."
         )
     try:
-        sample = dataset[0] if is_indexed(dataset) else next(iter(dataset))
+        sample = _readable(dataset) if is_indexed(dataset) else next(iter(dataset))
     except (IndexError, StopIteration):
         raise ValueError(f"{name} is empty: it has no record to learn from") from None
     if not isinstance(sample, Mapping):
@@ -76,6 +76,18 @@ def first_sample(dataset: Any, name: str) -> Mapping[str, Any]:
     _check_weights(sample, name)
     _refuse_images_in_prompt(sample, name)
     return sample
+
+
+def _readable(dataset: Any, tries: int = 16) -> Any:
+    """The first sample that can be read, such as one whose image is not damaged; what is wrong with the others is told when
+    they are met."""
+    for index in range(min(len(dataset), tries)):
+        try:
+            return dataset[index]
+        except Exception:
+            if index == 0 and len(dataset) == 1:
+                raise
+    return dataset[0]
 
 
 def is_indexed(dataset: Any) -> bool:

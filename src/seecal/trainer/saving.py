@@ -186,8 +186,8 @@ class SavingTrainer(SFTTrainer):
                 raise ValueError(f"{checkpoint}: {pickled}. Save them as safetensors, or begin from them as a model.")
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError(
-                    f"{checkpoint} has no {MANIFEST}, and reading the shards of FSDP or DeepSpeed unpickles them, which can "
-                    "run code. Set resume_from_checkpoint to a checkpoint that seecal wrote."
+                    f"{checkpoint} has no {MANIFEST}, and reading the shards of FSDP or DeepSpeed unpickles them, which "
+                    "can run code. Set resume_from_checkpoint to a checkpoint that seecal wrote."
                 )
             logger.warning("%s has no %s: whether it is whole cannot be told", checkpoint, MANIFEST)
         elif (wrong := self._first_ranks(lambda: wrong_with(checkpoint))) is not None:
@@ -196,7 +196,7 @@ class SavingTrainer(SFTTrainer):
             )
 
     def _check_best(self) -> None:
-        """What ``load_best_model_at_end`` reads lies in ``output_dir``: trainer_state.json names it, and came with a checkpoint.
+        """What ``load_best_model_at_end`` reads lies in ``output_dir``: trainer_state.json, which names it, was read too.
 
         Raises:
             ValueError: it does not, or it is damaged.
@@ -206,8 +206,8 @@ class SavingTrainer(SFTTrainer):
             best = folder / best.name  # the run may have been moved
             if not best.is_dir():
                 raise ValueError(
-                    f"the best checkpoint is {self.state.best_model_checkpoint}, outside of {folder}, and there is none of its "
-                    "name inside. Copy it there, or set load_best_model_at_end=False."
+                    f"the best checkpoint is {self.state.best_model_checkpoint}, outside of {folder}, and there is none of "
+                    "its name inside. Copy it there, or set load_best_model_at_end=False."
                 )
             self.state.best_model_checkpoint = str(best)
         self._refuse_damaged(best, lambda folder: check_manifest(folder) or pickled_weights(folder))

@@ -1,4 +1,4 @@
-"""What a data file may make this process hold: bounds on a line, an entry, a row, a file in a shard, told before they are read."""
+"""What a data file may make this process hold: bounds on a line, an entry, a row, a file in a shard, before it is read."""
 
 import base64
 import io

@@ -22,7 +22,9 @@ def test_it_is_read(saved):
     assert len(load_records(saved)) == 3
 
 
-@pytest.mark.parametrize("form", ["{outside}/{name}", "../../outside/{name}", "sub/../../../outside/{name}", "link.arrow", None])
+@pytest.mark.parametrize(
+    "form", ["{outside}/{name}", "../../outside/{name}", "sub/../../../outside/{name}", "link.arrow", None]
+)
 def test_files_of_another_folder_are_not(saved, form):
     state = json.loads((saved / "state.json").read_text())
     outside = saved.parents[1] / "outside"

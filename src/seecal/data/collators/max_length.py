@@ -16,6 +16,10 @@ from ...constants import IGNORE_INDEX
 from ..options import check_on_long
 
 
+class TooLong(ValueError):
+    """The record is longer than it may be, where that is to be an error."""
+
+
 @dataclass(frozen=True)
 class LengthLimit:
     """What happens to records of more than ``max_length`` tokens, image tokens included.
@@ -43,7 +47,7 @@ class LengthLimit:
         lengths = mask_BL.sum(1).tolist()
         rows = [row for row, length in enumerate(lengths) if length > self.max_length]
         if rows and self.on_long == "error":
-            raise ValueError(
+            raise TooLong(
                 f"{names[rows[0]]}: {lengths[rows[0]]} tokens, image tokens included, are more than "
                 f"max_length={self.max_length}, and cutting could cut an image. Set max_length to at least "
                 f"{lengths[rows[0]]} or to None, set on_long to drop or truncate, or leave the record out."

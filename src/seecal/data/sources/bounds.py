@@ -69,8 +69,8 @@ def rows_at_once(path: Path, metadata: Any) -> int:
                 column = rows.column(number)
                 if column.num_values > MAX_VALUES * rows.num_rows:
                     raise ValueError(
-                        f"{path}: its column {column.path_in_schema[:80]!r} has {column.num_values:,} values in {rows.num_rows} "
-                        f"rows, and a record may have {MAX_VALUES:,}. Check where the file comes from."
+                        f"{path}: its column {column.path_in_schema[:80]!r} has {column.num_values:,} values in "
+                        f"{rows.num_rows} rows, and a record may have {MAX_VALUES:,}. Check where the file comes from."
                     )
                 sizes = [(column.total_uncompressed_size, column.total_compressed_size)]
                 if column.dictionary_page_offset:
@@ -84,8 +84,8 @@ def rows_at_once(path: Path, metadata: Any) -> int:
 def _refuse_bomb(path: Path, name: str, unpacked: int, packed: int) -> None:
     if unpacked > _LARGE and unpacked > _RATIO * max(packed, 1):
         raise ValueError(
-            f"{path}: its column {name[:80]!r} unpacks from {packed:,} to {unpacked:,} bytes, as no text or images do. Check "
-            "where the file comes from."
+            f"{path}: its column {name[:80]!r} unpacks from {packed:,} to {unpacked:,} bytes, as no text or images do. "
+            "Check where the file comes from."
         )
 
 

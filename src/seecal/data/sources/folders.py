@@ -144,7 +144,9 @@ def _check_saved(path: Path) -> None:
         state = json.loads((path / "state.json").read_text("utf8"))
         names = [entry["filename"] for entry in state["_data_files"]]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{path / 'state.json'}: cannot be read; the folder is damaged. Save the data set again.") from None
+        raise ValueError(f"{path / 'state.json'}: cannot be read; the folder is damaged. Save the set again.") from None
     for name in names:
         if not isinstance(name, str) or name != Path(name).name or (path / name).is_symlink():
-            raise ValueError(f"{path / 'state.json'}: it names {name!r}, which is no file of this folder. Save it again.")
+            raise ValueError(
+                f"{path / 'state.json'}: it names {name!r}, which is no file of this folder. Save it again."
+            )

@@ -22,8 +22,10 @@ from ..paths import ImageFolders, MissingImage, RecordError, show
 from .arrow_copy import once_per_machine, write_arrow
 from .folders import files_of, saved_dataset
 from .formats import FORMATS, check_keys, detect, known_formats
+from .quarantine_file import KnownBad
 from .readers import READERS, read_dataset
-from .records import FEATURES, OF_A_MESSAGE, WEIGHTS, make_record, weights_of
+from .records import FEATURES, WEIGHTS, make_record, weights_of
+from .reports import KeyTally, LoadReport, listed
 from .rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -38,33 +40,6 @@ Roots = str | Path | Sequence[str | Path] | None
 Check = Callable[[Mapping[str, Any]], None]
 
 
-@dataclass
-class LoadReport:
-    """What became of the records of the last pass: ``accepted + rejected == total``.
-
-    Attributes:
-        accepted: how many became records.
-        reasons: of those left out, in order: (how errors call it, why).
-        format: the name of the format that was read.
-    """
-
-    accepted: int = 0
-    reasons: list[tuple[str, str]] = field(default_factory=list)
-    format: str | None = None
-
-    @property
-    def rejected(self) -> int:
-        return len(self.reasons)
-
-    @property
-    def total(self) -> int:
-        return self.accepted + self.rejected
-
-    def clear(self) -> None:
-        self.accepted = 0
-        self.reasons.clear()
-
-
 def load_records(
     data: Any,
     *,
@@ -77,6 +52,7 @@ def load_records(
     columns: Mapping[str, str | None] | None = None,
     follow_links: bool = False,
     collator: Any = None,
+    skip_records: str | Path | None = None,
 ) -> Dataset | IterableDataset:
     """A data set of records: columns ``id``, ``messages``, ``images``; ``weights`` and ``weight_ids`` if the data has them.
 
@@ -96,6 +72,8 @@ def load_records(
         follow_links: whether symbolic links below ``image_root`` may lead out of it. A path still begins inside it.
         collator: the :class:`seecal.VisionCollator` that the records are for: its processor's image tokens inside texts,
             and turns that its chat template refuses, are then found while loading instead of in a batch.
+        skip_records: a ``quarantine.jsonl`` that ``seecal check-data`` or a run wrote: the records it names are left out
+            and counted, whatever ``on_bad`` says.
 
     Returns:
         A record's ``id`` is its own, or ``<file name>:<index>``. Images stay paths or encoded bytes; only their headers are
@@ -112,11 +90,14 @@ def load_records(
     report = LoadReport() if report is None else report
     report.format = _format_of(source, format)
     check: Check | None = None if collator is None else collator.check
-    records = partial(_records, source=source, format=report.format, skip=on_bad == "skip", report=report, check=check)
+    known = None if skip_records is None else KnownBad(skip_records)
+    records = partial(
+        _records, source=source, format=report.format, skip=on_bad == "skip", report=report, check=check, known=known
+    )
     if streaming or isinstance(data, IterableDataset):
         # Parts go by in a list: `datasets` gives each worker its share of it.
         return IterableDataset.from_generator(records, features=source.features, gen_kwargs={"parts": source.parts})
-    return _to_arrow(records, source, report, partial(_key, source, report.format, on_bad, collator))
+    return _to_arrow(records, source, report, partial(_key, source, report.format, on_bad, collator, known))
 
 
 @dataclass(frozen=True)
@@ -203,13 +184,9 @@ def _format_of(source: _Source, format: str | None) -> str:
     if isinstance(first, RecordError) and not keys:
         raise ValueError(f"{source.where}: no readable record among the first {seen}. The first: {first}")
     raise ValueError(
-        f"{source.where}: no known format has the keys found: {_listed(keys)}. Known formats are {known_formats()}."
+        f"{source.where}: no known format has the keys found: {listed(keys)}. Known formats are {known_formats()}."
         " Name the keys with columns={'image_path': 'image'}, or set format=..."
     )
-
-
-def _listed(keys: set[str]) -> str:
-    return ", ".join(show(key, 40) for key in sorted(keys)[:20]) + (", …" if len(keys) > 20 else "") or "none"
 
 
 def _renamed(row: dict[str, Any], columns: Mapping[str, str | None], seen: set[str]) -> dict[str, Any]:
@@ -229,52 +206,37 @@ def _renamed(row: dict[str, Any], columns: Mapping[str, str | None], seen: set[s
     return kept
 
 
-@dataclass
-class _Tally:
-    """Which keys the records had that were not used, and how many records each."""
-
-    unused: Counter[str] = field(default_factory=Counter)
-    renamed: set[str] = field(default_factory=set)
-
-    def say(self, source: _Source, format: str, total: int) -> None:
-        missing = [key for key in source.columns if key not in self.renamed]
-        if missing:
-            names = ", ".join(map(repr, missing))
-            raise ValueError(
-                f"{source.where}: columns names {names}, which no record has. It maps the data's keys to ours, as in "
-                "{'image_path': 'image'}."
-            )
-        in_messages = {key for key in self.unused if key.endswith(OF_A_MESSAGE)}
-        for keys, what in (
-            (self.unused.keys() - in_messages, f"left out the keys %s, which {format} has no use for"),
-            (in_messages, "the keys %s go to the chat template, and are lost where it does not write them"),
-        ):
-            if keys:
-                numbers = ", ".join(f"{self.unused[key]:,}" for key in sorted(keys)[:20])
-                logger.warning(f"%s: {what} (in %s of %s records)", source.where, _listed(keys), numbers, f"{total:,}")
-
-
 def _records(
-    parts: list[Any], source: _Source, format: str, skip: bool, report: LoadReport, check: Check | None
+    parts: list[Any],
+    source: _Source,
+    format: str,
+    skip: bool,
+    report: LoadReport,
+    check: Check | None,
+    known: KnownBad | None,
 ) -> Iterator[dict[str, Any]]:
     """The good records of ``parts``; a bad one stops, or is counted and logged."""
     report.clear()
-    tally = _Tally()
+    tally = KeyTally()
     for part in parts:
         name = part.name if isinstance(part, Path) else "dataset"
         for index, (place, row) in enumerate(_rows(part)):
+            if known is not None and (name, index, row.get("id") if isinstance(row, dict) else None) in known:
+                report.known += 1
+                report.reject(f"{name}: {place}", f"named in {known.path}", f"{name}:{index}", name, index)
+                continue
             record_id, made = _made(row, f"{name}:{index}", source, format, tally, check)
             if isinstance(made, RecordError):
                 called = f"{name}: record {show(record_id)} ({place})"
                 if not skip:
                     raise type(made)(f"{called}: {made}") from None
-                report.reasons.append((called, str(made)))
+                report.reject(called, str(made), record_id, name, index)
                 logger.warning("left out %s: %s", called, made)
                 continue
             report.accepted += 1
             yield made
     whole = len(parts) == len(source.parts)  # a worker's share may well hold none
-    tally.say(source if whole else replace(source, columns={}), format, report.total)
+    tally.say(source.where, source.columns if whole else {}, format, report.total)
     if report.rejected:
         logger.warning("%s: %d of %d records left out", source.where, report.rejected, report.total)
     if not report.accepted and whole:
@@ -283,7 +245,7 @@ def _records(
 
 
 def _made(
-    row: Any, record_id: str, source: _Source, format: str, tally: _Tally, check: Check | None = None
+    row: Any, record_id: str, source: _Source, format: str, tally: KeyTally, check: Check | None = None
 ) -> tuple[str, dict[str, Any] | RecordError]:
     """(what errors call it, the record of one row, or why it cannot be used)."""
     try:
@@ -313,12 +275,14 @@ class Located:
         row: its place there, bad rows counted.
         record: ``id``, ``messages``, ``images``; None if it cannot be used, or was not asked for.
         error: one line with file, record, key and what to do; None if it can be used.
+        kind: of the error: RecordError, or one of its subclasses.
     """
 
     source: str
     row: int
     record: dict[str, Any] | None = None
     error: str | None = None
+    kind: type[RecordError] | None = None
 
 
 class LocatedRecords:
@@ -339,7 +303,12 @@ class LocatedRecords:
         self._source = _with_weights(_open(data, image_root, split, follow_links, dict(columns or {})))
         self.where, self.root = self._source.where, self._source.root
         self.format = _format_of(self._source, format)
-        self._tally = _Tally()
+        self._tally = KeyTally()
+
+    @property
+    def unused(self) -> Counter[str]:
+        """Keys that were not used so far, and by how many rows each."""
+        return self._tally.unused
 
     def rows(self, wanted: Callable[[int], bool] = lambda number: True) -> Iterator[Located]:
         """The rows in order. One whose number ``wanted`` does not want is only counted: it costs no look at its images."""
@@ -353,7 +322,7 @@ class LocatedRecords:
     def _located(self, name: str, index: int, place: str, row: Any) -> Located:
         record_id, made = _made(row, f"{name}:{index}", self._source, self.format, self._tally)
         if isinstance(made, RecordError):
-            return Located(name, index, error=f"{name}: record {show(record_id)} ({place}): {made}")
+            return Located(name, index, None, f"{name}: record {show(record_id)} ({place}): {made}", type(made))
         return Located(name, index, made)
 
 
@@ -378,14 +347,14 @@ def _to_arrow(
     def write() -> tuple[Path, Any]:
         advice = ", or streaming=True, which writes none"
         path = write_arrow("records", features.arrow_schema, _batches(records(parts=source.parts)), advice)
-        return path, [report.accepted, report.reasons]
+        return path, [report.accepted, report.known, report.reasons]
 
-    path, (report.accepted, reasons) = once_per_machine(key, write)
+    path, (report.accepted, report.known, reasons) = once_per_machine(key, write)
     report.reasons[:] = [(called, why) for called, why in reasons]
     return Dataset.from_file(str(path))
 
 
-def _key(source: _Source, format: str, on_bad: str, collator: Any) -> Any:
+def _key(source: _Source, format: str, on_bad: str, collator: Any, known: KnownBad | None) -> Any:
     """What the records are made of, as JSON; None if that cannot be told from outside."""
     made: list[Any] = []
     for part in source.parts:
@@ -400,7 +369,16 @@ def _key(source: _Source, format: str, on_bad: str, collator: Any) -> Any:
         type(collator).__qualname__,
         *(repr(getattr(collator, name, None)) for name in ("chat_template", "train_on")),
     ]
-    return [made, format, on_bad, source.columns, sorted(source.weights), repr(source.root), looked]
+    return [
+        made,
+        format,
+        on_bad,
+        source.columns,
+        sorted(source.weights),
+        repr(source.root),
+        looked,
+        known and known.digest,
+    ]
 
 
 def _batches(records: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

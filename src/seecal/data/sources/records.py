@@ -23,7 +23,7 @@ from PIL import Image
 from ..image_placement import images_in_order, parts_of
 from ..images.decode import check_header, check_start, upright
 from ..message_keys import LEARN_KEYS, SPOKEN_KEYS, is_learnt, other_keys, packed, unpacked
-from ..paths import ImageFolders, RecordError, embedded_image, show
+from ..paths import ImageFolders, NoAnswer, RecordError, UnusableImage, embedded_image, show
 
 ROLES = ("system", "user", "assistant")
 OF_A_MESSAGE = " of a message"
@@ -82,7 +82,17 @@ def make_record(
             unused.update({f"{key}{OF_A_MESSAGE}" for rest in others for key in rest if key not in LEARN_KEYS})
     if unused is not None and of_parts:
         unused.update(f"{key} of a part" for key in of_parts)
-    return {"id": name, "messages": parted, "images": [stored_image(image, root) for image in ordered]}
+    return {"id": name, "messages": parted, "images": [_usable(image, root) for image in ordered]}
+
+
+def _usable(image: Any, root: str | ImageFolders | None) -> dict[str, Any]:
+    """The stored image; whatever is wrong with it is an UnusableImage."""
+    try:
+        return stored_image(image, root)
+    except UnusableImage:
+        raise
+    except RecordError as error:
+        raise UnusableImage(str(error)) from None
 
 
 def weights_of(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,12 +150,12 @@ def _check_answers(messages: list[dict[str, Any]], others: list[Mapping[str, Any
     if not answers:
         turned_off = any(message["role"] == "assistant" for message in messages)
         what = "no assistant turn that is learnt" if turned_off else "no assistant turn"
-        raise RecordError(f"{what}, so nothing to learn from it. Add one, or leave the record out.")
+        raise NoAnswer(f"{what}, so nothing to learn from it. Add one, or leave the record out.")
     for number, (answer, rest) in enumerate(answers, start=1):
         spoken = bool(rest) and any(rest.get(key) for key in SPOKEN_KEYS)
         if not spoken and not any(part.get("text", "").strip() for part in answer):
             which = f" {number} of {len(answers)}" if len(answers) > 1 else ""
-            raise RecordError(f"assistant turn{which} is empty. Write its text, or leave the record out.")
+            raise NoAnswer(f"assistant turn{which} is empty. Write its text, or leave the record out.")
 
 
 def stored_image(value: Any, root: str | ImageFolders | None) -> dict[str, Any]:

@@ -37,8 +37,8 @@ def read_tar(path: Path) -> Rows:
                 yield f"sample {index}", row if isinstance(row, RecordError) else _row(row)
     except (tarfile.TarError, ValueError, OSError, EOFError, MemoryError) as error:
         raise ValueError(
-            f"{path}: cannot be read as a WebDataset shard ({_compressed(path) or reason(error)}). Write it again, the files "
-            "of each record side by side under one name, not compressed."
+            f"{path}: cannot be read as a WebDataset shard ({_compressed(path) or reason(error)}). Write it again, the "
+            "files of each record side by side under one name, not compressed."
         ) from None
 
 
