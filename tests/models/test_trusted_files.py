@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from seecal.models.loading import load_vlm
 from seecal.recipes.trainable import LoraSettings, prepare
 from seecal.scoring.run import _with_adapter
-from tests.security.planted import left_no, planted_module, planted_pickle, planted_torch
+from tests.support.planted import left_no, planted_module, planted_pickle, planted_torch
 from tests.support.tiny import tiny_llava, tiny_llava_processor
 
 

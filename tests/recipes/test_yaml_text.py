@@ -5,7 +5,7 @@ import os
 import pytest
 
 from seecal.recipes.recipe import load
-from tests.security.planted import left_no
+from tests.support.planted import left_no
 
 LAUGHS = "\n".join(
     ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from seecal.trainer.checkpoints import damage
 from seecal.trainer.manifests import _digest_of, check_manifest, write_manifest
-from tests.security.planted import left_no, planted_pickle, planted_torch
+from tests.support.planted import left_no, planted_pickle, planted_torch
 from tests.support.tiny import tiny_dataset
 from tests.trainer.test_checkpoints import losses, trainer
 

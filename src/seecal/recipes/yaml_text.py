@@ -16,8 +16,8 @@ def read_yaml(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: not valid YAML or UTF-8, a key twice, or too long or too deep; aliases that stand for millions of values,
-            and those that stand for themselves.
+        ValueError: not valid YAML or UTF-8, a key twice, too long, too deep; aliases that stand for very many values or for
+            themselves.
     """
     with path.open(encoding="utf8") as file:
         text = file.read(_LONGEST + 1)

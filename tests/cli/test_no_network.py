@@ -5,13 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.processes import environment, limit
 
-WATCH = Path(__file__).with_name("no_network.py")
+WATCH = ROOT / "tests" / "support" / "no_network.py"
 TRAIN = ["train", "--config", "tiny", "--stages.1.max_steps", "2", "--stages.2.max_steps", "2", "--save_steps", "1"]
 MODEL = ["--model", "out/tiny/run/final"]
 # In order: each goes on with what the one before it left. A command that reads data or a model belongs here.
