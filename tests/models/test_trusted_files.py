@@ -71,6 +71,15 @@ def test_they_are_read_where_they_are_asked_for_and_run_nothing(folder):
         left_no(folder / "mark")
 
 
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "other.safetensors"])
+def test_a_pickle_beside_other_safetensors_is_not_taken_in_their_stead(folder, name):
+    base = folder / "base"
+    (base / "model.safetensors").rename(base / name)
+    torch.save(load_file(base / name), base / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"base: cannot be loaded: .*model.safetensors"):
+        load_vlm(str(base))
+
+
 def test_pickles_beside_safetensors_are_not_touched(folder):
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth"):
         planted_pickle(folder / "base" / name, folder / "mark")

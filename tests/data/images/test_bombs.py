@@ -202,6 +202,19 @@ def test_a_plugin_that_somebody_installed_is_used(monkeypatch):
     assert decode_image(b"P5 1 1 255\n\x07", "r").size == (1, 1)
 
 
+@pytest.mark.parametrize("kind", ["AVIF", "WEBP", "JPEG2000"])
+def test_pixels_that_cannot_be_decoded(kind):
+    """AVIF's decoder raises RuntimeError for them."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, kind)
+    data = bytearray(file.getvalue())
+    begin = max(data.find({"AVIF": b"mdat", "WEBP": b"VP8 ", "JPEG2000": b"\xff\x93"}[kind]), 0) + 24
+    data[begin : begin + 400] = b"\xff" * 400
+    with pytest.raises(ValueError, match=r"^r: its image of .*(damaged|cannot be opened)"):
+        decode_image(bytes(data), "r")
+
+
 def test_damage_is_one_kind_of_error_whatever_the_decoder_raises():
     """AVIF's raises RuntimeError, DDS's NotImplementedError, others struct.error or IndexError."""
     numbers = np.random.default_rng(0)

@@ -191,6 +191,18 @@ def test_sizes_that_are_not_there_or_are_too_large(tmp_path, small, size, form):
         load_records(tmp_path / "a.tar", on_bad="skip")
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("size", [-512, -1024])
+def test_a_size_that_leads_back(tmp_path, size):
+    """The next header would be this one again, or the one before it, without end."""
+    path = tar_of(tmp_path / "a.tar", *GOOD)
+    entry = tarfile.TarInfo("a.png")
+    entry.size = size
+    path.write_bytes(path.read_bytes().rstrip(b"\0").ljust(2048, b"\0") + entry.tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(ValueError, match=rf"a\.tar: .*'a.png' has a size of {size}"):
+        load_records(path, on_bad="skip")
+
+
 def sparse(name, size):
     """A file of ``size`` zeros that takes a header alone, in GNU's old form."""
     entry = tarfile.TarInfo(name)
