@@ -14,7 +14,7 @@ OLDEST := .venv-oldest
 OLDEST_TESTS ?= tests/ops tests/core tests/families tests/data tests/trainer tests/recipes/test_recipe.py tests/models/test_loading.py tests/models/test_generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest mutants check bench format clean
+.PHONY: help demo test test-all test-oldest mutants check audit bench format clean
 
 help:
 	@echo "make demo    train a real small VLM with CAL on real images (CPU, a few minutes)"
@@ -22,6 +22,7 @@ help:
 	@echo "make check   lint, format check, type check, import-graph test"
 	@echo "make bench   run the benchmarks at CPU size"
 	@echo "make mutants      plant mistakes in the code and see which of them no test notices (an hour)"
+	@echo "make audit        ask PyPI for known weaknesses of what is installed (needs the network; not part of CI)"
 	@echo "make test-oldest  run the quick tests with the oldest versions that pyproject.toml allows"
 
 $(READY): pyproject.toml constraints.txt
@@ -61,6 +62,13 @@ check: $(READY)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
+
+# pip-audit in an environment of its own. --strict: what PyPI does not answer for is an error, and does not pass for safe
+audit: $(READY)
+	@$(PYTHON) -m venv build/audit
+	@build/audit/bin/python -m pip install --disable-pip-version-check --quiet pip-audit
+	@$(BIN)/python -m pip list --format freeze --exclude-editable | sed 's/+.*//' > build/audit/installed.txt
+	build/audit/bin/python -m pip_audit --strict --no-deps --disable-pip --requirement build/audit/installed.txt
 
 bench: $(READY)
 	$(BIN)/python -m seecal bench gpu --tiny --out build/bench

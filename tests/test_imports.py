@@ -35,7 +35,7 @@ FLOORS = {
     "data": [{"paths", "options"}, {"image_placement", "message_keys"}],
     "data.images": [{"fast_jpeg", "reduced_jpeg", "perturbations", "header"}, {"decode"}],
     "data.sources": [
-        {"records", "conversions", "rows", "arrow_copy", "quarantine_file"},
+        {"records", "bounds", "conversions", "rows", "arrow_copy", "quarantine_file"},
         {"formats", "mixture", "tables", "tars", "reports"},
         {"readers"},
         {"folders"},
@@ -49,7 +49,7 @@ FLOORS = {
         {"vision"},
         {"quarantine"},
     ],
-    "models": [{"loading", "efficientnet_lite", "feature_cache"}, {"generate", "micro"}],
+    "models": [{"efficientnet_lite", "feature_cache", "trusted_files"}, {"loading"}, {"generate", "micro"}],
     "scoring": [
         {"manifest", "previewed", "spans", "vocabulary", "write_back"},
         {"shards"},
@@ -69,7 +69,7 @@ FLOORS = {
         {"cal_trainer"},
     ],
     "recipes": [
-        {"launch", "schema", "tiny", "trainable"},
+        {"launch", "schema", "tiny", "trainable", "yaml_text"},
         {"overrides", "stage_trainer"},
         {"recipe"},
         {"help", "folder"},

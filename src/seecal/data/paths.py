@@ -17,6 +17,8 @@ _SHORTEST_BASE64 = 128
 # An image's header is in its first kilobytes, unless a profile or a camera's notes come first
 _HEADER = 4096
 _FOLDERS_KEPT = 4096
+# Of one image. 50 million pixels of 16-bit colours with transparency, uncompressed, are 400 MB
+MAX_FILE_BYTES = 1 << 29
 
 
 class RecordError(ValueError):
@@ -141,7 +143,7 @@ class ImageFolders:
         try:
             real = self._resolved(root, path)
             inside = real is not None
-            mode, start = _looked_at(real, read) if real is not None else (0, b"")
+            mode, size, start = _looked_at(real, read) if real is not None else (0, 0, b"")
         except FileNotFoundError:
             raise MissingImage(
                 f"image {show(path)} is not in {show(root)}. Put it there, correct the path, or set image_root=..."
@@ -158,6 +160,10 @@ class ImageFolders:
             )
         if not stat.S_ISREG(mode):
             raise MissingImage(f"image {show(path)} is not a file. Name one image file.")
+        if size > MAX_FILE_BYTES:
+            raise RecordError(
+                f"image {show(path)} is too large: {size:,} bytes are over the limit of {MAX_FILE_BYTES:,}. Scale it."
+            )
         assert real is not None
         return real, start
 
@@ -198,14 +204,15 @@ def resolve_inside(path: str, root: str | None) -> str:
     return ImageFolders(() if root is None else (root,)).find(path)
 
 
-def _looked_at(path: str, read: bool) -> tuple[int, bytes]:
-    """(the mode of the file, its first bytes)."""
+def _looked_at(path: str, read: bool) -> tuple[int, int, bytes]:
+    """(the mode of the file, its size, its first bytes)."""
     if not read:
-        return os.stat(path).st_mode, b""
+        found = os.stat(path)
+        return found.st_mode, found.st_size, b""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would wait
     try:
-        mode = os.fstat(file).st_mode
-        return mode, os.read(file, _HEADER) if stat.S_ISREG(mode) else b""
+        found = os.fstat(file)
+        return found.st_mode, found.st_size, os.read(file, _HEADER) if stat.S_ISREG(found.st_mode) else b""
     finally:
         os.close(file)
 

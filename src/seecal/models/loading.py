@@ -7,22 +7,25 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from .trusted_files import check_adapter, check_config, check_weights
+
 _ADAPTERS_MODEL = "Write the folder of the model that it was trained on there."
 
 
 def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **options: Any) -> tuple[Any, Any]:
-    """(model in eval mode, processor or None). No code of a model's author is run; a folder is read offline.
+    """(model in eval mode, processor or None). No code of its author is run, no pickle read; a folder is read offline.
 
     Args:
         model: a folder, or a hub id (owner/name). The folder of an adapter stands for the model that it was trained on with
             the adapter in its weights.
         dtype: "auto": the precision it was saved in.
         processor: whether to load it too.
-        options: more arguments of ``from_pretrained``.
+        options: more arguments of ``from_pretrained``. ``use_safetensors=False`` reads PyTorch files too.
 
     Raises:
         ValueError: nothing there, no model, a model that takes no images, or one that lacks tensors: those would start from
-            random numbers; an adapter whose model is not there.
+            random numbers; an adapter whose model is not there; weights that are no safetensors, a config that asks for
+            code.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -31,6 +34,7 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
         return _with_adapter(folder, processor, {"dtype": dtype, **options})
     else:
         _refuse_other_folders(folder)
+        check_weights(folder, options)
 
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -38,12 +42,13 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
 
     local = {"local_files_only": folder.is_dir(), "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(model, **local)
+        config = _read(AutoConfig, model, local)
         if type(config) not in KNOWN:
             raise ValueError(f"{model}: a {config.model_type} model takes no images: give a vision-language model")
-        its_processor = AutoProcessor.from_pretrained(model, **local) if processor else None
+        check_config(config, model, options)
+        its_processor = _read(AutoProcessor, model, local) if processor else None
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            model, dtype=dtype, output_loading_info=True, **local, **options
+            model, dtype=dtype, output_loading_info=True, **local, **{"use_safetensors": True, **options}
         )
     except OSError as error:
         raise ValueError(f"{model}: cannot be loaded: {_first_line(error)}") from None
@@ -121,7 +126,7 @@ def _refuse_other_folders(folder: Path) -> None:
         )
     try:
         json.loads(config.read_text("utf8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{config}: not valid JSON; the model's folder is damaged. Copy it again.") from None
 
 
@@ -172,8 +177,9 @@ def _source_of(adapter: Path) -> str:
     config = adapter / "adapter_config.json"
     try:
         source = json.loads(config.read_text("utf8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise ValueError(f"{config}: not valid JSON; the adapter's folder is damaged. Copy it again.") from None
+    check_adapter(adapter)
     if not source or Path(source).resolve() == adapter.resolve():
         raise ValueError(f"{config}: its base_model_name_or_path is {source!r}, which is no model. {_ADAPTERS_MODEL}")
     return str(source)
@@ -186,6 +192,19 @@ def _processor_beside(adapter: Path, source: str) -> Any:
     own = any((adapter / name).exists() for name in ("processor_config.json", "preprocessor_config.json"))
     local = {"local_files_only": own or Path(source).is_dir(), "trust_remote_code": False}
     return AutoProcessor.from_pretrained(adapter if own else source, **local)
+
+
+def _read(kind: Any, model: str, local: dict[str, Any]) -> Any:
+    """What AutoConfig or AutoProcessor makes of the model's files; ValueError in one line."""
+    try:
+        return kind.from_pretrained(model, **local)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{model}: it works only with custom code from its author, which seecal does not run. Give a model of "
+                "one of transformers' own families."
+            ) from None
+        raise ValueError(f"{model}: cannot be loaded: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

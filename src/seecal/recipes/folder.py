@@ -12,10 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..data.sources.quarantine_file import NAME, QuarantineFile
 from .recipe import Recipe, Stage
+from .yaml_text import read_yaml
 
 # What may differ when a run is resumed: it does not change what is learned.
 _HARMLESS = {
@@ -80,8 +79,8 @@ class RunFolder:
 
     def _check_recipe(self, before: Path) -> None:
         try:
-            started = yaml.safe_load(before.read_text("utf8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
+            started = read_yaml(before)
+        except ValueError:
             started = None
         if not isinstance(started, dict) or "stages" not in started:
             raise ValueError(

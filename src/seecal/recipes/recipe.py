@@ -19,6 +19,7 @@ import yaml
 
 from .overrides import arguments, override_stage, put
 from .schema import checked
+from .yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from ..trainer.cal_config import CALConfig
@@ -257,23 +258,14 @@ def load(config: str) -> dict[str, Any]:
         what = "this is a folder" if path.is_dir() else "no such file"
         raise FileNotFoundError(f"--config {config}: {what}. Give a recipe's path, or the name of one of ours: {names}")
     try:
-        found = yaml.load(path.read_text("utf8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found = read_yaml(path)
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"{path}: expected keys and values, such as 'learning_rate: 2.0e-5'")
     return found
-
-
-class _Loader(yaml.SafeLoader):
-    """Without silent replacement where a key stands twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name} is set twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 @functools.cache

@@ -172,8 +172,6 @@ class StageRunner:
             if adapted:
                 merge(self.source, part / "adapter", **self._init_kwargs).save_pretrained(part)
                 trainer.processing_class.save_pretrained(part)
-            for pickled in part.rglob("training_args.bin"):
-                pickled.unlink()
             _write_json(self.folder.of_stage(self.stage) / "metrics.json", metrics)
             if output == self.folder.final:
                 shutil.copy(self.folder.path / "recipe.yaml", part)

@@ -89,9 +89,29 @@ def read_manifest(folder: str | Path) -> Manifest:
         found = json.loads(path.read_text("utf8"))
         if found.get("version") != VERSION:
             raise ValueError(f"of layout {found.get('version')!r}, this version reads {VERSION}")
-        return Manifest(**{field.name: found[field.name] for field in fields(Manifest)})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = Manifest(**{field.name: found[field.name] for field in fields(Manifest)})
+        _check_types(manifest)
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error}). Score again into an empty folder.") from None
+
+
+def _check_types(manifest: Manifest) -> None:
+    """ValueError or KeyError where a manifest is not of the types that are written: it may come from somebody else."""
+    for part, names in (
+        ("model", ("name", "weights", "processor", "dtype")),
+        ("data", ("name", "format", "fingerprint")),
+    ):
+        for name in names:
+            if not isinstance(getattr(manifest, part)[name], str):
+                raise ValueError(f"its {part}.{name} is no text")
+    rows, size = manifest.data["rows"], manifest.records_per_shard
+    if not (type(rows) is int and type(size) is int and rows >= 0 and size >= 1):
+        raise ValueError(f"it has {rows!r} rows in shards of {size!r}")
+    if not (isinstance(manifest.options, dict) and isinstance(manifest.versions, dict)):
+        raise ValueError("its options or versions are no mapping")
+    if not (isinstance(manifest.columns, list) and all(isinstance(name, str) for name in manifest.columns)):
+        raise ValueError("its columns are no list of names")
 
 
 def begin(folder: Path, manifest: Manifest) -> None:

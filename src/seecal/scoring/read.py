@@ -56,7 +56,10 @@ def read_scores(folder: str | Path, columns: Sequence[str] | None = None) -> Ite
 def _records(folder: Path, manifest: Manifest, place: list[str], wanted: list[str]) -> Iterator[RecordScores | Skipped]:
     for path, note in whole(folder, manifest):
         table = pyarrow.parquet.read_table(path, columns=[*place, *wanted])
-        yield from _cut(table, place, wanted)
+        for record in _cut(table, place, wanted):
+            if not 0 <= record.row < manifest.data["rows"]:
+                raise ValueError(f"{path}: scores of row {record.row} of {manifest.data['rows']}. Score again.")
+            yield record
         yield from note.skipped
 
 

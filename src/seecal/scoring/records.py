@@ -132,8 +132,7 @@ def scored_data(
         data, image_root = told["name"], image_root or told["image_root"]
     source = Data(data, None if told["format"] == "records" else told["format"], image_root, keep_lost=True)
     since = _LostSince(scores)
-    fingerprint, _ = source.fingerprint(on_bad="skip", without=since)
-    if fingerprint != told["fingerprint"]:
+    if source.fingerprint(on_bad="skip", without=since) != (told["fingerprint"], told["rows"]):
         also = f" Also, an image cannot be used: {since.first.line}" if since.first else ""
         raise ValueError(
             f"{scores}: these are scores of another version of {source.name}: its rows, texts or image names have changed. "

@@ -17,6 +17,7 @@ from ..data.images.decode import decode_image
 from ..data.options import check_on_bad
 from ..data.sources.load import Located
 from ..models.loading import load_vlm
+from ..models.trusted_files import check_adapter
 from ..verbosity import Progress, written_out
 from .manifest import Manifest, begin, digest_of_processor, digest_of_weights, versions
 from .measure import Scorer
@@ -222,6 +223,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 
     if not (adapter / "adapter_config.json").is_file():
         raise ValueError(f"{adapter}: no adapter_config.json here. Set adapter to the folder that PEFT saved.")
+    check_adapter(adapter)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from ..data.sources.bounds import rows_at_once
 from .manifest import Manifest
 
 # One row a label token. Logits and Δ in logits, log-probabilities in nats; start and stop in characters.
@@ -122,18 +123,20 @@ def note(folder: Path, number: int, manifest: Manifest) -> ShardNote:
     try:
         found = pyarrow.parquet.read_metadata(path)
         said = json.loads((found.metadata or {})[_NOTE])
-    except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
+        rows_at_once(path, found)
+        skipped = [Skipped(**row) for row in said["skipped"]]
+        of_run, counts = (said["manifest"], said["shard"]), (int(said["records"]), int(said["with_contrast"]))
+    except (pyarrow.ArrowException, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(
             f"{path}: not a whole shard of scores ({reason}). Delete it and run the same seecal score again, which makes "
             "only it anew."
         ) from None
-    if said["manifest"] != manifest.key or said["shard"] != number:
+    if of_run != (manifest.key, number):
         raise ValueError(
             f"{path}: a shard of another run than _manifest.json beside it. Delete it and run the same seecal score again."
         )
-    skipped = [Skipped(**row) for row in said["skipped"]]
-    return ShardNote(int(said["records"]), found.num_rows, int(said["with_contrast"]), skipped)
+    return ShardNote(counts[0], found.num_rows, counts[1], skipped)
 
 
 def whole(folder: Path, manifest: Manifest) -> Iterator[tuple[Path, ShardNote]]:
@@ -142,11 +145,13 @@ def whole(folder: Path, manifest: Manifest) -> Iterator[tuple[Path, ShardNote]]:
     Raises:
         ValueError: a shard is missing or damaged.
     """
-    missing = [number for number in range(manifest.shards) if not path_of(folder, number).exists()]
-    if missing:
+    # As many as the files that are there: the manifest may say any number
+    there = sum(path_of(folder, number).exists() for number in range(min(manifest.shards, len(list(folder.iterdir())))))
+    if there < manifest.shards:
+        missing = next(number for number in range(manifest.shards) if not path_of(folder, number).exists())
         raise ValueError(
-            f"{folder}: {len(missing)} of {manifest.shards} shards are missing, {path_of(folder, missing[0]).name} first. "
-            "Run the same seecal score again: it goes on where it stopped."
+            f"{folder}: {manifest.shards - there} of {manifest.shards} shards are missing, {path_of(folder, missing).name} "
+            "first. Run the same seecal score again: it goes on where it stopped."
         )
     for number in range(manifest.shards):
         yield path_of(folder, number), note(folder, number, manifest)

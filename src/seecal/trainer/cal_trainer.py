@@ -246,6 +246,9 @@ class CALTrainer(DataTrainer):
         if bad is not None:
             stop_at(bad, self)
 
+    def _send_telemetry(self) -> None:
+        """TRL would tell a server which kind of model trains on which GPUs. Nothing leaves this machine unasked."""
+
     # ---- Checkpoints ----
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -253,6 +256,7 @@ class CALTrainer(DataTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        self._check_best()
         if not self._load_as_saved(cast(str, self.state.best_model_checkpoint)):
             super()._load_best_model()
 

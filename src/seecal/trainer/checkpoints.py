@@ -41,7 +41,7 @@ def step_of(checkpoint: Path) -> int:
 
 def damage(checkpoint: Path) -> str | None:
     """Why a run cannot go on exactly from this checkpoint; None if it is whole. Every byte is read."""
-    return check_manifest(checkpoint) or lacks(checkpoint)
+    return check_manifest(checkpoint) or lacks(checkpoint) or pickled_weights(checkpoint)
 
 
 def lacks(checkpoint: Path) -> str | None:
@@ -55,6 +55,17 @@ def lacks(checkpoint: Path) -> str | None:
     for patterns in (weights, of_optimizer, ("scheduler.pt",), ("rng_state*.pth",), ("trainer_state.json",)):
         if not any(fnmatch.filter(names, pattern) for pattern in patterns):
             return f"it has no {patterns[0]}"
+    return None
+
+
+def pickled_weights(checkpoint: Path) -> str | None:
+    """That there is a file of weights which PyTorch would have to unpickle; None if there is none.
+
+    Trainer and PEFT take these names where safetensors are not there. FSDP's and DeepSpeed's own files have others.
+    """
+    named = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
+    for one in (one for name in named for one in sorted(checkpoint.rglob(name))):
+        return f"its weights are {one.relative_to(checkpoint)}, a PyTorch file, which holds pickles: they can run code"
     return None
 
 

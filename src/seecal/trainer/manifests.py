@@ -43,10 +43,12 @@ def check_manifest(folder: Path) -> str | None:
         expected = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in told["files"].items()}
     except FileNotFoundError:
         return f"{MANIFEST}, which is written last, is not there"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
         return f"{MANIFEST} cannot be read"
     if own != _digest_of(told):
         return f"{MANIFEST} is not as it was written"
+    if links := sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink()):
+        return f"{', '.join(links)} is a link, and what it leads to can change"
     present = {*_names(folder)}
     if missing := sorted(expected.keys() - present):
         return f"{', '.join(missing)} is not there"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import pickle
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, is_peft_model
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 
 from .. import __version__
@@ -26,9 +28,10 @@ from .checkpoints import (
     lack_of_room,
     newest_checkpoint,
     no_room,
+    pickled_weights,
 )
 from .hangs import WatchedTrainer
-from .manifests import MANIFEST
+from .manifests import MANIFEST, check_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +114,11 @@ class SavingTrainer(WatchedTrainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self._to_push = checkpoint_folder  # once it has its name: the upload goes on in the background
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        # The arguments once more, as a pickle that nothing of ours or of Trainer's reads again
+        (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
     # ---- Reading ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -129,11 +137,12 @@ class SavingTrainer(WatchedTrainer):
             resume_from_checkpoint = self._whole(resume_from_checkpoint)
         caller_stops = any(isinstance(one, StopOnSignal) for one in self.callback_handler.callbacks)
         if caller_stops or self.args.save_strategy == SaveStrategy.NO:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            with _pickles_named(resume_from_checkpoint):
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         stop = StopOnSignal()
         self.add_callback(stop)
         try:
-            with stop.listening():
+            with stop.listening(), _pickles_named(resume_from_checkpoint):
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.remove_callback(stop)
@@ -171,13 +180,51 @@ class SavingTrainer(WatchedTrainer):
             self._refuse_damaged(checkpoint)
         return str(checkpoint)
 
-    def _refuse_damaged(self, checkpoint: Path) -> None:
+    def _refuse_damaged(self, checkpoint: Path, wrong_with: Callable[[Path], str | None] = damage) -> None:
         if not (checkpoint / MANIFEST).exists():
+            if (pickled := self._first_ranks(lambda: pickled_weights(checkpoint))) is not None:
+                raise ValueError(f"{checkpoint}: {pickled}. Save them as safetensors, or begin from them as a model.")
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError(
+                    f"{checkpoint} has no {MANIFEST}, and reading the shards of FSDP or DeepSpeed unpickles them, which "
+                    "can run code. Set resume_from_checkpoint to a checkpoint that seecal wrote."
+                )
             logger.warning("%s has no %s: whether it is whole cannot be told", checkpoint, MANIFEST)
-        elif (wrong := self._first_ranks(lambda: damage(checkpoint))) is not None:
+        elif (wrong := self._first_ranks(lambda: wrong_with(checkpoint))) is not None:
             raise ValueError(
                 f"{checkpoint} is damaged: {wrong}. Set resume_from_checkpoint=True for the newest whole one of output_dir."
             )
+
+    def _check_best(self) -> None:
+        """What ``load_best_model_at_end`` reads lies in ``output_dir``: trainer_state.json, which names it, was read too.
+
+        Raises:
+            ValueError: it does not, or it is damaged.
+        """
+        best, folder = Path(str(self.state.best_model_checkpoint)), Path(str(self.args.output_dir))
+        if best.resolve().parent != folder.resolve():
+            best = folder / best.name  # the run may have been moved
+            if not best.is_dir():
+                raise ValueError(
+                    f"the best checkpoint is {self.state.best_model_checkpoint}, outside of {folder}, and there is none of "
+                    "its name inside. Copy it there, or set load_best_model_at_end=False."
+                )
+            self.state.best_model_checkpoint = str(best)
+        self._refuse_damaged(best, lambda folder: check_manifest(folder) or pickled_weights(folder))
+
+
+@contextlib.contextmanager
+def _pickles_named(checkpoint: str | bool | None) -> Iterator[None]:
+    """ValueError where a checkpoint's state holds more than numbers: torch reads it with weights_only and runs nothing."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        if not checkpoint:
+            raise
+        raise ValueError(
+            f"{checkpoint}: a file of its optimizer, scheduler or random state holds something else than numbers, which "
+            "could run code, and is not read. Resume from a checkpoint of your own."
+        ) from error
 
 
 def _is_full_disk(error: BaseException | None) -> bool:

@@ -71,7 +71,9 @@ def load_as_saved(model: Any, folder: str) -> None:
     Raises:
         ValueError: the folder holds the weights of another model.
     """
-    loaded, report = type(model).from_pretrained(folder, config=model.config, output_loading_info=True)
+    loaded, report = type(model).from_pretrained(
+        folder, config=model.config, output_loading_info=True, use_safetensors=True, local_files_only=True
+    )
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if name.endswith("_keys") and keys}
     if wrong:
         raise ValueError(f"{folder} does not hold this model's weights: {wrong}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,10 +21,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from ..paths import embedded_image, refuse_url, resolve_inside, show
+from ..paths import MAX_FILE_BYTES, embedded_image, refuse_url, resolve_inside, show
 from .header import ReadAt, header_size
 
 MAX_PIXELS = 50_000_000
+# What is opened. Pillow knows more: EPS files are programs, which it hands to Ghostscript; icons hold an image of another
+# size than their header says; others have no use here. HEIF and JXL are there where somebody has installed their plugin.
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF", "JXL")
+# Each decoder has its own idea of what to raise about damage
+_DECODERS_RAISE = (
+    *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, LookupError, TypeError, ArithmeticError, MemoryError),
+    struct.error,
+)
 _FULL_RANGE = ("PNG", "JPEG2000")  # their 16 bits are all of the grey scale
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
@@ -112,7 +121,7 @@ def decode_image(
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _decoded(io.BytesIO(value), f"{name}: its image of {len(value):,} bytes", max_pixels, at_least, jpeg)
     if isinstance(value, Image.Image):
-        return upright(value, f"{name}: its {value.format or value.mode} image")
+        return upright(value, f"{name}: its {value.format or value.mode} image", max_pixels)
     _refuse_other_numbers(value, name)
     return value
 
@@ -157,6 +166,12 @@ def _decoded(
     file: BinaryIO, path: str, max_pixels: int, at_least: AtLeast, jpeg: Callable[[bytes], Any] | None = None
 ) -> Any:
     """The image in ``file``; errors call it ``path``."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size > MAX_FILE_BYTES:
+        raise ValueError(
+            f"{path}: too large: {size:,} bytes are over the limit of {MAX_FILE_BYTES:,}. Save it smaller first."
+        )
     with _opened_by_pillow(file, path, max_pixels) as image:
         _refuse_too_large(image.size, path, max_pixels)
         if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -171,7 +186,7 @@ def _decoded(
                 if pixels is not None:
                     return pixels
                 file.seek(0)
-        return upright(image, path)
+        return upright(image, path, max_pixels)
 
 
 def _opened_by_pillow(file: BinaryIO, path: str, max_pixels: int) -> Image.Image:
@@ -180,15 +195,21 @@ def _opened_by_pillow(file: BinaryIO, path: str, max_pixels: int) -> Image.Image
         with warnings.catch_warnings():
             # Our own limit below is the check; Pillow's would warn beside it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(file)
+            return Image.open(file, formats=_formats())
     except UnidentifiedImageError:
         raise ValueError(
             f"{path}: not an image that Pillow can read{_looks_like(file)}. Give a PNG or JPEG file."
         ) from None
     except Image.DecompressionBombError:
         raise ValueError(f"{path}: too large: over {max_pixels:,} pixels. Scale it down first.") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except _DECODERS_RAISE as error:
         raise ValueError(f"{path}: cannot be opened ({error}). Save it again as a PNG or JPEG file.") from None
+
+
+def _formats() -> tuple[str, ...]:
+    if "PPM" not in Image.OPEN or "AVIF" not in Image.OPEN:
+        Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
@@ -215,15 +236,21 @@ def _reduce(image: Image.Image, at_least: AtLeast) -> bool:
 def _damage_named(path: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        message = f"{path}: damaged or cut off ({error}). Copy or download it again, or leave it out."
+    except _DECODERS_RAISE as error:
+        message = (
+            f"{path}: damaged or cut off ({' '.join(str(error).split())}). Copy or download it again, or leave it out."
+        )
         raise ValueError(message) from None
 
 
-def upright(image: Image.Image, path: str) -> Image.Image:
-    """A Pillow image turned as its EXIF orientation says, in RGB; ValueError calling it ``path`` if it is damaged."""
+def upright(image: Image.Image, path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A Pillow image turned as its EXIF orientation says, in RGB; ValueError calling it ``path`` if it is damaged or too
+    large."""
+    _refuse_too_large(image.size, path, max_pixels)
     with _damage_named(path):
         image.load()  # a PNG file's orientation may stand behind its pixels
+    _refuse_too_large(image.size, path, max_pixels)  # some decoders correct what the header said
+    with _damage_named(path):
         # exif_transpose copies what needs no turning, too
         full_range = image.format in _FULL_RANGE or (image.format is None and image.mode in _SIXTEEN_BIT)
         return to_rgb(ImageOps.exif_transpose(image) if _turned(image) else image, full_range)
@@ -261,6 +288,8 @@ def _looks_like(file: BinaryIO) -> str:
     start = file.read(512)
     if not start:
         return " (the file is empty)"
+    if start.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):
+        return " (it is a PostScript program)"
     if start.lstrip().startswith((b"<svg", b"<?xml")):
         return " (it is an SVG drawing)"
     if b"\0" not in start and start.isascii():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -132,5 +133,20 @@ def saved_dataset(path: Path, split: str | None = None) -> datasets.Dataset | No
             f"{path}: a DatasetDict with {', '.join(splits)}. Name the folder of one of them, or set split=..."
         )
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
+        _check_saved(path)
         return datasets.Dataset.load_from_disk(str(path))
     return None
+
+
+def _check_saved(path: Path) -> None:
+    """ValueError where what ``save_to_disk`` wrote names files outside of its folder, which `datasets` would read."""
+    try:
+        state = json.loads((path / "state.json").read_text("utf8"))
+        names = [entry["filename"] for entry in state["_data_files"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path / 'state.json'}: cannot be read; the folder is damaged. Save the set again.") from None
+    for name in names:
+        if not isinstance(name, str) or name != Path(name).name or (path / name).is_symlink():
+            raise ValueError(
+                f"{path / 'state.json'}: it names {name!r}, which is no file of this folder. Save it again."
+            )

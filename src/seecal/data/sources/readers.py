@@ -17,14 +17,16 @@ import pyarrow
 import pyarrow.parquet
 
 from ..paths import RecordError, show
+from . import bounds
 from .rows import Rows, as_row, reason
 from .tables import UTF_8, encoding_of, read_csv
 from .tars import read_tar
 
-# Rows of a Parquet file or an Arrow table turned into Python at once; they may hold encoded images.
+# Rows of an Arrow table turned into Python at once; they may hold encoded images.
 _BATCH = 64
 _CHUNK = 1 << 16
 _FEW_BRACKETS = 200  # a row with no more is not nested too deeply for anything that walks through it
+_LARGEST_CHUNK = 1 << 23
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
@@ -79,16 +81,21 @@ def _entries(file: TextIO) -> Iterator[Any]:
             last = buffer[end] == "]"
             _past(buffer, end, "]" if last else ",")
         except (ValueError, IndexError) as error:
+            if len(buffer) - place > bounds.MAX_BYTES or bounds.many_values(buffer, 2 * bounds.MAX_VALUES):
+                raise bounds.too_long() from None
             more = file.read(size)
             if not more:
                 what = "it ends in the middle" if isinstance(error, IndexError) else getattr(error, "msg", error)
                 raise ValueError(f"{what}; it begins {show(buffer[place : place + 40])}") from None
-            buffer, place, size = buffer[place:] + more, 0, 2 * size
+            buffer, place, size = buffer[place:] + more, 0, min(2 * size, _LARGEST_CHUNK)
             continue
         yield entry
         place, size = end if last else end + 1, _CHUNK
-    if (buffer[place + 1 :] + file.read()).strip():
-        raise ValueError("something follows the list")
+    rest = buffer[place + 1 :]
+    while rest:
+        if rest.strip():
+            raise ValueError("something follows the list")
+        rest = file.read(_CHUNK)
 
 
 def _past(buffer: str, place: int, sign: str) -> bool:
@@ -101,8 +108,12 @@ def read_jsonl(path: Path) -> Rows:
     """One object a line; blank lines are no records."""
     encoding = encoding_of(path)
     with path.open("rb") if encoding == UTF_8 else path.open(encoding=encoding) as file:
-        lines: Iterable[Any] = file
-        for number, line in enumerate(lines, start=1):
+        number = 0
+        while (line := bounds.next_line(file)) is None or line:
+            number += 1
+            if line is None or bounds.many_values(line):
+                yield f"line {number}", bounds.too_long()
+                continue
             text = line.strip(b"\xef\xbb\xbf \t\r\n" if number == 1 and isinstance(line, bytes) else None)
             if not text:
                 continue
@@ -137,8 +148,12 @@ def read_parquet(path: Path) -> Rows:
             f"{path}: not a Parquet file ({reason(error)}). Write it again, or name it by what it is."
         ) from None
     with file:
-        features = datasets.Features.from_arrow_schema(file.schema_arrow)
-        yield from _arrow_rows(file.iter_batches(batch_size=_BATCH), features)
+        rows = bounds.rows_at_once(path, file.metadata)
+        try:
+            features = datasets.Features.from_arrow_schema(file.schema_arrow)
+            yield from _arrow_rows(file.iter_batches(batch_size=rows), features)
+        except (pyarrow.ArrowException, OSError, MemoryError, RecursionError) as error:
+            raise ValueError(f"{path}: cannot be read ({reason(error)}). Write the Parquet file again.") from None
 
 
 def read_dataset(data: Any) -> Rows:
@@ -156,9 +171,14 @@ def read_dataset(data: Any) -> Rows:
 def _arrow_rows(batches: Iterable[Any], features: Any) -> Rows:
     index = 0
     for batch in batches:
-        for row in batch.to_pylist():
-            yield f"row {index}", as_row(row, features)
-            index += 1
+        # Bytes of an Arrow table are told before any of it becomes Python objects
+        whole = batch.nbytes <= bounds.MAX_BYTES
+        for place in range(1 if whole else batch.num_rows):
+            part = batch if whole else batch.slice(place, 1)
+            fits = whole or part.nbytes <= bounds.MAX_BYTES
+            for row in part.to_pylist() if fits else [None]:
+                yield f"row {index}", as_row(row, features) if fits else bounds.too_long()
+                index += 1
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..paths import RecordError, show
+from . import bounds
 from .rows import Rows
 
 UTF_8 = "utf-8-sig"
@@ -37,9 +38,10 @@ def read_csv(path: Path) -> Rows:
     errors = "surrogateescape" if encoding == UTF_8 else "strict"
     with path.open(encoding=encoding, errors=errors, newline="") as file:
         try:
-            delimiter = _delimiter(path, file.readline())
+            delimiter = _delimiter(path, file.readline(bounds.MAX_VALUES))
             file.seek(0)
-            yield from _csv_rows(path, csv.reader(file, delimiter=delimiter, strict=True))
+            lines = _Lines(file)
+            yield from _csv_rows(path, csv.reader(lines, delimiter=delimiter, strict=True), lines)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not valid {encoding.upper()} ({error.reason}). Save it as UTF-8.") from None
 
@@ -50,9 +52,33 @@ def _delimiter(path: Path, header: str) -> str:
     return next((sign for sign in (",", ";", "\t") if sign in header), ",")
 
 
-def _csv_rows(path: Path, reader: Any) -> Rows:
+class _Lines:
+    """The lines of a file for csv.reader, which puts several together where a field is quoted.
+
+    csv.Error where a row gets too long, and the next line after it.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self.of_row = 0  # characters
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = bounds.next_line(self._file)
+        if line == "":
+            raise StopIteration
+        if line is None or self.of_row + len(line) > bounds.MAX_BYTES or bounds.many_values(line):
+            raise csv.Error(str(bounds.too_long("the row")))
+        self.of_row += len(line)
+        return str(line)
+
+
+def _csv_rows(path: Path, reader: Any, lines: _Lines) -> Rows:
     header: list[str] | None = None
     while True:
+        lines.of_row = 0
         try:
             fields = next(reader, None)
         except csv.Error as error:
