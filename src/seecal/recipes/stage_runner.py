@@ -139,13 +139,11 @@ class StageRunner:
             )
 
     def resume_from(self, trainer: StageTrainer) -> Path | None:
-        """The newest whole checkpoint of this stage."""
+        """The newest whole checkpoint of this stage. ValueError where it was written with other data or batches."""
         checkpoint = trainer.newest_whole(self.config.output_dir, self.speech.say)
         if checkpoint is not None:
+            trainer.check_goes_on(checkpoint)
             self.speech.say(f"{self.called}: continues at {checkpoint.name}")
-            ranks, now = len(list(checkpoint.glob("rng_state*.pth"))), self.config.world_size
-            if ranks != now:
-                self.speech.say(f"  written by {ranks} ranks, now {now}: it goes on, but not with the same batches")
         return checkpoint
 
     # ---- Training, and after it ----
