@@ -55,7 +55,9 @@ def train(data, out, resume, workers=0, stream=False, recipe=False, ranks=1):
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(io.StringIO()):
         if recipe:
-            assert recipes.run(["--config", str(data / "recipe.yaml"), "--output_dir", str(out / "run"), "--resume"]) == 0
+            assert (
+                recipes.run(["--config", str(data / "recipe.yaml"), "--output_dir", str(out / "run"), "--resume"]) == 0
+            )
             weights = out / "run" / "final" / "model.safetensors"
             digest, folder = hashlib.sha256(weights.read_bytes()).hexdigest(), out / "run"
             states = [json.loads((folder / f"stage-{n}" / "trainer_state.json").read_text()) for n in (1, 2)]

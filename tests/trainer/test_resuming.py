@@ -1,11 +1,13 @@
 """A run goes on with the data, order and batches that its checkpoint was written with, or says why it cannot."""
 
 import json
-import logging
+import random
+import re
 import shutil
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
@@ -63,9 +65,8 @@ def resumed(whole, folder, data, *batches, **changes):
 # ---- What is summed up between two logs ----
 
 
-@pytest.mark.parametrize("every", [1, 4, 6])
-def test_sums_since_the_last_log_go_on(tmp_path, every):
-    changes = {"logging_steps": every, "save_steps": 5, "max_steps": 8}
+def test_sums_since_the_last_log_go_on(tmp_path):
+    changes = {"logging_steps": 4, "save_steps": 5, "max_steps": 8}
     one = trainer(tmp_path / "one", tiny_dataset(12), 2, **changes)
     one.train()
     shutil.copytree(tmp_path / "one" / "checkpoint-5", tmp_path / "two" / "checkpoint-5")
@@ -118,9 +119,6 @@ def test_what_differs_is_named(form, change):
     before, after = FORMS[form](without_images(12)), FORMS[form](CHANGES[change][0](without_images(12)))
     was = json.loads(json.dumps(fingerprint(before)))
     assert what_differs(was, fingerprint(FORMS[form](without_images(12))), before) is None
-    assert pytest.fail if what_differs(was, fingerprint(after), after) is None else True
-    import re
-
     assert re.search(CHANGES[change][1], what_differs(was, fingerprint(after), after))
 
 
@@ -138,6 +136,37 @@ def test_images_are_told_by_their_names_and_sizes_and_not_read(form):
     assert fingerprint(make(rows_with("/no/such/images/a.png", 31))) != before
 
 
+class Drawn(Made):
+    """Draws while it makes a sample, as one that augments does."""
+
+    def __getitem__(self, index):
+        row = super().__getitem__(index)
+        draws = [random.random(), float(numpy.random.rand()), float(torch.rand(()))]
+        return {**row, "image": torch.rand(3, 4 + int(draws[0] * 9), 4), "drawn": draws}
+
+
+class Fails(Made):
+    def __getitem__(self, index):
+        if index == 2:
+            raise OSError("a damaged image")
+        return {**super().__getitem__(index), "image": object(), "score": numpy.float32(0.5), "n": torch.tensor(1)}
+
+
+def test_looking_at_samples_that_are_made_changes_nothing():
+    rows = without_images(4)
+    drawn = Drawn(rows)
+    for draw in (random.random, numpy.random.rand, lambda: float(torch.rand(()))):
+        random.seed(0), numpy.random.seed(0), torch.manual_seed(0)
+        expected = draw()
+        random.seed(0), numpy.random.seed(0), torch.manual_seed(0)
+        was = fingerprint(drawn)
+        assert draw() == expected
+        assert fingerprint(drawn) == was
+    one, other = fingerprint(Fails(rows)), fingerprint(Fails(another_answer(without_images(8))[2:6]))
+    assert one == fingerprint(Fails(rows))
+    assert what_differs(one, other, Fails(rows)) == "record 0 is another than it was begun with"
+
+
 def test_it_is_small_and_looks_at_a_thousand():
     rows = [{"id": str(number), "messages": "a"} for number in range(20_000)]
     data = Dataset.from_list(rows)
@@ -152,7 +181,9 @@ def test_it_is_small_and_looks_at_a_thousand():
 
 def test_a_run_does_not_go_on_with_other_data(whole, tmp_path, caplog):
     other = tiny_dataset(24, 1)
-    with pytest.raises(ValueError, match=r"checkpoint-3: train_dataset is not the one .* record 0 \('r0'\) is another") as no:
+    with pytest.raises(
+        ValueError, match=r"checkpoint-3: train_dataset is not the one .* record 0 \('r0'\) is another"
+    ) as no:
         resumed(whole, tmp_path / "no", other)
     assert "Give the data that it was begun with, or set ignore_data_skip=True" in str(no.value)
     assert "\n" not in str(no.value)
@@ -168,19 +199,18 @@ def test_a_checkpoint_that_does_not_say_its_data(whole, tmp_path, caplog):
     this = trainer(tmp_path, tiny_dataset(24))
     this.train(resume_from_checkpoint=True)
     assert this.steps == {step: told for step, told in whole[0].steps.items() if step > 3}
-    assert "checkpoint-3 does not say what data it was written with" in caplog.text
+    assert "checkpoint-3 does not say what data it was written with: they may be others" in caplog.text
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("workers", "accumulation"), [(0, 1), (2, 2)])
 def test_a_stream_that_has_begun_again(tmp_path, workers, accumulation):
     """Ten records, of which a step takes four: the checkpoint is in the middle of the second pass or of a later one."""
     rows = without_images(10)
     data = IterableDataset.from_generator(lambda: iter(rows)).shuffle(seed=1, buffer_size=4)
-    changes = {"max_steps": 9, "save_steps": 4, "dataloader_num_workers": workers}
+    changes = {"max_steps": 7, "save_steps": 2, "dataloader_num_workers": workers}
     one = trainer(tmp_path / "one", data, 4 // accumulation, accumulation, **changes)
     one.train()
-    for step in (4, 8):
+    for step in (4, 6):
         part = tmp_path / f"from-{step}"
         shutil.copytree(tmp_path / "one" / f"checkpoint-{step}", part / f"checkpoint-{step}")
         two = trainer(part, data, 4 // accumulation, accumulation, **changes)
@@ -193,7 +223,7 @@ def test_a_stream_that_has_begun_again(tmp_path, workers, accumulation):
 
 REFUSED = {
     "another seed": ({"seed": 7}, r"seed of the order .* was 42, is 7. Set data_seed=42"),
-    "another strategy": ({"train_sampling_strategy": "sequential"}, r"train_sampling_strategy was 'random', is 'sequential'"),
+    "another strategy": ({"train_sampling_strategy": "sequential"}, r"strategy was 'random', is 'sequential'"),
     "another step": (
         {"gradient_accumulation_steps": 2},
         r"1 ranks x 4 x 1, is 1 ranks x 4 x 2: a step had 4 records and would have 8\. Set per_device_train_batch_size",
@@ -222,7 +252,11 @@ def test_the_same_steps_cut_in_another_way(whole, tmp_path):
 
 
 CUTS = {
-    "by length": ({"train_sampling_strategy": "group_by_length"}, 24, r"'group_by_length' makes batches for so many ranks"),
+    "by length": (
+        {"train_sampling_strategy": "group_by_length"},
+        24,
+        r"'group_by_length' makes batches for so many ranks",
+    ),
     "averages": ({"normalize": "sample"}, 24, r"normalize='sample' averages inside each rank's batch"),
     "what is left": ({"max_steps": 7}, 26, r"26 records are no whole number of steps of 4"),
     "a stream": ({}, None, r"a stream is cut into batches before they are dealt out"),
@@ -283,7 +317,9 @@ def test_two_ranks_and_one(whole, tmp_path):
         same_steps(whole[0].steps, both, first)
     narrow = tmp_path / "narrow"
     shutil.copytree(tmp_path / "ranks" / "checkpoint-3", narrow / "checkpoint-3")
-    with pytest.raises(ValueError, match=r"was 2 ranks x 2 x 1, is 1 ranks x 2 x 1: a step had 4 records and would have 2"):
+    with pytest.raises(
+        ValueError, match=r"was 2 ranks x 2 x 1, is 1 ranks x 2 x 1: a step had 4 records and would have 2"
+    ):
         trainer(narrow, tiny_dataset(24), 2).train(resume_from_checkpoint=True)
     this = trainer(narrow, tiny_dataset(24), 4)
     this.train(resume_from_checkpoint=True)

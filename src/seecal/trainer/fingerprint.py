@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+import numpy
 import pyarrow
+import torch
 from datasets import Dataset
 
 from .samples import is_indexed
@@ -33,9 +37,8 @@ def fingerprint(dataset: Any) -> dict[str, Any]:
         rows: Iterator[Any] = (_stored(plain[index]) for index in _places(len(dataset), _MOST))
         columns = sorted(dataset.column_names)
     else:
-        made = not isinstance(dataset, (list, tuple))
         columns = []
-        rows = (_sample(dataset, index, made) for index in _places(len(dataset), _MADE if made else _MOST))
+        rows = (_sample(dataset, index) for index in _places(len(dataset), _most(dataset)))
     return {"records": len(dataset), "columns": columns, "digests": "".join(map(_digest, rows))}
 
 
@@ -50,12 +53,15 @@ def what_differs(was: Mapping[str, Any], now: Mapping[str, Any], dataset: Any) -
         columns = [", ".join(one["columns"]) for one in (was, now)]
         return f"its columns were {columns[0]}, and are {columns[1]}"
     size = 2 * _DIGEST
-    made = not isinstance(dataset, (Dataset, list, tuple))
-    for number, index in enumerate(_places(now["records"], _MADE if made else _MOST)):
+    for number, index in enumerate(_places(now["records"], _most(dataset))):
         part = slice(number * size, (number + 1) * size)
         if was["digests"][part] != now["digests"][part]:
             return f"record {index}{_called(dataset, index)} is another than it was begun with"
     return "it was looked at in another way"
+
+
+def _most(dataset: Any) -> int:
+    return _MOST if isinstance(dataset, (Dataset, list, tuple)) else _MADE
 
 
 def _places(records: int, most: int) -> list[int]:
@@ -108,13 +114,28 @@ def _of_arrow(scalar: Any, is_path: bool) -> Any:
 # ---- Samples in memory, and those that are made ----
 
 
-def _sample(dataset: Any, index: int, made: bool) -> Any:
+def _sample(dataset: Any, index: int) -> Any:
+    """A sample of a list, or of what makes its samples when asked: without images, and without what differs each time."""
+    if isinstance(dataset, (list, tuple)):
+        return _essence(dataset[index], False, made=False)
     try:
-        return _essence(dataset[index], False, made)
+        with _draws_kept():
+            one, other = (_essence(dataset[index], False, made=True) for _ in range(2))
     except Exception:
-        if not made:
-            raise
         return "not to be read"  # what is wrong with it is told when it is met
+    return one if one == other else "drawn anew"
+
+
+@contextlib.contextmanager
+def _draws_kept() -> Iterator[None]:
+    """What is drawn at random inside the block is drawn again after it: looking at data changes no training."""
+    of_python, of_numpy = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            numpy.random.set_state(of_numpy)
 
 
 def _essence(value: Any, is_path: bool, made: bool) -> Any:
@@ -133,10 +154,13 @@ def _essence(value: Any, is_path: bool, made: bool) -> Any:
         return ["bytes", len(value)]
     if isinstance(value, Sequence):
         return [_essence(one, is_path, made) for one in value]
-    if hasattr(value, "tolist") and getattr(value, "ndim", 0) < 2 and len(value) <= _LISTED:
+    if hasattr(value, "tolist") and (value.ndim == 0 or (value.ndim == 1 and len(value) <= _LISTED)):
         return value.tolist()
-    return [str(getattr(value, name, None)) for name in ("shape", "size", "mode", "dtype") if name != "size" or
-            not callable(getattr(value, name, None))]  # fmt: skip
+    return [
+        str(getattr(value, name))
+        for name in ("shape", "size", "mode", "dtype")
+        if not callable(getattr(value, name, len))
+    ]
 
 
 def _end_of(path: str) -> list[str]:

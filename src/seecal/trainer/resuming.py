@@ -14,8 +14,8 @@ from transformers import TrainerCallback, TrainerState
 
 from .fingerprint import fingerprint, what_differs
 from .manifests import MANIFEST
-from .saving import SavingTrainer
 from .sampling import GROUPED
+from .saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +86,14 @@ class ExactTrainer(SavingTrainer):
         except (OSError, ValueError):
             return None, None  # said already, where it matters
         if "data" not in told:
-            logger.warning("%s does not say what data it was written with: whether these are the same is not known", checkpoint)  # fmt: skip
+            logger.warning("%s does not say what data it was written with: they may be others than these", checkpoint)
             return None, None
         now = self._told_now()
         wrong = what_differs(told["data"], now["data"], self.train_dataset)
         if wrong is not None:
-            wrong = f"train_dataset is not the one that it was written with: {wrong}. Give the data that it was begun with"
+            wrong = (
+                f"train_dataset is not the one that it was written with: {wrong}. Give the data that it was begun with"
+            )
         else:
             wrong = self._other_order(told, now) or self._other_batches(told, now)
         return wrong, {"step": told["step"], "ranks": told["ranks"], "running": told["running"]}
@@ -118,29 +120,34 @@ class ExactTrainer(SavingTrainer):
         of_a_step, of_one_now = (ranks * size * accumulation for ranks, size, accumulation in ways)
         if of_a_step != of_one_now:
             return (
-                f"{changed}: a step had {of_a_step} records and would have {of_one_now}. Set per_device_train_batch_size and "
-                f"gradient_accumulation_steps so that their product with the ranks is {of_a_step}"
+                f"{changed}: a step had {of_a_step} records and would have {of_one_now}. Set per_device_train_batch_size "
+                f"and gradient_accumulation_steps so that they make {of_a_step} with the ranks"
             )
         again = f". Launch it with {before}"
         records, strategy = now["data"]["records"], now["order"]["strategy"]
         if self.is_deepspeed_enabled and ways[0][0] != ways[1][0]:
             return f"{changed}: DeepSpeed has written each rank's part of the optimizer state for that rank{again}"
         if records is None:
-            return f"{changed}: a stream is cut into batches before they are dealt out, so their records would change{again}"
+            return f"{changed}: a stream is cut into batches before they are dealt out, which would be others{again}"
         if strategy in GROUPED:
             return f"{changed}: train_sampling_strategy={strategy!r} makes batches for so many ranks{again}"
         if ways[0][1] != ways[1][1] and getattr(self.args, "normalize", "global") != "global":
             return f"{changed}: normalize={self.args.normalize!r} averages inside each rank's batch{again}"
         if records % of_a_step and not 0 < self.args.max_steps <= records // of_a_step:
             return (
-                f"{changed}: {records} records are no whole number of steps of {of_a_step}, and what is left at the end of an "
-                f"epoch is shared out by ranks{again}"
+                f"{changed}: {records} records are no whole number of steps of {of_a_step}, and what is left at the end "
+                f"of an epoch is shared out by ranks{again}"
             )
         return None
 
     def _init_training_state(
-        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any
-    ) -> tuple[int, int]:  # fmt: skip
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
         """Trainer's, which takes all steps over a stream to be of one pass, also where it has ended and begun again."""
         found = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
