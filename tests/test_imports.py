@@ -62,8 +62,9 @@ FLOORS = {
     "trainer": [
         {"metrics", "manifests", "options", "samples", "token_backends"},
         {"cal_config", "token_logging"},
-        {"callbacks", "checkpoints", "trl_compat", "arguments", "collators", "sampling", "step"},
+        {"callbacks", "checkpoints", "trl_compat", "arguments", "collators", "sampling", "step", "fingerprint"},
         {"saving"},
+        {"resuming"},
         {"quarantine"},
         {"data_trainer"},
         {"cal_trainer"},

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from seecal.data.sources.quarantine_file import read_quarantine
 from seecal.recipes import run as train
 from tests.support.recipe_files import recipe_file
 
@@ -70,3 +71,36 @@ def test_a_step_that_is_cut_in_another_way(stopped, monkeypatch):
     config = recipe(per_device_train_batch_size=2, gradient_accumulation_steps=2)
     assert train.run(["--config", config, "--resume"]) == 0
     assert losses(out) == pytest.approx(logged, abs=1e-5)
+
+
+def test_damage_to_the_last_ones_falls_back_with_the_reasons_and_the_same_list(tiny, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(tiny, data)
+    rows = json.loads((data / "data.json").read_text())
+    for number in (3, 9, 17, 21):
+        path = data / rows[number].setdefault("image", rows[0]["image"])
+        path.with_name(f"damaged-{number}.png").write_bytes(path.read_bytes()[:-40])
+        rows[number]["image"] = str(path.with_name(f"damaged-{number}.png").relative_to(data))
+    rows[5]["conversations"] = "none"
+    (data / "data.json").write_text(json.dumps(rows))
+    config = recipe_file(
+        tmp_path / "recipe.yaml", data, out,
+        on_bad="skip", max_steps=6, save_steps=2, logging_steps=1, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    assert train.run(["--config", config]) == 0
+    met, logged = read_quarantine(out / "quarantine.jsonl"), losses(out)
+    assert {one["step"] for one in met} == {None, 1, 3, 5, 6}, "before and after the checkpoint that it falls back to"
+    shutil.rmtree(out / "final")
+    optimizer = bytearray((out / "stage-1" / "checkpoint-6" / "optimizer.pt").read_bytes())
+    optimizer[100] ^= 1
+    (out / "stage-1" / "checkpoint-6" / "optimizer.pt").write_bytes(optimizer)
+    (out / "stage-1" / "checkpoint-4" / "trainer_state.json").unlink()
+    capsys.readouterr()
+    assert train.run(["--config", config, "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert "checkpoint-6 is passed over: optimizer.pt has other bytes than were written" in said
+    assert "checkpoint-4 is passed over: trainer_state.json is not there" in said
+    assert "stage 1 of 1: continues at checkpoint-2" in said
+    assert losses(out) == logged
+    in_order = [sorted(map(json.dumps, one)) for one in (met, read_quarantine(out / "quarantine.jsonl"))]
+    assert in_order[0] == in_order[1]
