@@ -77,8 +77,8 @@ def test_damage_to_the_last_ones_falls_back_with_the_reasons_and_the_same_list(t
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(tiny, data)
     rows = json.loads((data / "data.json").read_text())
-    for number in (3, 9, 17, 21):
-        path = data / rows[number].setdefault("image", rows[0]["image"])
+    for number in (3, 17, 21):
+        path = data / rows[number]["image"]
         path.with_name(f"damaged-{number}.png").write_bytes(path.read_bytes()[:-40])
         rows[number]["image"] = str(path.with_name(f"damaged-{number}.png").relative_to(data))
     rows[5]["conversations"] = "none"
@@ -89,7 +89,7 @@ def test_damage_to_the_last_ones_falls_back_with_the_reasons_and_the_same_list(t
     )  # fmt: skip
     assert train.run(["--config", config]) == 0
     met, logged = read_quarantine(out / "quarantine.jsonl"), losses(out)
-    assert {one["step"] for one in met} == {None, 1, 3, 5, 6}, "before and after the checkpoint that it falls back to"
+    assert {one["step"] for one in met} == {None, 1, 4, 5}, "before and after the checkpoint that it falls back to"
     shutil.rmtree(out / "final")
     optimizer = bytearray((out / "stage-1" / "checkpoint-6" / "optimizer.pt").read_bytes())
     optimizer[100] ^= 1
