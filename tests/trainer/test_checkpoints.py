@@ -216,7 +216,7 @@ def small_disk(tmp_path):
     if not mounted or mounted.returncode:
         pytest.skip("a tmpfs cannot be mounted here")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("when", ["_save_checkpoint", "_save_optimizer_and_scheduler", "_about"])

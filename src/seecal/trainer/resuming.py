@@ -131,8 +131,9 @@ class ExactTrainer(SavingTrainer):
             return f"{changed}: a stream is cut into batches before they are dealt out, which would be others{again}"
         if strategy in GROUPED:
             return f"{changed}: train_sampling_strategy={strategy!r} makes batches for so many ranks{again}"
-        if ways[0][1] != ways[1][1] and getattr(self.args, "normalize", "global") != "global":
-            return f"{changed}: normalize={self.args.normalize!r} averages inside each rank's batch{again}"
+        normalize = getattr(self.args, "normalize", "global")
+        if ways[0][1] != ways[1][1] and normalize != "global":
+            return f"{changed}: normalize={normalize!r} averages inside each rank's batch{again}"
         if records % of_a_step and not 0 < self.args.max_steps <= records // of_a_step:
             return (
                 f"{changed}: {records} records are no whole number of steps of {of_a_step}, and what is left at the end "

@@ -32,6 +32,8 @@ from .manifests import MANIFEST
 
 logger = logging.getLogger(__name__)
 
+_NONE = 1 << 20  # bytes free on a disk that is full, whatever the error says: torch's zip writer says "unexpected pos"
+
 
 class SavingTrainer(SFTTrainer):
     """Where Trainer writes and reads checkpoints: aside first, checked, renamed; verified before one is gone on from."""
@@ -93,7 +95,7 @@ class SavingTrainer(SFTTrainer):
             free = shutil.disk_usage(folder).free
             if self.args.should_save:
                 shutil.rmtree(self._aside, ignore_errors=True)
-            if _is_full_disk(error):
+            if _is_full_disk(error) or free < _NONE:
                 raise OSError(errno.ENOSPC, no_room(folder, needed, free)) from error
             raise
         finally:
@@ -191,9 +193,9 @@ class SavingTrainer(SFTTrainer):
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error; torch and safetensors raise errors of their own for it."""
+    """Whether a full disk or quota is behind an error; torch and safetensors raise errors of their own for it."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         if "No space left" in str(error) or "os error 28" in str(error) or "file write failed" in str(error):
             return True
