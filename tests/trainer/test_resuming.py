@@ -77,6 +77,24 @@ def test_sums_since_the_last_log_go_on(tmp_path):
     assert output.training_loss == pytest.approx(sum(last) / 3, rel=1e-5), "that of this call's steps"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_after_the_last_step_there_is_none(tmp_path, stream):
+    """A kill between the last checkpoint and the end of the run; the epoch is not at its end."""
+    rows = without_images(10)
+    data = IterableDataset.from_generator(lambda: iter(rows)) if stream else Dataset.from_list(rows)
+    one = trainer(tmp_path, data, max_steps=4, save_steps=4)
+    one.train()
+    two = trainer(tmp_path, data, max_steps=4, save_steps=4)
+    two.train(resume_from_checkpoint=True)
+    assert two.state.global_step == 4
+    assert not hasattr(two, "steps"), "none was taken"
+    assert logs(two) == logs(one)
+    assert all(torch.equal(value, two.model.state_dict()[name]) for name, value in one.model.state_dict().items())
+    longer = trainer(tmp_path, data, max_steps=6, save_steps=4)
+    longer.train(resume_from_checkpoint=True)
+    assert list(longer.steps) == [5, 6]
+
+
 # ---- The data ----
 
 

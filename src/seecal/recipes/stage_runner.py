@@ -150,8 +150,7 @@ class StageRunner:
 
     def train(self, trainer: StageTrainer, checkpoint: Path | None) -> None:
         with self._stop.listening():
-            if checkpoint is None or not trainer.take(checkpoint):
-                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def finish(self, trainer: Any) -> None:
         """Measure, and put model, processor, recipe and metrics into their folder, which appears only when it is whole."""

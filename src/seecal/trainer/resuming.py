@@ -161,6 +161,13 @@ class ExactTrainer(SavingTrainer):
         of_a_pass = saved.max_steps * self.args.gradient_accumulation_steps
         return passes, round(((saved.epoch or 0) - passes) * of_a_pass)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's, which takes a step before it asks whether any is left: a run may have ended after its last checkpoint."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _has_length(self) -> bool:
         try:
             return len(self.train_dataset) >= 0  # type: ignore[arg-type]
