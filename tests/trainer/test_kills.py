@@ -62,7 +62,7 @@ def check(folder, found):
     return f"{len(kills)} kills, {inside} of them inside a save, in {len(found['runs'])} runs of {len(steps)} steps"
 
 
-CASES = ("workers-0", "workers-2", "ranks-2", "stream-0", "stream-2", "recipe")
+CASES = ("workers-2", "workers-0", "ranks-2", "stream-0", "stream-2", "recipe")
 LONG = [pytest.param([f"{case}:20"], marks=pytest.mark.slow, id=f"{case}, 20 kills") for case in CASES]
 
 

@@ -162,7 +162,7 @@ class ExactTrainer(SavingTrainer):
         return passes, round(((saved.epoch or 0) - passes) * of_a_pass)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's, which takes a step before it asks whether any is left: a run may have ended after its last checkpoint."""
+        """Trainer's, which takes a step before it asks whether any is left: the checkpoint may be of the last one."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
