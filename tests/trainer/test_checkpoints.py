@@ -15,6 +15,7 @@ from trl import SFTTrainer
 from seecal import CALTrainer
 from seecal.trainer.checkpoints import checkpoints_in, damage, newest_checkpoint
 from seecal.trainer.manifests import write_manifest
+from tests.support.processes import environment, limit
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
@@ -210,13 +211,15 @@ def small_disk(tmp_path):
     """A folder that is a disk of 80 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if not mounted or mounted.returncode:
+
+    def done(*command):
+        child = subprocess.run(command, capture_output=True, env=environment(), timeout=limit(), check=False)
+        return child.returncode == 0
+
+    if not shutil.which("mount") or not done("mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(folder)):
         pytest.skip("a tmpfs cannot be mounted here")
     yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    assert done("umount", "--lazy", str(folder)), "the error that was caught may hold a file open"
 
 
 @pytest.mark.parametrize("when", ["_save_checkpoint", "_save_optimizer_and_scheduler", "_about"])
