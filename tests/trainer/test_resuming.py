@@ -251,7 +251,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_another_order_is_refused(whole, tmp_path, what):
-    changes, says = REFUSED[what]
+    changes, says = dict(REFUSED[what][0]), REFUSED[what][1]
     accumulation = changes.pop("gradient_accumulation_steps", 1)
     with pytest.raises(ValueError, match=says):
         resumed(whole, tmp_path, tiny_dataset(24), 4, accumulation, **changes)
