@@ -1,8 +1,10 @@
 """A checkpoint is whole or not there: damage to any file, a full disk, an end in the middle of a save."""
 
+import contextlib
 import errno
 import json
 import shutil
+import subprocess
 from collections import namedtuple
 
 import pytest
@@ -13,6 +15,7 @@ from trl import SFTTrainer
 from seecal import CALTrainer
 from seecal.trainer.checkpoints import checkpoints_in, damage, newest_checkpoint
 from seecal.trainer.manifests import write_manifest
+from tests.support.processes import environment, limit
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
@@ -199,6 +202,48 @@ def test_a_disk_that_fills_while_saving(tmp_path, monkeypatch, error):
     assert not list(tmp_path.glob(".saving*"))
     monkeypatch.setattr(torch, "save", save)
     again = trainer(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 6
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that is a disk of 80 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def done(*command):
+        child = subprocess.run(command, capture_output=True, env=environment(), timeout=limit(), check=False)
+        return child.returncode == 0
+
+    if not shutil.which("mount") or not done("mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(folder)):
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield folder
+    assert done("umount", "--lazy", str(folder)), "the error that was caught may hold a file open"
+
+
+@pytest.mark.parametrize("when", ["_save_checkpoint", "_save_optimizer_and_scheduler", "_about"])
+def test_a_disk_that_is_really_full(small_disk, monkeypatch, when):
+    """Before the save, after the weights, and when all but the manifest is written."""
+    this, filler = trainer(small_disk / "run"), small_disk / "filler"
+    plain = getattr(CALTrainer, when)
+
+    def filled(self, *args):
+        found = plain(self, *args) if when == "_about" else None
+        if self.state.global_step == 4:
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+        return plain(self, *args) if found is None else found
+
+    monkeypatch.setattr(CALTrainer, when, filled)
+    with pytest.raises(OSError, match=r"0\.\d+ GiB are needed and 0\.00 GiB are free, 0\.\d+ GiB too few.*2, is whole"):
+        this.train()
+    monkeypatch.undo()
+    assert newest_checkpoint(small_disk / "run").name == "checkpoint-2"
+    assert not list((small_disk / "run").glob(".saving*"))
+    filler.unlink()
+    again = trainer(small_disk / "run")
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 6
 

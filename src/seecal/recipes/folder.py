@@ -9,6 +9,9 @@ output_dir/final/           the last stage's model, processor, chat template, re
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,10 @@ _HARMLESS = {
     *("disable_tqdm", "save_steps", "save_total_limit", "per_device_eval_batch_size"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
     "hang_timeout",
+    "ignore_data_skip",  # asked for, to go on with other data
 }
+# How a step is cut into ranks' batches, and TrainingArguments' defaults: may differ where the step is the same
+_CUTS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
 
 
 class RunFolder:
@@ -86,7 +92,10 @@ class RunFolder:
             raise ValueError(
                 f"--resume: {before} is damaged, so what the run was started with is not known. Put it back"
             )
-        changed = _differences(started, self.recipe.resolved)
+        now = self.recipe.resolved
+        ranks = _ranks_before(self.path)
+        same = ranks is not None and _steps(started, ranks) == _steps(now, int(os.environ.get("WORLD_SIZE", "1")))
+        changed = _differences(started, now, {*_HARMLESS, *(_CUTS if same else ())})
         if changed:
             raise ValueError(
                 f"--resume: the run in {self.path} was started with another recipe: {'; '.join(changed)}. Go on with the "
@@ -94,14 +103,30 @@ class RunFolder:
             )
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _ranks_before(folder: Path) -> int | None:
+    """How many ranks wrote the run's checkpoints; None where there is none that says it."""
+    for manifest in sorted(folder.glob("stage-*/checkpoint-*/manifest.json"), reverse=True):
+        try:
+            return int(json.loads(manifest.read_text("utf8"))["ranks"])
+        except (ValueError, KeyError, TypeError, OSError):
+            continue  # a damaged one is named where it would be read
+    return None
+
+
+def _steps(recipe: dict[str, Any], ranks: int) -> list[int]:
+    """How many records an optimizer step of each stage has."""
+    merged = [{**_CUTS, **recipe, **stage} for stage in recipe["stages"]]
+    return [ranks * math.prod(int(stage[name]) for name in _CUTS) for stage in merged]
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], harmless: set[str]) -> list[str]:
     """'key was X, is Y' for all that matters."""
     found = []
     pairs = [({k: v for k, v in r.items() if k not in ("stages", "output_dir")}, r["stages"]) for r in (before, now)]
     if len(pairs[0][1]) != len(pairs[1][1]):
         return [f"it had {len(pairs[0][1])} stages, now {len(pairs[1][1])}"]
     for number, (old, new) in enumerate(zip(*[[top, *stages] for top, stages in pairs], strict=True)):
-        for name in sorted({*old, *new} - _HARMLESS):
+        for name in sorted({*old, *new} - harmless):
             if old.get(name) != new.get(name):
                 where = f"stages.{number}." if number and len(pairs[0][1]) > 1 else ""
                 found.append(f"{where}{name} was {old.get(name)}, is {new.get(name)}")

@@ -139,21 +139,18 @@ class StageRunner:
             )
 
     def resume_from(self, trainer: StageTrainer) -> Path | None:
-        """The newest whole checkpoint of this stage."""
+        """The newest whole checkpoint of this stage. ValueError where it was written with other data or batches."""
         checkpoint = trainer.newest_whole(self.config.output_dir, self.speech.say)
         if checkpoint is not None:
+            trainer.check_goes_on(checkpoint)
             self.speech.say(f"{self.called}: continues at {checkpoint.name}")
-            ranks, now = len(list(checkpoint.glob("rng_state*.pth"))), self.config.world_size
-            if ranks != now:
-                self.speech.say(f"  written by {ranks} ranks, now {now}: it goes on, but not with the same batches")
         return checkpoint
 
     # ---- Training, and after it ----
 
     def train(self, trainer: StageTrainer, checkpoint: Path | None) -> None:
         with self._stop.listening():
-            if checkpoint is None or not trainer.take(checkpoint):
-                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def finish(self, trainer: Any) -> None:
         """Measure, and put model, processor, recipe and metrics into their folder, which appears only when it is whole."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -25,6 +25,7 @@ from .callbacks import EpochCallback
 from .data_trainer import DataTrainer
 from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, memory_metrics, token_metrics
 from .quarantine import QuarantineCallback
+from .resuming import ExactCallback
 from .samples import Kind, check_token_ids
 from .step import GlobalStep
 from .step_watch import StepWatch, bad_step
@@ -136,6 +137,7 @@ class CALTrainer(DataTrainer):
         if isinstance(self.data_collator, VisionCollator):
             self.add_callback(EpochCallback(self.data_collator))
         self.add_callback(QuarantineCallback(self))
+        self.add_callback(ExactCallback(self))
         self._oddity = check_processor(self.data_collator, model, ids)  # first: another family's has other ids too
         check_token_ids(model, self._tokenizer, ids)
         self.cal_options = args.cal_options()
@@ -250,6 +252,18 @@ class CALTrainer(DataTrainer):
         """TRL would tell a server which kind of model trains on which GPUs. Nothing leaves this machine unasked."""
 
     # ---- Checkpoints ----
+
+    def _running(self) -> dict[str, Any]:
+        seconds = 0.0 if self._window_start is None else time.perf_counter() - self._window_start - self._paused
+        sums = {"window": self._window.numbers(), "seconds": seconds, "tokens": self._total_train_tokens}
+        return {**super()._running(), **sums}
+
+    def _run_on(self, running: Mapping[str, Any], parts: int, counts: bool = True) -> None:
+        super()._run_on(running, parts, counts)
+        self._total_train_tokens = running["tokens"]
+        if running["window"]:
+            self._window.add(**{name: value if counts else 0.0 for name, value in running["window"].items()})
+            self._window_start, self._paused = time.perf_counter() - running["seconds"], 0.0
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_as_saved(resume_from_checkpoint):

@@ -42,6 +42,10 @@ class RunningSums:
     def clear(self) -> None:
         self._sums = {}
 
+    def numbers(self) -> dict[str, float]:
+        """All sums of this rank, kept as they are; what :meth:`add` makes the same sums of again."""
+        return {name: float(value) for name, value in self._sums.items()}
+
     def take(self, name: str) -> Tensor:
         """One sum of this rank; clears all."""
         value = self._sums[name]

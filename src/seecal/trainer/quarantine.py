@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 from ..data.collators.quarantine import GuardedDataset, QuarantineCollator
 from ..data.sources.quarantine_file import EVALUATION, NAME, TRAINING, QuarantineFile, too_many
 from .cal_config import CALConfig
+from .resuming import ExactTrainer
 from .samples import is_indexed
-from .saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _SAID = 10  # records that are also named in the log
 
 
-class QuarantineTrainer(SavingTrainer):
+class QuarantineTrainer(ExactTrainer):
     """With ``on_bad="skip"``: a record that fails while its batch is made is put aside, and another takes its row.
 
     The file is ``quarantine.jsonl`` in ``output_dir``; :attr:`quarantine` may be set to another before training.

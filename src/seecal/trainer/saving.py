@@ -35,6 +35,8 @@ from .manifests import MANIFEST, check_manifest
 
 logger = logging.getLogger(__name__)
 
+_NONE = 1 << 20  # bytes free on a disk that is full, whatever the error says: torch's zip writer says "unexpected pos"
+
 
 class SavingTrainer(WatchedTrainer):
     """Where Trainer writes and reads checkpoints: aside first, checked, renamed; verified before one is gone on from."""
@@ -66,15 +68,20 @@ class SavingTrainer(WatchedTrainer):
         with self._written_aside(folder, step, needed):
             super()._save_checkpoint(model, trial)
             self._name_the_best_by(folder, step)
+            about = self._about()
             self.accelerator.wait_for_everyone()  # each rank has written its own random numbers
             if self.args.should_save:
-                finish(folder, step, {"seecal": __version__, "ranks": self.args.world_size})
+                finish(folder, step, about)
         self.accelerator.wait_for_everyone()
         if self._to_push is not None:
             super()._push_from_checkpoint(str(folder / f"checkpoint-{step}"))
             self._to_push = None
         if self.args.should_save:
             rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _about(self) -> dict[str, Any]:
+        """What the manifest says beside the files; all ranks come here."""
+        return {"seecal": __version__, "ranks": self.args.world_size}
 
     def _bytes_needed(self, folder: Path) -> int:
         optimizer = None if self.args.save_only_model or self.is_deepspeed_enabled else self.optimizer
@@ -91,7 +98,7 @@ class SavingTrainer(WatchedTrainer):
             free = shutil.disk_usage(folder).free
             if self.args.should_save:
                 shutil.rmtree(self._aside, ignore_errors=True)
-            if _is_full_disk(error):
+            if _is_full_disk(error) or free < _NONE:
                 raise OSError(errno.ENOSPC, no_room(folder, needed, free)) from error
             raise
         finally:
@@ -130,11 +137,13 @@ class SavingTrainer(WatchedTrainer):
                 passed over. A folder: that one.
 
         Raises:
-            ValueError: the folder is damaged, or there is no whole one; it says what was wrong.
+            ValueError: the folder is damaged, or there is no whole one; it was written with other data, or another order or
+                size of batches; it says what was wrong.
             KeyboardInterrupt, SystemExit: after Ctrl-C; after SIGTERM (143) or USR1 (138), with a checkpoint saved.
         """
         if resume_from_checkpoint:
             resume_from_checkpoint = self._whole(resume_from_checkpoint)
+            self.check_goes_on(resume_from_checkpoint)
         caller_stops = any(isinstance(one, StopOnSignal) for one in self.callback_handler.callbacks)
         if caller_stops or self.args.save_strategy == SaveStrategy.NO:
             with _pickles_named(resume_from_checkpoint):
@@ -158,6 +167,9 @@ class SavingTrainer(WatchedTrainer):
             signal.Signals(number).name, step, self.state.max_steps, step,
         )  # fmt: skip
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    def check_goes_on(self, checkpoint: str | Path) -> None:
+        """ValueError where this run would not go on with what the checkpoint was written in the middle of."""
 
     def newest_whole(self, folder: str | Path, say: Callable[[str], None]) -> Path | None:
         """The newest whole checkpoint there, read by the first rank alone; ``say`` is told on it about the others."""
@@ -228,9 +240,9 @@ def _pickles_named(checkpoint: str | bool | None) -> Iterator[None]:
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error; torch and safetensors raise errors of their own for it."""
+    """Whether a full disk or quota is behind an error; torch and safetensors raise errors of their own for it."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         if "No space left" in str(error) or "os error 28" in str(error) or "file write failed" in str(error):
             return True
