@@ -73,7 +73,7 @@ FLOORS = {
             "step_watch",
             "fingerprint",
         },
-        {"bad_steps", "saving"},
+        {"bad_steps", "fingerprint", "saving"},
         {"resuming", "replay"},
         {"quarantine"},
         {"data_trainer"},
