@@ -27,7 +27,13 @@ from .quarantine import QuarantineCallback
 from .samples import Kind, check_token_ids
 from .step import GlobalStep, stop_unless_finite
 from .token_logging import token_logger
-from .trl_compat import hide_cal_fields_from_trl, load_as_saved, patch_eval_head, take_off_mixed_precision
+from .trl_compat import (
+    explain_quantised_copies,
+    hide_cal_fields_from_trl,
+    load_as_saved,
+    patch_eval_head,
+    take_off_mixed_precision,
+)
 
 
 class CALTrainer(DataTrainer):
@@ -102,7 +108,7 @@ class CALTrainer(DataTrainer):
                 take_off_mixed_precision(wrapped)
             if _left_on(unwrap(model)):
                 disable_cal(model)  # else enable_cal would refuse a second stage
-        with hide_cal_fields_from_trl(args, self._kind is Kind.CONVERSATIONS):
+        with hide_cal_fields_from_trl(args, self._kind is Kind.CONVERSATIONS), explain_quantised_copies(peft_config):
             super().__init__(
                 model=model,
                 args=args,

@@ -8,7 +8,7 @@ from typing import Any
 
 from trl.trainer.utils import add_fused_lm_head
 
-from ..families.table import family_of
+from ..families.table import family_of, unwrap
 from .cal_config import CALConfig
 
 
@@ -59,6 +59,37 @@ def take_off_mixed_precision(model: Any) -> None:
     del model.forward
     if getattr(original, "__func__", None) is not type(model).forward:
         model.forward = original
+
+
+@contextlib.contextmanager
+def keep_precision_of_adapters(model: Any) -> Iterator[None]:
+    """Inside the block TRL leaves what trains on a model in 4 bits as it is; else it makes it bfloat16, in which updates of a
+    projector at 2e-5 round to nothing."""
+    base = unwrap(model)
+    quantised = vars(base).get("is_loaded_in_4bit", False)
+    if not quantised:
+        yield
+        return
+    base.is_loaded_in_4bit = False
+    try:
+        yield
+    finally:
+        base.is_loaded_in_4bit = True
+
+
+@contextlib.contextmanager
+def explain_quantised_copies(peft_config: Any) -> Iterator[None]:
+    """PEFT copies ``modules_to_save`` and has the copies train; of quantised modules torch refuses that without naming any."""
+    try:
+        yield
+    except RuntimeError as error:
+        names = getattr(peft_config, "modules_to_save", None)
+        if not names or "floating point" not in str(error):
+            raise
+        raise ValueError(
+            f"modules_to_save={list(names)}: these modules are quantised, and such weights do not train. Set "
+            f"llm_int8_skip_modules={sorted({'lm_head', *names})} in the quantization_config, or take modules_to_save out."
+        ) from None
 
 
 def load_as_saved(model: Any, folder: str) -> None:
