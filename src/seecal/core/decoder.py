@@ -67,3 +67,18 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def keep_four_bits_as_they_are(model: nn.Module) -> bool:
+    """Have linear layers in 4 bits (bitsandbytes) leave their weights alone; whether all still are as they were loaded.
+
+    On some CPUs (AVX-512 with bfloat16) their first forward in eval mode without gradients writes the weights anew for a
+    kernel of inference: scales rounded to bfloat16, and no gradient afterwards. The pass without the image is such a forward.
+    """
+    untouched = True
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        untouched = untouched and not getattr(state, "packing_format_for_cpu", False)
+    return untouched
