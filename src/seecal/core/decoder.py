@@ -74,11 +74,23 @@ def keep_four_bits_as_they_are(model: nn.Module) -> bool:
 
     On some CPUs (AVX-512 with bfloat16) their first forward in eval mode without gradients writes the weights anew for a
     kernel of inference: scales rounded to bfloat16, and no gradient afterwards. The pass without the image is such a forward.
+
+    Raises:
+        ValueError: on the CPU, a layer whose rows are no whole number of blocks: bitsandbytes decodes it wrongly there.
     """
     untouched = True
-    for module in model.modules():
+    for name, module in model.named_modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        weight: Any = getattr(module, "weight", None)
+        state = getattr(weight, "quant_state", None)
+        if state is None:
+            continue
         untouched = untouched and not getattr(state, "packing_format_for_cpu", False)
+        if weight.device.type == "cpu" and state.shape[-1] % state.blocksize:
+            raise ValueError(
+                f"{name} is in 4 bits and {state.shape[-1]} wide, no multiple of {state.blocksize}: bitsandbytes decodes such "
+                f"weights wrongly on the CPU. Add {name.rpartition('.')[2]} (and lm_head) to quantization_config's "
+                "llm_int8_skip_modules, or use a GPU."
+            )
     return untouched
