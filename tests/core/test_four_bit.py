@@ -144,7 +144,7 @@ def test_a_head_in_four_bits_is_refused(tmp_path, storage):
 
 
 @pytest.mark.parametrize(("width", "left"), [(96, "down_proj"), (128, "vision_tower")])
-def test_layers_that_bitsandbytes_decodes_wrongly_on_the_cpu_are_refused(tmp_path, width, left):
+def test_layers_that_bitsandbytes_may_decode_wrongly_are_refused(tmp_path, width, left):
     """Those whose rows are no whole number of blocks: here its values are further from the weights than 4 bits can be."""
     model, tokens, pixels = build("llava", intermediate_size=width)
     skipped = [*BESIDE, "down_proj"]
@@ -153,10 +153,11 @@ def test_layers_that_bitsandbytes_decodes_wrongly_on_the_cpu_are_refused(tmp_pat
     else:
         skipped.remove("down_proj")
     four = in_four_bits(model, tmp_path, llm_int8_skip_modules=skipped)
-    with pytest.raises(ValueError, match=r"no multiple of 64: bitsandbytes decodes such weights wrongly on the CPU. Add \w+"):
+    with pytest.raises(ValueError, match=r"no multiple of 64: bitsandbytes may decode such weights wrongly on the CPU. Add \w+"):
         seecal.enable_cal(four)
     with pytest.raises(ValueError, match="no multiple of 64"):
         seecal.visual_delta(four, batch_of(MIXED, tokens, pixels))
-    layer = next(one for one in layers_of(four) if one.in_features % 64)
-    theirs = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    assert not torch.equal(theirs, decoded(layer.weight)), "bitsandbytes has mended it: take the refusal out"
+    if "AVX512" in torch.backends.cpu.get_cpu_capability():
+        layer = next(one for one in layers_of(four) if one.in_features % 64)
+        theirs = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        assert not torch.equal(theirs, decoded(layer.weight)), "bitsandbytes has mended it: take the refusal out"

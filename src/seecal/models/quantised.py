@@ -12,6 +12,7 @@ from torch import nn
 
 from ..families.table import decoder_of
 
+_BLOCK = 64  # weights that share a scale, as transformers has bitsandbytes make them
 _REMEDY = "Set {load_in_4bit: true}, or take quantization_config out."
 
 
@@ -20,7 +21,8 @@ def four_bit_config(source: str, given: Any, bf16: bool) -> dict[str, Any]:
 
     What is not given: nf4 (the QLoRA paper's type), products in bfloat16 if ``bf16`` else float32, and
     ``llm_int8_skip_modules`` names what lies beside the text decoder: vision tower, projector, lm_head. CAL reads the head's
-    weight, and a module in 4 bits cannot be trained whole.
+    weight, and a module in 4 bits cannot be trained whole. Layers of the decoder whose rows are no whole number of blocks
+    stay, too: on the CPU bitsandbytes decodes them wrongly.
 
     Args:
         source: the model's folder or hub id.
@@ -52,7 +54,7 @@ def four_bit_config(source: str, given: Any, bf16: bool) -> dict[str, Any]:
     return {
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_compute_dtype": "bfloat16" if bf16 else "float32",
-        "llm_int8_skip_modules": beside_the_decoder(layout),
+        "llm_int8_skip_modules": [*beside_the_decoder(layout), *_odd_layers(layout)],
         **given,
     }
 
@@ -67,6 +69,15 @@ def beside_the_decoder(model: Any) -> list[str]:
             if name != own and any(isinstance(module, nn.Linear) for module in child.modules()):
                 beside.append(".".join([*path[:depth], name]))
     return beside
+
+
+def _odd_layers(model: Any) -> list[str]:
+    decoder = set(decoder_of(model).modules())
+    return [
+        name
+        for name, module in model.named_modules()
+        if module in decoder and isinstance(module, nn.Linear) and module.in_features % _BLOCK
+    ]
 
 
 def four_bit_layers(model: nn.Module) -> dict[str, Any]:
