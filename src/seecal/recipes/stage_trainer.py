@@ -11,7 +11,6 @@ from torch import nn
 from transformers import TrainerState
 
 from ..trainer.cal_trainer import CALTrainer
-from ..trainer.trl_compat import keep_precision_of_adapters
 from .trainable import split_by_learning_rate
 
 
@@ -25,8 +24,7 @@ class StageTrainer(CALTrainer):
 
     def __init__(self, *args: Any, groups: Mapping[str, str], learning_rates: Mapping[str, float], **kwargs: Any):
         self._groups, self._rates = groups, learning_rates
-        with keep_precision_of_adapters(args[0]):
-            super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs)
 
     def take(self, checkpoint: Path) -> bool:
         """Load a checkpoint if it is of the last step; False if there are steps left. Trainer would take one step more.

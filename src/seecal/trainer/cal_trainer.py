@@ -30,6 +30,7 @@ from .token_logging import token_logger
 from .trl_compat import (
     explain_quantised_copies,
     hide_cal_fields_from_trl,
+    keep_precision_of_adapters,
     load_as_saved,
     patch_eval_head,
     take_off_mixed_precision,
@@ -108,7 +109,11 @@ class CALTrainer(DataTrainer):
                 take_off_mixed_precision(wrapped)
             if _left_on(unwrap(model)):
                 disable_cal(model)  # else enable_cal would refuse a second stage
-        with hide_cal_fields_from_trl(args, self._kind is Kind.CONVERSATIONS), explain_quantised_copies(peft_config):
+        with (
+            hide_cal_fields_from_trl(args, self._kind is Kind.CONVERSATIONS),
+            keep_precision_of_adapters(model),
+            explain_quantised_copies(peft_config),
+        ):
             super().__init__(
                 model=model,
                 args=args,

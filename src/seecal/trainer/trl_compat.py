@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+from trl.trainer import sft_trainer
 from trl.trainer.utils import add_fused_lm_head
 
 from ..families.table import family_of, unwrap
@@ -63,18 +65,29 @@ def take_off_mixed_precision(model: Any) -> None:
 
 @contextlib.contextmanager
 def keep_precision_of_adapters(model: Any) -> Iterator[None]:
-    """Inside the block TRL leaves what trains on a model in 4 bits as it is; else it makes it bfloat16, in which updates of a
-    projector at 2e-5 round to nothing."""
-    base = unwrap(model)
-    quantised = vars(base).get("is_loaded_in_4bit", False)
-    if not quantised:
-        yield
-        return
-    base.is_loaded_in_4bit = False
+    """What trains on a model in 4 bits stays in the precision that PEFT gave it, float32 for adapters.
+
+    SFTTrainer makes it bfloat16 on a model that says it is in 4 bits. A projector that trains beside the adapters then no longer
+    takes the tower's float32, and updates at 2e-5 round to nothing. So the model does not say so while SFTTrainer sets up;
+    a model given by its name from when that has loaded it.
+    """
+    silent = []
+
+    def silence(loaded: Any) -> Any:
+        if isinstance(loaded, nn.Module) and vars(base := unwrap(loaded)).get("is_loaded_in_4bit", False):
+            base.is_loaded_in_4bit = False
+            silent.append(base)
+        return loaded
+
+    load = sft_trainer.create_model_from_path
+    sft_trainer.create_model_from_path = lambda *args, **kwargs: silence(load(*args, **kwargs))
     try:
+        silence(model)
         yield
     finally:
-        base.is_loaded_in_4bit = True
+        sft_trainer.create_model_from_path = load
+        for base in silent:
+            base.is_loaded_in_4bit = True
 
 
 @contextlib.contextmanager
