@@ -69,6 +69,22 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+def compile_layers(model: nn.Module, **options: Any) -> None:
+    """Compile the decoder's layers, each in place, for any number of tokens. ``options``: of :func:`torch.compile`.
+
+    The rest of a step stays as it is: layouts are made on the host from every batch. The attention of packed rows is not
+    compiled either, but what stands around it in a layer is.
+
+    Raises:
+        ValueError: a decoder without a list of layers.
+    """
+    layers = getattr(TextDecoder.of(model).module, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ValueError(f"torch_compile=True: the decoder of {type(model).__name__} has no list of layers. Set it to False.")
+    for layer in layers:
+        layer.compile(**{"dynamic": True, **options})
+
+
 def keep_four_bits_as_they_are(model: nn.Module) -> bool:
     """Have linear layers in 4 bits (bitsandbytes) leave their weights alone; whether all still are as they were loaded.
 

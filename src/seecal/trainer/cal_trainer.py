@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from ..constants import LENGTH_COUNTS, QUARANTINED, RECORD_IDS
+from ..core.decoder import compile_layers
 from ..core.enable import disable_cal, enable_cal
 from ..core.state import state_of
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
@@ -147,6 +148,8 @@ class CALTrainer(DataTrainer):
         check_token_ids(model, self._tokenizer, ids)
         self.cal_options = args.cal_options()
         enable_cal(cast(nn.Module, self.model), self.cal_options)
+        if args.torch_compile:
+            compile_layers(model, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
         state = state_of(model)
         state.by_trainer = True  # the next stage's trainer may change the options
         state.counts_top1 = True

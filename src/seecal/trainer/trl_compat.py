@@ -38,14 +38,16 @@ def patch_eval_head(model: Any) -> None:
 @contextlib.contextmanager
 def hide_cal_fields_from_trl(args: CALConfig, our_collator: bool) -> Iterator[None]:
     """SFTTrainer reads ``padding_free`` as its own option, and refuses or acts on ``assistant_only_loss``, which our
-    collator does anyway: both look off while it sets itself up."""
-    kept = args.padding_free, args.assistant_only_loss
+    collator does anyway: both look off while it sets itself up. So does ``torch_compile``: accelerate would compile the whole
+    model, CAL's forward too; ours compiles layers."""
+    kept = args.padding_free, args.assistant_only_loss, args.torch_compile_backend, args.torch_compile_mode
     args.padding_free = False  # type: ignore[assignment]
     args.assistant_only_loss = args.assistant_only_loss and not our_collator
+    args.torch_compile_backend = args.torch_compile_mode = None
     try:
         yield
     finally:
-        args.padding_free, args.assistant_only_loss = kept
+        args.padding_free, args.assistant_only_loss, args.torch_compile_backend, args.torch_compile_mode = kept
 
 
 def take_off_mixed_precision(model: Any) -> None:
