@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -36,6 +37,8 @@ from .trl_compat import (
     patch_eval_head,
     take_off_mixed_precision,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class CALTrainer(DataTrainer):
@@ -150,6 +153,11 @@ class CALTrainer(DataTrainer):
         enable_cal(cast(nn.Module, self.model), self.cal_options)
         if args.torch_compile:
             compile_layers(model, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+            if args.gradient_checkpointing and args.padding_free is not False:
+                logger.warning(
+                    "torch_compile=True with gradient checkpointing: layers run uncompiled on packed rows, whose attention is "
+                    "not part of a graph. Set padding_free=False to have all of them compiled."
+                )
         state = state_of(model)
         state.by_trainer = True  # the next stage's trainer may change the options
         state.counts_top1 = True
