@@ -39,7 +39,9 @@ def quiet_training() -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it for every adapter; a kernel it would like
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # PEFT imports it for every adapter; a kernel it would like
 
 
 @contextlib.contextmanager

@@ -138,7 +138,9 @@ def test_a_model_that_was_written_anew_before_is_refused(llava4):
 @pytest.mark.parametrize("storage", [torch.uint8, torch.float32])
 def test_a_head_in_four_bits_is_refused(tmp_path, storage):
     """Codes may be stored in a float type: then only their state tells them from weights."""
-    model = in_four_bits(build("llava")[0], tmp_path, llm_int8_skip_modules=[*BESIDE[1:], "down_proj"], bnb_4bit_quant_storage=storage)
+    model = in_four_bits(
+        build("llava")[0], tmp_path, llm_int8_skip_modules=[*BESIDE[1:], "down_proj"], bnb_4bit_quant_storage=storage
+    )
     with pytest.raises(ValueError, match=r"Add lm_head to quantization_config's llm_int8_skip_modules"):
         seecal.enable_cal(model)
 
@@ -153,7 +155,9 @@ def test_layers_that_bitsandbytes_may_decode_wrongly_are_refused(tmp_path, width
     else:
         skipped.remove("down_proj")
     four = in_four_bits(model, tmp_path, llm_int8_skip_modules=skipped)
-    with pytest.raises(ValueError, match=r"no multiple of 64: bitsandbytes may decode such weights wrongly on the CPU. Add \w+"):
+    with pytest.raises(
+        ValueError, match=r"no multiple of 64: bitsandbytes may decode such weights wrongly on the CPU. Add \w+"
+    ):
         seecal.enable_cal(four)
     with pytest.raises(ValueError, match="no multiple of 64"):
         seecal.visual_delta(four, batch_of(MIXED, tokens, pixels))

@@ -67,7 +67,9 @@ def test_final_is_the_adapter_on_the_values_of_the_four_bits(tiny, trained):
     options = {"quantization_config": BitsAndBytesConfig(**four), "device_map": {"": "cpu"}, "dtype": torch.float32}
     layers = four_bit_layers(AutoModelForImageTextToText.from_pretrained(tiny / "model", **options))
     base = AutoModelForImageTextToText.from_pretrained(tiny / "model")
-    whole = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(tiny / "model"), run / "final/adapter")
+    whole = PeftModel.from_pretrained(
+        AutoModelForImageTextToText.from_pretrained(tiny / "model"), run / "final/adapter"
+    )
     with torch.no_grad():
         for name, layer in layers.items():
             base.get_submodule(name).weight.copy_(decoded(layer.weight))
@@ -76,7 +78,11 @@ def test_final_is_the_adapter_on_the_values_of_the_four_bits(tiny, trained):
     assert not hasattr(final.config, "quantization_config")
     for name, one in final.state_dict().items():
         torch.testing.assert_close(one, merged.state_dict()[name], atol=1e-6, rtol=0, msg=name)
-    far = [name for name, one in whole.merge_and_unload().state_dict().items() if (one - final.state_dict()[name]).abs().max() > 1e-2]
+    far = [
+        name
+        for name, one in whole.merge_and_unload().state_dict().items()
+        if (one - final.state_dict()[name]).abs().max() > 1e-2
+    ]
     assert len(far) == len(layers)
 
 
@@ -103,14 +109,19 @@ def test_only_stages_with_adapters_are_in_four_bits(tiny, tmp_path, capsys):
     moved = [name for name in before if not torch.equal(before[name], first[name])]
     assert moved
     assert all("multi_modal_projector" in name for name in moved)
-    (layer,) = (name for name in first if "language_model" in name and name.endswith("layers.0.self_attn.q_proj.weight"))
+    (layer,) = (
+        name for name in first if "language_model" in name and name.endswith("layers.0.self_attn.q_proj.weight")
+    )
     assert not torch.equal(first[layer], last[layer])
 
 
 REFUSED = [
     ({"load_in_8bit": True}, r"adapters are trained on 4 bits\. Set \{load_in_4bit: true\}"),
     ("4bit", r"adapters are trained on 4 bits"),
-    ({"load_in_4bit": True, "bnb_4bit_quanttype": "nf4"}, r"bnb_4bit_quanttype: no such argument .* mean bnb_4bit_quant_type\?"),
+    (
+        {"load_in_4bit": True, "bnb_4bit_quanttype": "nf4"},
+        r"bnb_4bit_quanttype: no such argument .* mean bnb_4bit_quant_type\?",
+    ),
 ]
 
 
@@ -149,7 +160,9 @@ def saved(tmp_path_factory):
 def test_a_group_in_four_bits_does_not_train_whole(saved, group):
     for train_too in ((), ("lora",)) if group == "projector" else ((),):
         model, _ = loading.load_vlm(str(saved), processor=False)
-        with pytest.raises(ValueError, match=rf"train: {group}: its \S+\.weight is quantised, and such weights do not train"):
+        with pytest.raises(
+            ValueError, match=rf"train: {group}: its \S+\.weight is quantised, and such weights do not train"
+        ):
             prepare(model, [group, *train_too])
 
 

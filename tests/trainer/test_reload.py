@@ -65,7 +65,9 @@ def trainer_of(family, kind, base, out):
 def tensors_of(model):
     """Every parameter, and of those in 4 bits their scales too."""
     found = {name: one.detach().clone() for name, one in model.named_parameters()}
-    scales = {f"{name}.absmax": layer.weight.quant_state.absmax.clone() for name, layer in four_bit_layers(model).items()}
+    scales = {
+        f"{name}.absmax": layer.weight.quant_state.absmax.clone() for name, layer in four_bit_layers(model).items()
+    }
     return {**found, **scales}
 
 

@@ -80,7 +80,9 @@ def compile_layers(model: nn.Module, **options: Any) -> None:
     """
     layers = getattr(TextDecoder.of(model).module, "layers", None)
     if not isinstance(layers, nn.ModuleList):
-        raise ValueError(f"torch_compile=True: the decoder of {type(model).__name__} has no list of layers. Set it to False.")
+        raise ValueError(
+            f"torch_compile=True: the decoder of {type(model).__name__} has no list of layers. Set it to False."
+        )
     for layer in layers:
         layer.compile(**{"dynamic": True, **options})
 

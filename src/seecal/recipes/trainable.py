@@ -148,9 +148,7 @@ def _unused_in_tower(model: Any, groups: Mapping[str, tuple[str, ...]]) -> set[s
     dummy = family_of(model).dummy_image
     if dummy is None:
         return set()
-    tower = {
-        n: p for n, p in model.named_parameters() if group_of(n, groups, ("vision_tower",)) and not is_packed(p)
-    }
+    tower = {n: p for n, p in model.named_parameters() if group_of(n, groups, ("vision_tower",)) and not is_packed(p)}
     was_training, needed = model.training, [parameter.requires_grad for parameter in tower.values()]
     model.eval()
     for parameter in tower.values():
@@ -180,7 +178,9 @@ def _with_adapters(
         and f"{name}.weight" not in unused
     ]
     whole = [path for group in train if group != "lora" for path in groups[group]]
-    names = {name: group_of(name, groups, [one for one in train if one != "lora"]) for name, _ in model.named_parameters()}
+    names = {
+        name: group_of(name, groups, [one for one in train if one != "lora"]) for name, _ in model.named_parameters()
+    }
     _refuse_quantised([(name, group) for name, group in names.items() if group], model)
     if loose := [path for path in whole if path not in modules]:
         # PEFT saves whole modules only. Trained but not saved would be worse than not trained.
