@@ -49,7 +49,7 @@ FLOORS = {
         {"vision"},
         {"quarantine"},
     ],
-    "models": [{"loading", "efficientnet_lite", "feature_cache"}, {"generate", "micro"}],
+    "models": [{"quantised", "efficientnet_lite", "feature_cache"}, {"loading"}, {"generate", "micro"}],
     "scoring": [
         {"manifest", "previewed", "records", "spans", "vocabulary", "write_back"},
         {"shards"},

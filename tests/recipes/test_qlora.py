@@ -62,7 +62,7 @@ def test_what_trains_changes_in_float32_and_the_rest_stays_to_the_bit(trained):
 
 def test_final_is_the_adapter_on_the_values_of_the_four_bits(tiny, trained):
     """With plain transformers and PEFT, the values decoded by the test; and not on the weights from before."""
-    run, seen = trained
+    run, _ = trained
     four = four_bit_config(str(tiny / "model"), FOUR["quantization_config"], bf16=False)
     options = {"quantization_config": BitsAndBytesConfig(**four), "device_map": {"": "cpu"}, "dtype": torch.float32}
     layers = four_bit_layers(AutoModelForImageTextToText.from_pretrained(tiny / "model", **options))

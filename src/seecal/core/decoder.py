@@ -91,7 +91,7 @@ def keep_four_bits_as_they_are(model: nn.Module) -> bool:
     """Have linear layers in 4 bits (bitsandbytes) leave their weights alone; whether all still are as they were loaded.
 
     On some CPUs (AVX-512 with bfloat16) their first forward in eval mode without gradients writes the weights anew for a
-    kernel of inference: scales rounded to bfloat16, and no gradient afterwards. The pass without the image is such a forward.
+    kernel of inference: scales rounded to bfloat16, and no gradient afterwards. The pass without the image is one of those.
 
     Raises:
         ValueError: on the CPU, a layer whose rows are no whole number of blocks: bitsandbytes decodes it wrongly there.
@@ -107,8 +107,8 @@ def keep_four_bits_as_they_are(model: nn.Module) -> bool:
         untouched = untouched and not getattr(state, "packing_format_for_cpu", False)
         if weight.device.type == "cpu" and state.shape[-1] % state.blocksize:
             raise ValueError(
-                f"{name} is in 4 bits and {state.shape[-1]} wide, no multiple of {state.blocksize}: bitsandbytes may decode such "
-                f"weights wrongly on the CPU. Add {name.rpartition('.')[2]} (and lm_head) to quantization_config's "
+                f"{name} is in 4 bits and {state.shape[-1]} wide, no multiple of {state.blocksize}: bitsandbytes may decode "
+                f"such weights wrongly on the CPU. Add {name.rpartition('.')[2]} (and lm_head) to quantization_config's "
                 "llm_int8_skip_modules, or use a GPU."
             )
     return untouched

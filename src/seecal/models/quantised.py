@@ -20,8 +20,8 @@ def four_bit_config(source: str, given: Any, bf16: bool) -> dict[str, Any]:
     """``quantization_config`` for a stage with adapters: the language model in 4 bits, all else as it is.
 
     What is not given: nf4 (the QLoRA paper's type), products in bfloat16 if ``bf16`` else float32, and
-    ``llm_int8_skip_modules`` names what lies beside the text decoder: vision tower, projector, lm_head. CAL reads the head's
-    weight, and a module in 4 bits cannot be trained whole. Layers of the decoder whose rows are no whole number of blocks
+    ``llm_int8_skip_modules`` names what lies beside the text decoder: vision tower, projector, lm_head. CAL reads the
+    head's weight, and a module in 4 bits cannot be trained whole. Layers of the decoder whose rows are no whole number of blocks
     stay, too: on the CPU bitsandbytes decodes them wrongly.
 
     Args:
@@ -106,12 +106,12 @@ def dequantised(model: Any) -> Any:
     Those are what adapters were trained on: with the adapters added it computes what the model computed in training. Adding
     them to the weights from before the quantisation would be another model.
     """
-    from bitsandbytes.functional import dequantize_4bit
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
     for name, layer in four_bit_layers(model).items():
         with torch.device("meta"):
             plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        values = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        values = dequantize_bnb_weight(layer.weight)
         plain.weight = nn.Parameter(values.to("cpu", model.dtype), requires_grad=False)
         if layer.bias is not None:
             plain.bias = layer.bias

@@ -209,8 +209,8 @@ def _refuse_quantised(trained: Iterable[tuple[str, str]], model: Any) -> None:
     for name, group in trained:
         if is_packed(model.get_parameter(name)):
             raise ValueError(
-                f"train: {group}: its {name} is quantised, and such weights do not train. Take {group} out of train and put "
-                "lora in, or name its modules and lm_head in quantization_config's llm_int8_skip_modules."
+                f"train: {group}: its {name} is quantised, and such weights do not train. Take {group} out of train and "
+                "put lora in, or name its modules and lm_head in quantization_config's llm_int8_skip_modules."
             )
 
 

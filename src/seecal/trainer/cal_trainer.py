@@ -155,8 +155,8 @@ class CALTrainer(DataTrainer):
             compile_layers(model, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
             if args.gradient_checkpointing and args.padding_free is not False:
                 logger.warning(
-                    "torch_compile=True with gradient checkpointing: layers run uncompiled on packed rows, whose attention is "
-                    "not part of a graph. Set padding_free=False to have all of them compiled."
+                    "torch_compile=True with gradient checkpointing: layers run uncompiled on packed rows, whose attention "
+                    "is not part of a graph. Set padding_free=False to have all of them compiled."
                 )
         state = state_of(model)
         state.by_trainer = True  # the next stage's trainer may change the options

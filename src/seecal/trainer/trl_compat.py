@@ -38,8 +38,8 @@ def patch_eval_head(model: Any) -> None:
 @contextlib.contextmanager
 def hide_cal_fields_from_trl(args: CALConfig, our_collator: bool) -> Iterator[None]:
     """SFTTrainer reads ``padding_free`` as its own option, and refuses or acts on ``assistant_only_loss``, which our
-    collator does anyway: both look off while it sets itself up. So does ``torch_compile``: accelerate would compile the whole
-    model, CAL's forward too; ours compiles layers."""
+    collator does anyway: both look off while it sets itself up. So does ``torch_compile``: accelerate would compile the
+    whole model, CAL's forward too; ours compiles layers."""
     kept = args.padding_free, args.assistant_only_loss, args.torch_compile_backend, args.torch_compile_mode
     args.padding_free = False  # type: ignore[assignment]
     args.assistant_only_loss = args.assistant_only_loss and not our_collator
@@ -69,8 +69,8 @@ def take_off_mixed_precision(model: Any) -> None:
 def keep_precision_of_adapters(model: Any) -> Iterator[None]:
     """What trains on a model in 4 bits stays in the precision that PEFT gave it, float32 for adapters.
 
-    SFTTrainer makes it bfloat16 on a model that says it is in 4 bits. A projector that trains beside the adapters then no longer
-    takes the tower's float32, and updates at 2e-5 round to nothing. So the model does not say so while SFTTrainer sets up;
+    SFTTrainer makes it bfloat16 on a model that says it is in 4 bits. A projector that trains beside the adapters then no
+    longer takes the tower's float32, and updates at 2e-5 round to nothing. So the model does not say so while SFTTrainer sets up;
     a model given by its name from when that has loaded it.
     """
     silent = []
@@ -94,7 +94,7 @@ def keep_precision_of_adapters(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explain_quantised_copies(peft_config: Any) -> Iterator[None]:
-    """PEFT copies ``modules_to_save`` and has the copies train; of quantised modules torch refuses that without naming any."""
+    """PEFT copies ``modules_to_save`` and has the copies train; of quantised modules torch refuses that without a name."""
     try:
         yield
     except RuntimeError as error:
