@@ -107,7 +107,7 @@ def keep_four_bits_as_they_are(model: nn.Module) -> bool:
         untouched = untouched and not getattr(state, "packing_format_for_cpu", False)
         if weight.device.type == "cpu" and state.shape[-1] % state.blocksize:
             raise ValueError(
-                f"{name} is in 4 bits and {state.shape[-1]} wide, no multiple of {state.blocksize}: bitsandbytes may decode "
+                f"{name}: in 4 bits and {state.shape[-1]} wide, no multiple of {state.blocksize}: bitsandbytes may decode "
                 f"such weights wrongly on the CPU. Add {name.rpartition('.')[2]} (and lm_head) to quantization_config's "
                 "llm_int8_skip_modules, or use a GPU."
             )
