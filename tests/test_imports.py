@@ -49,7 +49,11 @@ FLOORS = {
         {"vision"},
         {"quarantine"},
     ],
-    "models": [{"efficientnet_lite", "feature_cache", "trusted_files"}, {"loading"}, {"generate", "micro"}],
+    "models": [
+        {"quantised", "efficientnet_lite", "feature_cache", "trusted_files"},
+        {"loading"},
+        {"generate", "micro"},
+    ],
     "scoring": [
         {"manifest", "previewed", "spans", "vocabulary", "write_back"},
         {"shards"},

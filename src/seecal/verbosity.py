@@ -46,7 +46,7 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    for name in ("accelerate", "trl", "torch", "huggingface_hub", "seecal"):
+    for name in ("accelerate", "trl", "torch", "huggingface_hub", "seecal", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -56,6 +56,9 @@ def quiet_training() -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # PEFT imports it for every adapter; a kernel it would like
 
 
 @contextlib.contextmanager

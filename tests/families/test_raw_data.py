@@ -1,20 +1,17 @@
 """From Pillow images and messages to a training step, through each family's own processor: labels, Δ, what has moved."""
 
-import copy
 import functools
 
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Sequence, Value
 from peft import LoraConfig
 from transformers import set_seed
 
 from seecal import CALConfig, CALTrainer
 from seecal.data.collators.vision import VisionCollator
 from seecal.families.table import decoder_of
-from tests.support import processors, zoo
-from tests.support.tiny import tiny_image
-from tests.support.zoo_models import ZOO
+from tests.support import processors
+from tests.support.raw_data import assistant, dataset, layers_of, model_of, processor_of, records, text, turns_of, user
 
 FAMILIES = [
     "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "smolvlm",
@@ -41,50 +38,6 @@ def marked(*values):
 EVERY = [marked(name) for name in FAMILIES]
 
 
-@functools.cache
-def processor_of(family):
-    return getattr(processors, family)()
-
-
-# ---------------------------------------------------------------- records
-
-
-def image():
-    return {"type": "image"}
-
-
-def text(words):
-    return {"type": "text", "text": words}
-
-
-def user(*content):
-    return {"role": "user", "content": list(content)}
-
-
-def assistant(words):
-    return {"role": "assistant", "content": [text(words)]}
-
-
-def turns_of(family):
-    """Several images in several turns; one image; no image. PaliGemma's own form has one question and one answer."""
-    several = [user(image(), text("What colour"), image(), text(" is it?")), assistant("It is red.")]
-    if family != "paligemma":
-        several += [user(image(), text("It is?")), assistant("It is blue. It is not red.")]
-    one = [user(image(), text("What?")), assistant("It is green.")]
-    return [several, one, [user(text("What is it?")), assistant("It is.")]]
-
-
-def records(family):
-    colours = iter(["red", "blue", "green", "yellow"])
-    sizes = iter([(48, 48), (90, 40), (32, 64), (20, 30)])
-    found = []
-    for index, messages in enumerate(turns_of(family)):
-        count = sum(part["type"] == "image" for message in messages for part in message["content"])
-        shown = [tiny_image(next(colours), next(sizes)) for _ in range(count)]
-        found.append({"id": f"r{index}", "messages": messages, "images": shown})
-    return found
-
-
 def answers(messages):
     return [message["content"][0]["text"] for message in messages if message["role"] == "assistant"]
 
@@ -94,62 +47,6 @@ def labelled(family, messages):
     said = [(" " if family in SPACED else "") + one for one in answers(messages)]
     between, last = ENDS[family]
     return between.join(said) + last
-
-
-# ---------------------------------------------------------------- models
-
-
-def model_of(family):
-    """The zoo's model with the ids of the family's processor."""
-    tokenizer, config = processor_of(family).tokenizer, copy.deepcopy(ZOO[family].model().config)
-    to_id = tokenizer.convert_tokens_to_ids
-    words = len(tokenizer)
-    for field, token in IDS[family].items():
-        found = [to_id(one) for one in token] if isinstance(token, tuple) else to_id(token)
-        setattr(config, field, found)
-    if family == "mllama":
-        words = config.image_token_index  # its images stand beyond the text vocabulary
-    for one in (config, config.get_text_config()):
-        if hasattr(one, "vocab_size"):
-            one.vocab_size = words
-    config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    torch.manual_seed(0)
-    return zoo.scaled(type(ZOO[family].model())(config), ZOO[family])
-
-
-_QWEN = {
-    "image_token_id": "<|image_pad|>",
-    "video_token_id": "<|video_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-}
-IDS = {
-    **{name: {"image_token_id": "<image>"} for name in ("llava", "llava_next", "idefics3", "smolvlm", "paligemma")},
-    "llava_onevision": {"image_token_id": "<image>", "video_token_id": "<video>"},
-    "qwen2_vl": _QWEN,
-    "qwen2_5_vl": _QWEN,
-    "qwen3_vl": _QWEN,
-    "internvl": {"image_token_id": "<IMG_CONTEXT>"},
-    "gemma3": {
-        "image_token_id": "<image_soft_token>",
-        "boi_token_index": "<start_of_image>",
-        "eoi_token_index": "<end_of_image>",
-    },
-    "mistral3": {"image_token_id": "[IMG]"},
-    "glm4v": {
-        "image_token_id": "<|image|>",
-        "video_token_id": "<|video|>",
-        "image_start_token_id": "<|begin_of_image|>",
-        "image_end_token_id": "<|end_of_image|>",
-        "video_start_token_id": "<|begin_of_video|>",
-        "video_end_token_id": "<|end_of_video|>",
-    },
-    "ovis2": {
-        "image_token_id": "<IMG_ATOM>",
-        "visual_indicator_token_ids": ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"),
-    },
-    "mllama": {"image_token_id": "<|image|>"},
-}
 
 
 class Recorded(CALTrainer):
@@ -164,24 +61,8 @@ class Recorded(CALTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def layers_of(model):
-    """Names of the query and value projections of the text decoder."""
-    decoder = decoder_of(model)
-    inside = {id(module) for module in decoder.modules()}
-    return [
-        name for name, module in model.named_modules() if id(module) in inside and name.endswith(("q_proj", "v_proj"))
-    ]
-
-
 def is_vision(name):
     return "vision" in name or "visual" in name
-
-
-def dataset(family):
-    """As a ``datasets`` set, the record without an image first."""
-    part = {"type": Value("string"), "text": Value("string")}
-    columns = {"id": Value("string"), "messages": [{"role": Value("string"), "content": [part]}]}
-    return Dataset.from_list(records(family)[::-1], features=Features({**columns, "images": Sequence(Image())}))
 
 
 @functools.cache

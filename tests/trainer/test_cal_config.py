@@ -56,7 +56,6 @@ def test_the_help_names_every_option():
         ({"loss_type": "dft"}, "loss_type='dft'.*weighting="),
         ({"use_liger_kernel": True}, "use_liger_kernel=True"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
-        ({"torch_compile": True}, "torch_compile=True"),
         ({"logging_nan_inf_filter": True}, "logging_nan_inf_filter=True"),
         ({"optim": "lomo", "gradient_accumulation_steps": 2}, "optim='lomo' with gradient_accumulation_steps=2"),
         ({"optim": "galore_adamw_layerwise", "gradient_accumulation_steps": 2}, "normalize='micro_batch'"),

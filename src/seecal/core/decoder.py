@@ -67,3 +67,48 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def compile_layers(model: nn.Module, **options: Any) -> None:
+    """Compile the decoder's layers, each in place, for any number of tokens. ``options``: of :func:`torch.compile`.
+
+    The rest of a step stays as it is: layouts are made on the host from every batch. The attention of packed rows is not
+    compiled either, but what stands around it in a layer is.
+
+    Raises:
+        ValueError: a decoder without a list of layers.
+    """
+    layers = getattr(TextDecoder.of(model).module, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ValueError(
+            f"torch_compile=True: the decoder of {type(model).__name__} has no list of layers. Set it to False."
+        )
+    for layer in layers:
+        layer.compile(**{"dynamic": True, **options})
+
+
+def keep_four_bits_as_they_are(model: nn.Module) -> bool:
+    """Have linear layers in 4 bits (bitsandbytes) leave their weights alone; whether all still are as they were loaded.
+
+    On some CPUs (AVX-512 with bfloat16) their first forward in eval mode without gradients writes the weights anew for a
+    kernel of inference: scales rounded to bfloat16, and no gradient afterwards. The pass without the image is one of those.
+
+    Raises:
+        ValueError: on the CPU, a layer whose rows are no whole number of blocks: bitsandbytes decodes it wrongly there.
+    """
+    untouched = True
+    for name, module in model.named_modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        weight: Any = getattr(module, "weight", None)
+        state = getattr(weight, "quant_state", None)
+        if state is None:
+            continue
+        untouched = untouched and not getattr(state, "packing_format_for_cpu", False)
+        if weight.device.type == "cpu" and state.shape[-1] % state.blocksize:
+            raise ValueError(
+                f"{name}: in 4 bits and {state.shape[-1]} wide, no multiple of {state.blocksize}: bitsandbytes may decode "
+                f"such weights wrongly on the CPU. Add {name.rpartition('.')[2]} (and lm_head) to quantization_config's "
+                "llm_int8_skip_modules, or use a GPU."
+            )
+    return untouched

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..constants import TOKEN_WEIGHTS
 from ..families.table import check_vlm, head_of, unwrap
+from .decoder import keep_four_bits_as_they_are
 from .forward import cal_forward, check_undeclared_family, run_passes
 from .main_pass import own_inputs
 from .options import CALOptions
@@ -43,14 +44,19 @@ def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module
         ``model``, for chaining.
 
     Raises:
-        ValueError: not a vision-language model; CAL already enabled; an adapter on the head; a model that accelerate has
-            prepared for mixed precision already.
+        ValueError: not a vision-language model; CAL already enabled; an adapter on the head, or one in 4 bits; a model that
+            accelerate has prepared for mixed precision already, or bitsandbytes for inference.
     """
     options = options or CALOptions()
     passes_read(options.weighting)  # a name that leads to no weighting is told now
     target = unwrap(model)
     check_vlm(target)
     head_of(target)
+    if not keep_four_bits_as_they_are(target):
+        raise ValueError(
+            "bitsandbytes has rewritten this model's 4-bit weights for inference on this CPU (a forward in eval mode under "
+            "no_grad does that), and no gradient passes through them. Load the model again, and enable CAL before using it."
+        )
     state, own = state_of(target), target.__dict__.get("forward")
     if own is not None and getattr(own, "__func__", None) is type(target).forward:
         del target.forward  # pickling turned the patched forward into the class's, and kept our state
@@ -113,6 +119,7 @@ def visual_delta(
     chosen = _with_contrast(options or CALOptions(), contrast)
     target = unwrap(model)
     check_vlm(target)
+    keep_four_bits_as_they_are(target)
     thread = threading.get_ident()
 
     def measure(self: Any, *args: Any, **inputs: Any) -> Any:

@@ -201,8 +201,11 @@ def head_of(model: Any) -> Any:
             "would be left out. Take lm_head out of target_modules; to train it whole, set modules_to_save=['lm_head']."
         )
     weight = getattr(head, "weight", None)
-    if weight is None or not weight.is_floating_point():
-        raise ValueError(f"the head ({type(head).__name__}) has no floating-point weight; do not quantise lm_head")
+    if weight is None or not weight.is_floating_point() or getattr(weight, "quant_state", None) is not None:
+        raise ValueError(
+            f"the head ({type(head).__name__}) has no floating-point weight, which CAL reads. Add lm_head to "
+            "quantization_config's llm_int8_skip_modules."
+        )
     if weight.numel() == 0:
         raise ValueError(
             "the head's weight is empty outside its own forward (DeepSpeed ZeRO-3 does that), which this version of "

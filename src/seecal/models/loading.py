@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from .quantised import dequantised, four_bit_layers
 from .trusted_files import check_adapter, check_config, check_weights
 
 _ADAPTERS_MODEL = "Write the folder of the model that it was trained on there."
@@ -56,6 +57,9 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
         raise ValueError(
             f"{model}: its weights are cut off or damaged ({_first_line(error)}). Copy it again."
         ) from None
+    except ImportError as error:  # a quantised model's library
+        wanted = " Run pip install 'seecal[qlora]'." if "bitsandbytes" in str(error) else ""
+        raise ValueError(f"{model}: cannot be loaded: {_first_line(error)}{wanted}") from None
     except (
         RuntimeError,
         KeyError,
@@ -212,10 +216,15 @@ def _first_line(error: Exception) -> str:
 
 
 def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
-    """The model in ``source`` with the adapter in its weights. ValueError if the adapter lacks a tensor."""
+    """The model in ``source`` with the adapter in its weights. ValueError if the adapter lacks a tensor.
+
+    A model in 4 bits is merged as the float weights that the 4 bits stand for (:func:`quantised.dequantised`).
+    """
     from peft import PeftModel
 
     model, _ = load_vlm(source, processor=False, **init_kwargs)
+    if four_bit_layers(model):
+        model = dequantised(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:

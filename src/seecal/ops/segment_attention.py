@@ -138,6 +138,7 @@ def segment_bounds(lengths: Sequence[int], device: torch.device) -> Tensor:
     return bounds.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else bounds.to(device)
 
 
+@torch.compiler.disable  # a compiled layer would specialise on the segments, which change with every batch
 def _attend(
     query: Tensor,
     key: Tensor,

@@ -17,6 +17,7 @@ from transformers import set_seed
 
 from ..models.feature_cache import VisionFeatureCache
 from ..models.loading import load_vlm, merge
+from ..models.quantised import four_bit_config
 from ..trainer.callbacks import GradientCheck, ProgressCallback, StopOnSignal
 from ..verbosity import Progress
 from .folder import RunFolder
@@ -88,11 +89,28 @@ class StageRunner:
 
     def load(self) -> tuple[Any, Any]:
         """(model, processor) to start from. ValueError where this stage or a later one names what the model has not."""
+        self._settle_quantisation()
         with self.speech.progress.task(f"loading {self.source}"):
             model, processor = load_vlm(self.source, **self._init_kwargs)
         for later in self.recipe.stages[self.stage.number - 1 :]:
             check_groups(model, later.train, later.freeze)
         return model, processor
+
+    def _settle_quantisation(self) -> None:
+        """Where ``quantization_config`` is asked for: in 4 bits on the stage's device if it trains adapters, else not."""
+        given = self._init_kwargs.pop("quantization_config", None)
+        if given is None:
+            return
+        if not any("lora" in stage.train for stage in self.recipe.stages):
+            raise ValueError(
+                "model_init_kwargs.quantization_config: weights in 4 bits do not train, adapters on them do. Set lora "
+                "(train: [projector, lora]), or take quantization_config out"
+            )
+        if "lora" not in self.stage.train:
+            self.speech.say(f"{self.called}: no lora trains here, so the model is loaded without quantization_config")
+            return
+        self._init_kwargs["quantization_config"] = four_bit_config(self.source, given, self.config.bf16)
+        self._init_kwargs.setdefault("device_map", {"": self.config.device})
 
     def prepare(self, model: Any) -> Prepared:
         """Freeze all that does not train, put adapters on, and say so."""

@@ -13,6 +13,7 @@ from torch import nn
 from ..families.dummy_images import feature_sum
 from ..families.module_groups import FREEZABLE, GROUPS, group_of, module_groups
 from ..families.table import family_of
+from ..models.quantised import is_packed, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ def prepare(model: Any, train: Sequence[str], lora: LoraSettings | None = None, 
     if "embeddings" in freeze:
         word_table = model.get_input_embeddings().weight
         trained = {name: group for name, group in trained.items() if model.get_parameter(name) is not word_table}
+    _refuse_quantised(trained.items(), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     return Prepared(model, trained, tuple(sorted(unused & {name for name, group in chosen.items() if group})))
@@ -146,7 +148,7 @@ def _unused_in_tower(model: Any, groups: Mapping[str, tuple[str, ...]]) -> set[s
     dummy = family_of(model).dummy_image
     if dummy is None:
         return set()
-    tower = {n: p for n, p in model.named_parameters() if group_of(n, groups, ("vision_tower",))}
+    tower = {n: p for n, p in model.named_parameters() if group_of(n, groups, ("vision_tower",)) and not is_packed(p)}
     was_training, needed = model.training, [parameter.requires_grad for parameter in tower.values()]
     model.eval()
     for parameter in tower.values():
@@ -176,6 +178,10 @@ def _with_adapters(
         and f"{name}.weight" not in unused
     ]
     whole = [path for group in train if group != "lora" for path in groups[group]]
+    names = {
+        name: group_of(name, groups, [one for one in train if one != "lora"]) for name, _ in model.named_parameters()
+    }
+    _refuse_quantised([(name, group) for name, group in names.items() if group], model)
     if loose := [path for path in whole if path not in modules]:
         # PEFT saves whole modules only. Trained but not saved would be worse than not trained.
         logger.warning("%s: not a module, so PEFT cannot save it beside an adapter: it stays frozen", ", ".join(loose))
@@ -199,6 +205,15 @@ def _with_adapters(
     return Prepared(adapted, trained, tuple(sorted(name for name in unused if "vision_tower" in lora.targets)))
 
 
+def _refuse_quantised(trained: Iterable[tuple[str, str]], model: Any) -> None:
+    for name, group in trained:
+        if is_packed(model.get_parameter(name)):
+            raise ValueError(
+                f"train: {group}: its {name} is quantised, and such weights do not train. Take {group} out of train and "
+                "put lora in, or name its modules and lm_head in quantization_config's llm_int8_skip_modules."
+            )
+
+
 def _savable(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> list[str]:
     """PEFT wraps what has a forward: of a list of modules its members."""
     found = []
@@ -212,7 +227,7 @@ def trainable_tree(prepared: Prepared, learning_rate: float, rates: Mapping[str,
     """A line for each group: its name, parameters and learning rate; then what is frozen."""
     counts: dict[str, list[int]] = {}
     for name, parameter in prepared.model.named_parameters():
-        counts.setdefault(prepared.groups.get(name, "frozen"), []).append(parameter.numel())
+        counts.setdefault(prepared.groups.get(name, "frozen"), []).append(size_of(parameter))
     lines = []
     for group in (*GROUPS, "frozen"):
         if group in counts:

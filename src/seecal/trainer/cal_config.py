@@ -110,8 +110,6 @@ class CALConfig(SFTConfig):
             raise ValueError(
                 f"label_smoothing_factor={self.label_smoothing_factor}: CAL weights plain cross-entropies. Set it to 0."
             )
-        if self.torch_compile:
-            raise ValueError("torch_compile=True: the forward of CAL is not compiled yet. Set it to False.")
         if self.logging_nan_inf_filter:
             raise ValueError(
                 "logging_nan_inf_filter=True would hide a non-finite loss that CALTrainer stops at. Set it to False."

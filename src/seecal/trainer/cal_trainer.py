@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from ..constants import LENGTH_COUNTS, QUARANTINED, RECORD_IDS
+from ..core.decoder import compile_layers
 from ..core.enable import disable_cal, enable_cal
 from ..core.state import state_of
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
@@ -30,7 +32,16 @@ from .samples import Kind, check_token_ids
 from .step import GlobalStep
 from .step_watch import StepWatch, bad_step
 from .token_logging import token_logger
-from .trl_compat import hide_cal_fields_from_trl, load_as_saved, patch_eval_head, take_off_mixed_precision
+from .trl_compat import (
+    explain_quantised_copies,
+    hide_cal_fields_from_trl,
+    keep_precision_of_adapters,
+    load_as_saved,
+    patch_eval_head,
+    take_off_mixed_precision,
+)
+
+logger = logging.getLogger(__name__)
 
 
 class CALTrainer(DataTrainer):
@@ -107,7 +118,11 @@ class CALTrainer(DataTrainer):
                 take_off_mixed_precision(wrapped)
             if _left_on(unwrap(model)):
                 disable_cal(model)  # else enable_cal would refuse a second stage
-        with hide_cal_fields_from_trl(args, self._kind is Kind.CONVERSATIONS):
+        with (
+            hide_cal_fields_from_trl(args, self._kind is Kind.CONVERSATIONS),
+            keep_precision_of_adapters(model),
+            explain_quantised_copies(peft_config),
+        ):
             super().__init__(
                 model=model,
                 args=args,
@@ -142,6 +157,13 @@ class CALTrainer(DataTrainer):
         check_token_ids(model, self._tokenizer, ids)
         self.cal_options = args.cal_options()
         enable_cal(cast(nn.Module, self.model), self.cal_options)
+        if args.torch_compile:
+            compile_layers(model, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+            if args.gradient_checkpointing and args.padding_free is not False:
+                logger.warning(
+                    "torch_compile=True with gradient checkpointing: layers run uncompiled on packed rows, whose attention "
+                    "is not part of a graph. Set padding_free=False to have all of them compiled."
+                )
         state = state_of(model)
         state.by_trainer = True  # the next stage's trainer may change the options
         state.counts_top1 = True

@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+from trl.trainer import sft_trainer
 from trl.trainer.utils import add_fused_lm_head
 
-from ..families.table import family_of
+from ..families.table import family_of, unwrap
 from .cal_config import CALConfig
 
 
@@ -36,14 +38,16 @@ def patch_eval_head(model: Any) -> None:
 @contextlib.contextmanager
 def hide_cal_fields_from_trl(args: CALConfig, our_collator: bool) -> Iterator[None]:
     """SFTTrainer reads ``padding_free`` as its own option, and refuses or acts on ``assistant_only_loss``, which our
-    collator does anyway: both look off while it sets itself up."""
-    kept = args.padding_free, args.assistant_only_loss
+    collator does anyway: both look off while it sets itself up. So does ``torch_compile``: accelerate would compile the
+    whole model, CAL's forward too; ours compiles layers."""
+    kept = args.padding_free, args.assistant_only_loss, args.torch_compile_backend, args.torch_compile_mode
     args.padding_free = False  # type: ignore[assignment]
     args.assistant_only_loss = args.assistant_only_loss and not our_collator
+    args.torch_compile_backend = args.torch_compile_mode = None
     try:
         yield
     finally:
-        args.padding_free, args.assistant_only_loss = kept
+        args.padding_free, args.assistant_only_loss, args.torch_compile_backend, args.torch_compile_mode = kept
 
 
 def take_off_mixed_precision(model: Any) -> None:
@@ -59,6 +63,49 @@ def take_off_mixed_precision(model: Any) -> None:
     del model.forward
     if getattr(original, "__func__", None) is not type(model).forward:
         model.forward = original
+
+
+@contextlib.contextmanager
+def keep_precision_of_adapters(model: Any) -> Iterator[None]:
+    """What trains on a model in 4 bits stays in the precision that PEFT gave it, float32 for adapters.
+
+    SFTTrainer makes it bfloat16 on a model that says it is in 4 bits. A projector that trains beside the adapters then no
+    longer takes the tower's float32, and updates at 2e-5 round to nothing.
+    So the model does not say so while SFTTrainer sets up;
+    a model given by its name from when that has loaded it.
+    """
+    silent = []
+
+    def silence(loaded: Any) -> Any:
+        if isinstance(loaded, nn.Module) and vars(base := unwrap(loaded)).get("is_loaded_in_4bit", False):
+            base.is_loaded_in_4bit = False
+            silent.append(base)
+        return loaded
+
+    load = sft_trainer.create_model_from_path
+    sft_trainer.create_model_from_path = lambda *args, **kwargs: silence(load(*args, **kwargs))
+    try:
+        silence(model)
+        yield
+    finally:
+        sft_trainer.create_model_from_path = load
+        for base in silent:
+            base.is_loaded_in_4bit = True
+
+
+@contextlib.contextmanager
+def explain_quantised_copies(peft_config: Any) -> Iterator[None]:
+    """PEFT copies ``modules_to_save`` and has the copies train; of quantised modules torch refuses that without a name."""
+    try:
+        yield
+    except RuntimeError as error:
+        names = getattr(peft_config, "modules_to_save", None)
+        if not names or "floating point" not in str(error):
+            raise
+        raise ValueError(
+            f"modules_to_save={list(names)}: these modules are quantised, and such weights do not train. Set "
+            f"llm_int8_skip_modules={sorted({'lm_head', *names})} in the quantization_config, or take modules_to_save out."
+        ) from None
 
 
 def load_as_saved(model: Any, folder: str) -> None:
