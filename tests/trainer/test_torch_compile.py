@@ -12,8 +12,9 @@ from seecal.core.decoder import compile_layers
 from seecal.families.table import decoder_of
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
-# Padded rows that happen to be of one length need no mask, which is a graph of its own: in the first three batches of 32
-# records there is one with and one without. Packed rows: of 11 records the fourth batch has two, so that it has other segments.
+# Padded rows that happen to be of one length need no mask, which is a graph of its own: in the first three batches of
+# 32 records there is one with and one without.
+# Packed rows: of 11 records the fourth batch has two, so that it has other segments.
 STEPS = 7
 
 
