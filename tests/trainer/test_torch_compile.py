@@ -12,7 +12,9 @@ from seecal.core.decoder import compile_layers
 from seecal.families.table import decoder_of
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
-# Rows of like length in one batch need no mask, which is a graph of its own: they come among the first three here
+# Padded rows that happen to be of one length need no mask, which is a graph of its own: in the first three batches of
+# 32 records there is one with and one without.
+# Packed rows: of 11 records the fourth batch has two, so that it has other segments.
 STEPS = 7
 
 
@@ -44,7 +46,7 @@ def train(folder, callbacks=(), **changes):
     trainer = CALTrainer(
         tiny_llava(),
         CALConfig(str(folder), **{**settings, **changes}),
-        train_dataset=tiny_dataset(32),
+        train_dataset=tiny_dataset(11 if changes["padding_free"] else 32),
         processing_class=tiny_llava_processor(),
         callbacks=list(callbacks),
     )
