@@ -8,10 +8,12 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 import torch
 
+from transformers import AutoModelForImageTextToText
+
 from seecal import CALTrainer
 from seecal.ops.distributed import leave
 from tests.support.sgd import sgd_config
-from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
+from tests.support.tiny import tiny_dataset, tiny_llava_processor
 
 
 def settings(stage):
@@ -27,8 +29,10 @@ def settings(stage):
 
 
 def steps(folder, batch_size, **changes):
+    changes.setdefault("gradient_checkpointing", False)
     args = sgd_config(folder, batch_size, 1, **changes)
-    trainer = CALTrainer(tiny_llava(), args, processing_class=tiny_llava_processor(), train_dataset=tiny_dataset(32))
+    model = AutoModelForImageTextToText.from_pretrained(os.path.join(folder, "model"))
+    trainer = CALTrainer(model, args, processing_class=tiny_llava_processor(), train_dataset=tiny_dataset(32))
     trainer.train()
     log = [one for one in trainer.state.log_history if "loss" in one]
     return trainer, log
