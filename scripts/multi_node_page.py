@@ -83,8 +83,8 @@ def ddp_projector(found: Counts) -> float:
     return found.projector * (4 + 4 + 4 + 8 + 2) + (found.all - found.projector) * 4
 
 
-def fsdp2(found: Counts, gpus: int, width: int = 4) -> float:
-    shared = found.trained * 4 * width + found.frozen * width
+def fsdp2(found: Counts, gpus: int) -> float:
+    shared = found.trained * (4 + 4 + 8) + found.frozen * 4
     gathered = 2 * (found.outside + 2 * found.layer) + 2 * (found.outside + found.layer)
     return shared / gpus + gathered
 
@@ -125,7 +125,6 @@ def memory_table() -> Table:
         "DDP, `dtype: bfloat16`": lambda one, gpus: ddp(one, 2),
         "DDP, the projector alone": lambda one, gpus: ddp_projector(one),
         "FSDP2": lambda one, gpus: fsdp2(one, gpus),
-        "FSDP2, `dtype: bfloat16`": lambda one, gpus: fsdp2(one, gpus, 2),
         "ZeRO-2": zero2,
         "ZeRO-3": zero3,
     }
