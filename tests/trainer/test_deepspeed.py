@@ -1,7 +1,7 @@
 """CALTrainer under DeepSpeed's ZeRO takes the steps of one process, on two gloo ranks of the CPU.
 
-DeepSpeed is in no environment of the project: its package is built from source. docs/recipes.md has the versions that this was
-run with, and how.
+DeepSpeed is in no environment of the project: its package is built from source. docs/recipes.md has the versions that
+this was run with, and how.
 """
 
 import importlib.util

@@ -304,7 +304,10 @@ def gather_tokens(value: Any, layout: Layout, shape: torch.Size) -> Any:
 
 
 def _dummy_features(model: Any, inputs: dict[str, Any]) -> Callable[[], Tensor] | None:
-    """What gives 0 × the features of a dummy image, where this rank's batch has none: all ranks then use the same parameters."""
+    """What gives 0 × the features of a dummy image, where this rank's batch has none.
+
+    All ranks then use the same parameters.
+    """
     if any(name.startswith("pixel_values") and value is not None for name, value in inputs.items()):
         return None
     family = family_of(model)
