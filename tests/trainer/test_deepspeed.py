@@ -51,4 +51,6 @@ def test_two_ranks_are_one(tmp_path, stage, optim, rate, checkpointing):
         assert [one[name] for one in two["log"]] == pytest.approx([one[name] for one in log], rel=1e-5, abs=1e-5), name
     assert any(one["share_inside"] > 0 for one in log), "CAL weights differ from 1"
     for name, alone in trainer.model.state_dict().items():
+        if optim != "sgd" and name.endswith("k_proj.bias"):
+            continue  # attention does not depend on it: its gradient is rounding, which AdamW makes a whole step of
         assert (alone - two["weights"][name]).abs().max() <= 1e-5, name
