@@ -7,9 +7,9 @@ import subprocess
 import time
 
 import pytest
-
 from scripts import multi_node_page as page
-from tests.support.processes import limit
+
+from tests.support.processes import environment, limit
 
 TEXT = page.PAGE.read_text("utf8")
 SCRIPTS = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
@@ -58,7 +58,7 @@ def job(folder, fake_accelerate):
         (folder / name).chmod(0o755)
     variables = {"PATH": f"{folder}:{os.environ['PATH']}", "OUT": str(folder / "run"), "RECIPE": "tiny"}
     variables |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "4", "SLURM_JOB_NODELIST": "one,two"}
-    return subprocess.Popen(["bash", "-c", SCRIPTS[0]], cwd=folder, env={**os.environ, **variables})
+    return subprocess.Popen(["bash", "-c", SCRIPTS[0]], cwd=folder, env=environment(**variables))
 
 
 def test_slurm_time_is_over_and_the_job_goes_on(tmp_path):
@@ -72,7 +72,12 @@ def test_slurm_time_is_over_and_the_job_goes_on(tmp_path):
     assert running.wait(limit()) != 0
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
     launched = (tmp_path / "launched").read_text()
-    for part in ("--config_file fsdp2.yaml", "--num_processes 32 --machine_rank 1", "--main_process_ip one", "--resume"):
+    for part in (
+        "--config_file fsdp2.yaml",
+        "--num_processes 32 --machine_rank 1",
+        "--main_process_ip one",
+        "--resume",
+    ):
         assert part in launched
     pattern = (tmp_path / "pattern").read_text().strip()
     assert re.search(pattern, "/usr/bin/python3.11 -u -m seecal train --config tiny")
@@ -96,7 +101,7 @@ def test_codes_without_a_launcher(tmp_path, code, again):
     for name, line in {"srun": f"exit {code}", "scontrol": 'echo "$*" > requeued'}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    done = subprocess.run(["bash", "-c", SCRIPTS[1]], cwd=tmp_path, env=environment, check=False)
+    variables = environment(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="7")
+    done = subprocess.run(["bash", "-c", SCRIPTS[1]], cwd=tmp_path, env=variables, timeout=limit(), check=False)
     assert done.returncode == code
     assert (tmp_path / "requeued").exists() is again
