@@ -88,8 +88,8 @@ def test_accelerate_configurations_are_found_by_name(installed):
     assert environment in path.parents
     assert "fsdp_version: 2" in path.read_text()
     names = [line.split()[0] for line in seecal(installed, "accelerate-config").stdout.splitlines()]
-    assert names == ["ddp", "fsdp2", "single", "zero2"]
-    assert "there are ddp, fsdp2, single, zero2" in seecal(installed, "accelerate-config", "fsdp", code=2).stderr
+    assert names == ["ddp", "fsdp2", "single", "zero2", "zero3"]
+    assert "there are ddp, fsdp2, single, zero2, zero3" in seecal(installed, "accelerate-config", "fsdp", code=2).stderr
 
 
 def test_benchmarks_need_the_checkout_and_say_so(installed):

@@ -221,12 +221,12 @@ def test_every_shipped_recipe_is_read():
     assert read("tiny").stages[0].name == "align"
 
 
-@pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "zero2"])
+@pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "zero2", "zero3"])
 def test_launch_configurations_are_accelerates(name):
     from accelerate.commands.config.config_args import load_config_from_file
 
     found = load_config_from_file(str(accelerate_config(name)))
-    kinds = {"single": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}
+    kinds = {"single": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
     assert found.distributed_type == kinds[name]
     assert found.mixed_precision == "bf16"
 

@@ -75,7 +75,7 @@ def train(context: typer.Context) -> None:
 @app.command()
 def accelerate_config(
     name: Annotated[
-        str | None, typer.Argument(help="single, ddp, fsdp2 or zero2; without it, what each is for.")
+        str | None, typer.Argument(help="single, ddp, fsdp2, zero2 or zero3; without it, what each is for.")
     ] = None,
 ) -> None:
     """Print the path of a file for accelerate launch --config_file: "$(seecal accelerate-config fsdp2)"."""

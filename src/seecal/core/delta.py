@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..families.table import family_of, head_of
+from ..families.table import family_of, head_of, is_partitioned
 from ..ops.distributed import whole_tensor
 from ..ops.linear_cross_entropy import label_logits, label_logprobs
 from .contrast_pass import ContrastOutput
@@ -50,6 +50,35 @@ class Head:
     def options(self) -> dict[str, Any]:
         """What the ops take beside the weight."""
         return {"bias": self.bias, "scale": self.scale, "softcap": self.softcap}
+
+
+class HeadAccess:
+    """Where the head's parameters can be read.
+
+    DeepSpeed ZeRO-3 gathers them for the head's own forward and once more for its backward, where their gradients are
+    shared out: what needs them runs in the place of that forward. Elsewhere they are read once a training forward.
+
+    Args:
+        model: bare.
+        dtype: the hidden states'.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self._model, self._module = model, head_of(model)
+        self._whole = None if is_partitioned(self._module) else Head.of(model, dtype)
+
+    def call(self, function: Callable[[Head, Tensor], Any], hidden: Tensor) -> Any:
+        """``function(head, hidden)``. It must run alike on all ranks, and return what carries gradients in a tuple."""
+        if self._whole is not None:
+            return function(self._whole, hidden)
+        own = vars(self._module).pop("forward", None)
+        self._module.forward = lambda hidden: function(Head.of(self._model, hidden.dtype), hidden)
+        try:
+            return self._module(hidden)
+        finally:
+            del self._module.forward
+            if own is not None:
+                self._module.forward = own
 
 
 def visual_delta_of(

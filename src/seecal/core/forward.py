@@ -31,7 +31,7 @@ from .aux_loss import aux_loss_of, wants_router_logits
 from .contrast_pass import ContrastOutput, pixel_pass, prefix_positions, tokens_with_contrast
 from .contrasts import contrast_named
 from .decoder import TextDecoder
-from .delta import Head, delta_grid, visual_delta_of
+from .delta import Head, HeadAccess, delta_grid, visual_delta_of
 from .main_pass import MainPass
 from .options import CALOptions
 from .outputs import CALOutput, VisualDelta
@@ -51,14 +51,14 @@ class BothPasses:
         main: the pass with the image.
         contrast: the pass without it.
         hidden: [N, D] where the label tokens are predicted, with gradients.
-        head: the head's parameters.
+        head: where the head's parameters can be read.
         delta: Δ at every label token.
     """
 
     main: MainPass
     contrast: ContrastOutput
     hidden: Tensor
-    head: Head
+    head: HeadAccess
     delta: VisualDelta
 
 
@@ -71,7 +71,7 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     if "without" in passes:
         check_undeclared_family(model, inputs)
     both = run_passes(model, inputs, options, passes)
-    delta, head = both.delta, both.head
+    delta = both.delta
     if precomputed is not None:
         _say_precomputed()
         weights = precomputed[delta.sample, delta.position].float()
@@ -80,16 +80,15 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     weight_sum = weights.sum()
     rows, factor = _normaliser(weights, weight_sum, delta, options.normalize, len(both.main.batch.valid))
     is_top1 = torch.zeros_like(delta.labels, dtype=torch.bool) if state_of(model).counts_top1 else None
+
     # Divided before the sum: see weighted_linear_cross_entropy
-    loss, ce_N = weighted_sum_of_ce(
-        both.hidden,
-        head.weight,
-        delta.labels,
-        rows * factor,
-        chunk_size=options.chunk_size,
-        is_top1=is_top1,
-        **head.options(),
-    )
+    def weighted_sum(head: Head, hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
+        size = options.chunk_size
+        return weighted_sum_of_ce(
+            hidden_ND, head.weight, delta.labels, rows * factor, chunk_size=size, is_top1=is_top1, **head.options()
+        )
+
+    loss, ce_N = both.head.call(weighted_sum, both.hidden)
     aux = aux_loss_of(model, both.main)
     weighted_aux = None if aux is None else aux[0] * aux[1]
     cal = CALOutput(
@@ -142,11 +141,17 @@ def run_passes(model: Any, inputs: dict[str, Any], options: CALOptions, passes: 
     else:  # nothing to measure
         has_contrast, contrast = has_contrast & False, ContrastOutput(None, 0)
     hidden_ND = main.hidden_at_labels()
-    head = Head.of(model, hidden_ND.dtype)
-    logprobs = logprobs_read(options, passes)
-    delta = visual_delta_of(batch.labels, hidden_ND, contrast, has_contrast, head, options, logprobs)
-    if released and "without" in passes:
-        delta.delta_grid = delta_grid(main, inputs["labels"], contrast, head)
+    head, wants_grid = HeadAccess(model, hidden_ND.dtype), released and "without" in passes
+    logprobs, found = logprobs_read(options, passes), []
+
+    def measure(whole: Head, hidden_ND: Tensor) -> None:
+        found.append(visual_delta_of(batch.labels, hidden_ND, contrast, has_contrast, whole, options, logprobs))
+        if wants_grid:
+            found[0].delta_grid = delta_grid(main, inputs["labels"], contrast, whole)
+
+    with torch.no_grad():
+        head.call(measure, hidden_ND.detach())
+    (delta,) = found
     return BothPasses(main, contrast, hidden_ND, head, delta)
 
 

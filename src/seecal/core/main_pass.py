@@ -10,6 +10,7 @@ B rows and L columns of the batch, R rows and T columns of the compact rows, N l
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,19 +169,21 @@ class _DecoderHook:
     """Inside its block the decoder's inputs are noted, and the decoder may be given the packed row instead.
 
     Args:
-        dummy: a zero that carries the gradient of the vision tower on a rank without images. It goes into the decoder's
-            input, so that forward and backward visit the modules in the same order as on the other ranks.
+        dummy: makes a zero that carries the gradient of the vision tower on a rank without images. It is made right before
+            the decoder, after the embeddings, and goes into the decoder's input: so forward and backward visit the modules
+            in the same order as on the other ranks. ZeRO sends what comes in the order in which it comes.
     """
 
     def __init__(
         self,
         batch: PaddedBatch,
         decoder: TextDecoder,
-        dummy: Tensor | None,
+        dummy: Callable[[], Tensor] | None,
         padding_free: bool | str,
         prefixes: Array | None,
     ) -> None:
         self._batch, self._decoder, self._dummy = batch, decoder, dummy
+        self._zero: Tensor | None = None
         self._padding_free, self._wanted_prefixes = padding_free, prefixes
         self.inputs: DecoderInputs | None = None
         self.layout: Layout | None = None
@@ -190,6 +193,7 @@ class _DecoderHook:
     def __enter__(self) -> _DecoderHook:
         module = self._decoder.module
         self._handles = (
+            module.register_forward_pre_hook(self._run_tower, prepend=True),  # before DeepSpeed's hook on the decoder
             module.register_forward_pre_hook(self._before, with_kwargs=True),
             module.register_forward_hook(self._after),
         )
@@ -201,11 +205,14 @@ class _DecoderHook:
         if self.prefixes is not None:
             self.prefixes.cache.recording = False
 
+    def _run_tower(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._zero = None if self._dummy is None else self._dummy()
+
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         if args:
             kwargs = {**dict(zip(list(inspect.signature(module.forward).parameters), args, strict=False)), **kwargs}
-        if self._dummy is not None and kwargs.get("inputs_embeds") is not None:
-            kwargs["inputs_embeds"] = kwargs["inputs_embeds"] + self._dummy.to(kwargs["inputs_embeds"].dtype)
+        if self._zero is not None and kwargs.get("inputs_embeds") is not None:
+            kwargs["inputs_embeds"] = kwargs["inputs_embeds"] + self._zero.to(kwargs["inputs_embeds"].dtype)
         inputs = self.inputs = _decoder_inputs(self._batch, self._decoder, kwargs)
         # With cross-attention the images belong to rows of the batch
         if not self._decoder.family.cross_attention and goes_into_one_row(
@@ -296,8 +303,11 @@ def gather_tokens(value: Any, layout: Layout, shape: torch.Size) -> Any:
     return layout.take(value) if by_token else value
 
 
-def _dummy_features(model: Any, inputs: dict[str, Any]) -> Tensor | None:
-    """0 × the features of a dummy image, where this rank's batch has none: all ranks then use the same parameters."""
+def _dummy_features(model: Any, inputs: dict[str, Any]) -> Callable[[], Tensor] | None:
+    """What gives 0 × the features of a dummy image, where this rank's batch has none.
+
+    All ranks then use the same parameters.
+    """
     if any(name.startswith("pixel_values") and value is not None for name, value in inputs.items()):
         return None
     family = family_of(model)
@@ -306,9 +316,10 @@ def _dummy_features(model: Any, inputs: dict[str, Any]) -> Tensor | None:
             f"this rank's batch has no image, and without one {model.config.model_type} leaves out its cross-attention "
             "layers: the ranks would run different modules and hang. Give every rank's batch at least one image."
         )
-    if family.dummy_image is None:
+    make = family.dummy_image
+    if make is None:
         raise ValueError(
             f"this rank's batch has no image and seecal knows no dummy image for model_type {model.config.model_type!r}, "
             "so the ranks would run different modules and hang. Give every rank's batch at least one image."
         )
-    return feature_sum(model, family.dummy_image(model)) * 0
+    return lambda: feature_sum(model, make(model)) * 0

@@ -206,12 +206,17 @@ def head_of(model: Any) -> Any:
             f"the head ({type(head).__name__}) has no floating-point weight, which CAL reads. Add lm_head to "
             "quantization_config's llm_int8_skip_modules."
         )
-    if weight.numel() == 0:
+    if weight.numel() == 0 and not is_partitioned(head):
         raise ValueError(
-            "the head's weight is empty outside its own forward (DeepSpeed ZeRO-3 does that), which this version of "
-            "seecal cannot gather. Use FSDP2 or ZeRO-2."
+            f"the head's weight has shape {tuple(weight.shape)}: whatever shares it out hands it out nowhere that seecal "
+            "knows. Use DDP, FSDP2 or DeepSpeed."
         )
     return head
+
+
+def is_partitioned(head: Any) -> bool:
+    """Whether DeepSpeed ZeRO-3 shares out the head's weight: it is whole inside the head's own forward, else empty."""
+    return hasattr(head.weight, "ds_id")
 
 
 def unwrap(model: Any) -> Any:

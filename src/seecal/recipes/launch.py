@@ -14,7 +14,7 @@ def accelerate_configs() -> dict[str, str]:
 
 
 def accelerate_config(name: str) -> Path:
-    """The path of an accelerate configuration of ours: single, ddp, fsdp2 or zero2. ValueError for another name."""
+    """The path of an accelerate configuration of ours: single, ddp, fsdp2, zero2 or zero3. ValueError for another name."""
     known = accelerate_configs()
     if name not in known:
         raise ValueError(
