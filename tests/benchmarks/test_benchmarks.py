@@ -350,7 +350,7 @@ def test_weights_are_compared_with_float32(tmp_path):
 
 
 def test_a_benchmark_that_is_none_is_named():
-    with pytest.raises(ValueError, match="loss, plot, report_page, scaling, step, weights"):
+    with pytest.raises(ValueError, match="loss, plot, records_index, report_page, scaling, step, weights"):
         bench.run("speed", [])
 
 

@@ -99,7 +99,7 @@ def journal(out):
             "loss": loss.item(),
             "norm": norm.item(),
             "rate": self._get_learning_rate(),
-            "ids": list(self._step_records),
+            "ids": list(self._watch.records),
         }
         with (out / f"journal-{os.environ.get('RANK', '0')}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -12,7 +12,7 @@ from seecal import CALTrainer, VisionCollator
 from seecal.trainer.callbacks import EpochCallback, StopOnSignal
 from seecal.trainer.checkpoints import damage
 from tests.support.paths import ROOT
-from tests.support.processes import environment, limit
+from tests.support.processes import environment, interruptible, limit
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
@@ -134,10 +134,11 @@ print("the script went on")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_plain_script_saves_and_ends_with_a_code_of_the_signal(tmp_path, number):
     (tmp_path / "script.py").write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run"), str(int(number))],
-        cwd=ROOT, env=environment(CUDA_VISIBLE_DEVICES=""), capture_output=True, text=True, timeout=limit(),
-    )  # fmt: skip
+    with interruptible():
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run"), str(int(number))],
+            cwd=ROOT, env=environment(CUDA_VISIBLE_DEVICES=""), capture_output=True, text=True, timeout=limit(),
+        )  # fmt: skip
     # Python ends itself by the signal after KeyboardInterrupt: a shell sees 130
     assert done.returncode == (-signal.SIGINT if number == signal.SIGINT else 128 + number), done.stderr[-2000:]
     assert f"stopped by {signal.Signals(number).name} at step 2 of 4; checkpoint-2 is saved" in done.stderr

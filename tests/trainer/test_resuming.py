@@ -30,7 +30,7 @@ class Told(CALTrainer):
 
     def _stop_unless_finite(self, loss, norm):
         super()._stop_unless_finite(loss, norm)
-        self.__dict__.setdefault("steps", {})[self.state.global_step + 1] = sorted(self._step_records), loss.item()
+        self.__dict__.setdefault("steps", {})[self.state.global_step + 1] = sorted(self._watch.records), loss.item()
 
 
 def trainer(folder, data, batch_size=4, accumulation=1, **changes):

@@ -11,6 +11,7 @@ from seecal import CALTrainer
 from seecal.data.collators.vision import VisionCollator
 from seecal.trainer import callbacks
 from seecal.trainer.callbacks import EpochCallback, StopOnSignal
+from tests.support.processes import interruptible
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
@@ -87,7 +88,7 @@ def test_a_stopped_run_is_saved_and_ends():
     assert not control.should_save
     for number in (signal.SIGTERM, signal.SIGINT):
         stop, control = StopOnSignal(), SimpleNamespace(should_save=False, should_training_stop=False)
-        with stop.listening():
+        with interruptible(), stop.listening():
             signal.raise_signal(number)
             stop.on_step_end(args, None, control)
         assert stop.signal == number

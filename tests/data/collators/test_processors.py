@@ -6,19 +6,9 @@ from datasets import Dataset
 
 from seecal import CALConfig
 from seecal.data.collators.vision import VisionCollator
-from tests.families.test_raw_data import (
-    Recorded,
-    answers,
-    assistant,
-    image,
-    labels_of,
-    model_of,
-    processor_of,
-    records,
-    text,
-    user,
-)
+from tests.families.test_raw_data import Recorded, answers, labels_of
 from tests.support import processors
+from tests.support.raw_data import assistant, image, model_of, processor_of, records, text, user
 from tests.support.tiny import tiny_image
 
 SEVERAL = [
