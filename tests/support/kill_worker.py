@@ -79,7 +79,7 @@ def train(data, out, resume, workers=0, stream=False, recipe=False, ranks=1):
             trainer.train(resume_from_checkpoint=resume and bool(checkpoints_in(folder)))
             state = b"".join(value.numpy().tobytes() for value in trainer.model.state_dict().values())
             digest, log = hashlib.sha256(state).hexdigest(), trainer.state.log_history
-    timed = ("seconds", "runtime", "per_second", "wait_share", "train_loss")
+    timed = ("seconds", "runtime", "per_second", "wait_share", "train_loss", "host_memory")
     log = [{name: value for name, value in entry.items() if not any(one in name for one in timed)} for entry in log]
     met = [{**entry, "rank": None} for entry in read_quarantine(folder / "quarantine.jsonl")]
     result = {"weights": digest, "log": log, "quarantine": sorted(json.dumps(entry) for entry in met)}

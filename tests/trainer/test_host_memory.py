@@ -23,12 +23,13 @@ def test_what_a_process_holds_is_seen_and_its_peak_stays():
         held[page] = 1
     during = host_memory()
     assert during["anonymous"] - before["anonymous"] > 60 << 20
-    assert during["resident"] >= during["anonymous"]
-    assert during["peak"] >= during["resident"]
+    late = 1 << 20  # the kernel counts pages of each thread a little later
+    assert during["resident"] >= during["anonymous"] - late
+    assert during["peak"] >= during["resident"] - late
     held.close()
     after = host_memory()
     assert during["anonymous"] - after["anonymous"] > 60 << 20
-    assert after["peak"] >= during["resident"]
+    assert after["peak"] >= during["resident"] - late
 
 
 def test_the_largest_rank_is_told_and_nothing_where_the_system_is_silent(monkeypatch):

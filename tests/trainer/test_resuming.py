@@ -22,7 +22,7 @@ from tests.support.processes import environment, limit
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor, tiny_records
 
-TIMED = ("tokens_per_second", "data_wait_share", "train_")
+TIMED = ("tokens_per_second", "data_wait_share", "train_", "host_memory")
 
 
 class Told(CALTrainer):
