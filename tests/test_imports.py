@@ -64,7 +64,7 @@ FLOORS = {
     ],
     "pages": [{"charts", "preview_text", "report_data", "templates", "thumbnails"}, {"alignment", "preview", "report"}],
     "trainer": [
-        {"hangs", "metrics", "manifests", "options", "samples", "token_backends"},
+        {"hangs", "metrics", "manifests", "options", "random_numbers", "samples", "token_backends"},
         {"cal_config", "token_logging"},
         {
             "callbacks",

@@ -1,13 +1,10 @@
 """Two gloo ranks give the loss and the gradients of one process on the same global batch."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.support.paths import ROOT
-from tests.support.processes import environment, limit
+from tests.support.processes import two_ranks
 
 HALVES = ("mixed", "one rank is text-only", "one rank has no label", "both ranks are text-only")
 EVERY_HALF = [(halves, "llava", "drop", "global") for halves in HALVES]
@@ -28,24 +25,10 @@ CASES = {
 }
 
 
-def run_ranks(module, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, "-m", module, *arguments],
-        cwd=ROOT,
-        env=environment(CUDA_VISIBLE_DEVICES=""),
-        capture_output=True,
-        text=True,
-        timeout=limit(),  # a hang is what this is here to catch
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 @pytest.mark.parametrize("wrapper", CASES)
 def test_two_ranks_are_one_process(wrapper, tmp_path):
     out = tmp_path / "results.json"
-    run_ranks("tests.support.ranks_worker", str(out), json.dumps([(wrapper, *case) for case in CASES[wrapper]]))
+    two_ranks("-m", "tests.support.ranks_worker", out, json.dumps([(wrapper, *case) for case in CASES[wrapper]]))
     results = json.loads(out.read_text())
     assert len(results) == len(CASES[wrapper])
     for case, result in zip(CASES[wrapper], results, strict=True):

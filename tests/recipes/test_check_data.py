@@ -104,6 +104,27 @@ def test_an_interrupted_check_goes_on(spoiled, tmp_path, monkeypatch, at):
     assert out.read_text() == whole.read_text()
 
 
+def test_an_interrupted_check_that_has_found_nothing_bad_goes_on(spoiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK", 1)  # the first record is good, the second is not
+    note, looked = module._State._note, []
+
+    def killed(self, complete):
+        if looked:
+            raise KeyboardInterrupt
+        looked.append(1)
+        note(self, complete)
+
+    monkeypatch.setattr(module._State, "_note", killed)
+    out = tmp_path / "bad.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        seecal.check_data(recipe(tmp_path), out=out, workers=1, console=QUIET)
+    monkeypatch.setattr(module._State, "_note", note)
+    monkeypatch.setattr(module, "_CHUNK", 16)
+    again = seecal.check_data(recipe(tmp_path), out=out, workers=1, console=QUIET)
+    assert (again.before, again.bad) == (1, 4)
+    assert listed(out) == spoiled[0]
+
+
 def test_other_data_begins_anew(spoiled, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK", 8)
     out, note = tmp_path / "bad.jsonl", module._State._note

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -42,6 +44,30 @@ def _unit():
     for _ in range(2000):
         matrix = matrix @ matrix
         sum(range(1000))
+
+
+def two_ranks(*arguments, cwd=ROOT, minutes=2):
+    """A launch of two CPU ranks that has ended well. ``arguments``: a script, or -m and a module, and its own."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        capture_output=True,
+        text=True,
+        timeout=limit(minutes),  # a hang is one of the things to catch
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def peak_memory(reset=False):
+    """Bytes that this process has had at most, if ``reset`` from now on; Linux."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+    lines = Path("/proc/self/status").read_text("ascii", "replace").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 
 import pytest
@@ -20,7 +19,7 @@ from seecal.recipes.trainable import prepare
 from seecal.trainer import bad_steps
 from tests.support.bad_numbers import BackInf, planted, tell_inf
 from tests.support.paths import ROOT
-from tests.support.processes import environment, limit
+from tests.support.processes import two_ranks
 from tests.support.run_example import run_example
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
@@ -266,12 +265,7 @@ def test_a_recipe_ends_with_one_line_and_replay_with_the_same(tmp_path, monkeypa
 
 def test_of_two_ranks_with_one_bad_both_stop(tmp_path):
     """Whatever the loss is divided by, and where only Δ of one rank is infinite and every loss is finite."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(ROOT / "tests" / "support" / "bad_numbers.py"), str(tmp_path)],
-        cwd=tmp_path, env=environment(CUDA_VISIBLE_DEVICES=""), capture_output=True, text=True, timeout=limit(2),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_ranks(ROOT / "tests" / "support" / "bad_numbers.py", tmp_path, cwd=tmp_path)
     for case in ("global", "micro_batch", "delta"):
         said = [(tmp_path / f"{case}-{rank}.txt").read_text() for rank in (0, 1)]
         assert all("step 2: " in one and "Not finite on rank 1." in one for one in said), said

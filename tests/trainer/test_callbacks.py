@@ -12,7 +12,7 @@ from seecal import CALTrainer, VisionCollator
 from seecal.trainer.callbacks import EpochCallback, StopOnSignal
 from seecal.trainer.checkpoints import damage
 from tests.support.paths import ROOT
-from tests.support.processes import environment, interruptible, limit
+from tests.support.processes import environment, interruptible, limit, two_ranks
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
@@ -55,16 +55,7 @@ def test_a_signal_at_one_of_two_ranks_stops_both_at_the_same_step(tmp_path, numb
     """All ranks have to ask each other in each step: were it only the signalled one, it would wait for ever."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(script), str(tmp_path), str(int(number))],
-        cwd=ROOT,
-        env=environment(CUDA_VISIBLE_DEVICES=""),
-        capture_output=True,
-        text=True,
-        timeout=limit(2),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_ranks(script, tmp_path, int(number))
     expected = f"2 {int(number)}"
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == [expected, expected]
     assert (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").exists()

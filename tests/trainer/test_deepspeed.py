@@ -5,15 +5,13 @@ this was run with, and how.
 """
 
 import importlib.util
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from tests.support.deepspeed_worker import TEXT_ONLY, records, steps
 from tests.support.paths import ROOT
-from tests.support.processes import environment, limit
+from tests.support.processes import two_ranks
 from tests.support.tiny import tiny_llava
 
 REASON = "DeepSpeed is not installed (it builds from source: docs/recipes.md, On several GPUs)"
@@ -31,17 +29,9 @@ def test_each_rank_has_a_step_with_text_only():
 @pytest.mark.parametrize(("stage", "optim", "rate", "checkpointing"), CASES)
 def test_two_ranks_are_one(tmp_path, stage, optim, rate, checkpointing):
     tiny_llava().save_pretrained(tmp_path / "model")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    worker = [str(ROOT / "tests" / "support" / "deepspeed_worker.py"), str(tmp_path)]
-    done = subprocess.run(
-        [*launch, *worker, str(stage), optim, str(rate), str(checkpointing)],
-        cwd=tmp_path,
-        env=environment(CUDA_VISIBLE_DEVICES=""),
-        capture_output=True,
-        text=True,
-        timeout=limit(6),  # DeepSpeed compiles its sums for the CPU when they are first used
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    worker = ROOT / "tests" / "support" / "deepspeed_worker.py"
+    # DeepSpeed compiles its sums for the CPU when they are first used
+    two_ranks(worker, tmp_path, stage, optim, rate, checkpointing, cwd=tmp_path, minutes=6)
     two = torch.load(tmp_path / "ranks.pt", weights_only=True)
     assert two["shared_out"] == (stage == 3)
 

@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,8 +10,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from seecal import CALTrainer
 from seecal.data.sources.quarantine_file import QuarantineFile, read_quarantine
-from tests.support.paths import ROOT
-from tests.support.processes import environment, limit
+from tests.support.processes import two_ranks
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor, tiny_records
 
@@ -279,16 +276,7 @@ leave(0)
 def test_two_ranks_are_one(tmp_path):
     """One rank's record is put aside while the other's are good."""
     (tmp_path / "rank.py").write_text(RANK)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(tmp_path / "rank.py"), str(tmp_path)],
-        cwd=ROOT,
-        env=environment(CUDA_VISIBLE_DEVICES=""),
-        capture_output=True,
-        text=True,
-        timeout=limit(2),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_ranks(tmp_path / "rank.py", tmp_path)
     data = records(24)
     damage_image(data[5])
     take_answer(data[12])
@@ -314,6 +302,16 @@ def test_lines_of_several_writers_and_of_a_kill(tmp_path):
     assert [one["id"] for one in file.read()] == ["a\u2028b?", "d", "e"]
     file.begin(3)
     assert [one["id"] for one in file.read()] == ["a\u2028b?", "e"], "what another stage met stays"
+    file.rewind()
+    assert [one["id"] for one in file.follow()] == ["a\u2028b?", "e"]
+    QuarantineFile(file.path, stage=1).add([{"id": "f", "reason": "four"}])
+    with file.path.open("a") as half:
+        half.write('{"id": "g", "rea')
+    assert [one["id"] for one in file.follow()] == ["f"], "what is new, and whole"
+    with file.path.open("a") as rest:
+        rest.write('son": "five"}\n')
+    assert [one["id"] for one in file.follow()] == ["g"]
+    assert file.follow() == []
     file.path.write_text("[1]\n" + json.dumps({"id": "x", "reason": "y"}) + "\n")
     with pytest.raises(ValueError, match=r"line 1 is no record of a quarantine"):
         file.read()

@@ -4,8 +4,6 @@ import json
 import random
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy
 import pytest
@@ -17,8 +15,7 @@ from seecal import CALTrainer
 from seecal.trainer.checkpoints import checkpoints_in, damage
 from seecal.trainer.fingerprint import fingerprint, what_differs
 from seecal.trainer.manifests import MANIFEST, write_manifest
-from tests.support.paths import ROOT
-from tests.support.processes import environment, limit
+from tests.support.processes import two_ranks
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor, tiny_records
 
@@ -322,12 +319,7 @@ def test_two_ranks_and_one(whole, tmp_path):
     """Two ranks with two records each go on as one with four, and the other way round; and not as one with two."""
     (tmp_path / "rank.py").write_text(RANK)
     shutil.copytree(whole[1] / "checkpoint-3", tmp_path / "wider" / "checkpoint-3")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(tmp_path / "rank.py"), str(tmp_path)], cwd=ROOT, env=environment(CUDA_VISIBLE_DEVICES=""),
-        capture_output=True, text=True, timeout=limit(2), check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_ranks(tmp_path / "rank.py", tmp_path)
     of_ranks = [json.loads((tmp_path / f"steps-{rank}.json").read_text()) for rank in range(2)]
     for name, first in (("two", 0), ("wider", 3)):
         ranks = [one[name] for one in of_ranks]

@@ -2,8 +2,6 @@
 
 import itertools
 import random
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +14,12 @@ import seecal
 from seecal import CALConfig, CALTrainer
 from seecal.trainer import token_logging
 from seecal.trainer.callbacks import GradientCheck
+from seecal.trainer.random_numbers import same_random_numbers
 from seecal.trainer.token_backends import ANSWER, DELTA, TABLE
-from seecal.trainer.token_logging import measured, same_random_numbers, token_logger, token_texts
+from seecal.trainer.token_logging import measured, token_logger, token_texts
 from tests.support.fake_wandb import Recorder, fake_wandb, give
 from tests.support.paths import ROOT
-from tests.support.processes import environment, limit
+from tests.support.processes import two_ranks
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor, tiny_records
 
@@ -122,7 +121,7 @@ def test_modes_and_random_numbers_are_as_before(tmp_path):
     assert draws() == expected
     assert [module.training for module in model.modules()] == modes
     assert len(set(modes)) == 2
-    with pytest.raises(KeyError), same_random_numbers(model):
+    with pytest.raises(KeyError), same_random_numbers():
         raise KeyError(draws())
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     assert draws() == expected
@@ -317,13 +316,7 @@ def test_its_time_is_no_part_of_the_speed(tmp_path, wandb, monkeypatch):
 
 def test_two_ranks(tmp_path):
     """One rank alone measures under DDP, both with sharded parameters; neither waits for the other, one logs."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    worker = str(ROOT / "tests" / "support" / "token_logging_worker.py")
-    done = subprocess.run(
-        [*launch, worker, str(tmp_path)], cwd=tmp_path, env=environment(CUDA_VISIBLE_DEVICES=""), capture_output=True,
-        text=True, timeout=limit(2),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_ranks(ROOT / "tests" / "support" / "token_logging_worker.py", tmp_path, cwd=tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert [rank["steps"] for rank in ranks] == [[0, 2, 4], []]
     assert ranks[0]["losses"] == ranks[0]["plain losses"]

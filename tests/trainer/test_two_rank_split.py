@@ -3,7 +3,6 @@
 And so is `seecal train` launched on two ranks, adapters, merge and all. Run by torchrun, this file is a rank of the first.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,13 +13,11 @@ from safetensors.torch import load_file
 from seecal import CALTrainer
 from seecal.ops.distributed import leave
 from seecal.recipes import run as train
-from tests.support.paths import ROOT
-from tests.support.processes import environment, limit
+from tests.support.processes import two_ranks
 from tests.support.run_example import run_example
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
-RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # What each step is divided by, and the 8 records of a step as batch size x micro-batches, on each of two ranks
 ON_TWO_RANKS = ("global-4x1", "global-2x2", "micro_batch-4x1")
 
@@ -44,9 +41,7 @@ def distance(one, other):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("split")
-    command = [*RANKS, "-m", "tests.trainer.test_two_rank_split", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=limit(3))
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_ranks("-m", "tests.trainer.test_two_rank_split", folder, minutes=3)
     alone = ("global-8x1", "global-4x2", "global-1x8", "micro_batch-8x1", "micro_batch-4x2")
     two = {f"2 x {split}": torch.load(folder / f"{split}.pt", weights_only=True) for split in ON_TWO_RANKS}
     return {**{split: trajectory(folder, split) for split in alone}, **two}
@@ -86,15 +81,7 @@ def test_seecal_train_on_two_ranks_is_one(tmp_path):
     }
     arguments = [f"--{name}={value}" for name, value in settings.items()]
     two = [*arguments, f"--output_dir={tmp_path / 'two'}", "--per_device_train_batch_size=4"]
-    done = subprocess.run(
-        [*RANKS, "-m", "seecal", "train", *two],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=limit(3),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = two_ranks("-m", "seecal", "train", *two, cwd=tmp_path, minutes=3)
     for line in ("stage 1 of 1, projector, lora:", "stage 1 of 1: 4 steps", "stage 1 of 1: step 4 of 4 in"):
         assert done.stdout.count(line) == 1, "only one rank speaks"
     one = [*arguments, f"--output_dir={tmp_path / 'one'}", "--per_device_train_batch_size=8"]

@@ -1,26 +1,17 @@
 """CALTrainer on two gloo ranks takes the same steps as on one."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from tests.support.paths import ROOT
-from tests.support.processes import environment, limit
+from tests.support.processes import two_ranks
 from tests.support.trainer_ranks_worker import steps
 
 SPLITS = ("4x1", "1x4")  # batch size x accumulation, on each of two ranks
 
 
 def test_two_ranks_are_one(tmp_path):
-    on_cpu = environment(CUDA_VISIBLE_DEVICES="")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    worker = [str(ROOT / "tests" / "support" / "trainer_ranks_worker.py"), str(tmp_path), *SPLITS]
-    done = subprocess.run(
-        [*launch, *worker], cwd=tmp_path, env=on_cpu, capture_output=True, text=True, timeout=limit(2)
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_ranks(ROOT / "tests" / "support" / "trainer_ranks_worker.py", tmp_path, *SPLITS, cwd=tmp_path)
 
     alone = steps(tmp_path, 8, 1)
     for split in SPLITS:

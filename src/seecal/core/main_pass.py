@@ -193,7 +193,7 @@ class _DecoderHook:
     def __enter__(self) -> _DecoderHook:
         module = self._decoder.module
         self._handles = (
-            module.register_forward_pre_hook(self._run_tower, prepend=True),  # before DeepSpeed's hook on the decoder
+            module.register_forward_pre_hook(self._make_zero, prepend=True),  # before DeepSpeed's hook on the decoder
             module.register_forward_pre_hook(self._before, with_kwargs=True),
             module.register_forward_hook(self._after),
         )
@@ -205,7 +205,7 @@ class _DecoderHook:
         if self.prefixes is not None:
             self.prefixes.cache.recording = False
 
-    def _run_tower(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _make_zero(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._zero = None if self._dummy is None else self._dummy()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

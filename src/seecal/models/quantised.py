@@ -21,9 +21,8 @@ def four_bit_config(source: str, given: Any, bf16: bool) -> dict[str, Any]:
 
     What is not given: nf4 (the QLoRA paper's type), products in bfloat16 if ``bf16`` else float32, and
     ``llm_int8_skip_modules`` names what lies beside the text decoder: vision tower, projector, lm_head. CAL reads the
-    head's weight, and a module in 4 bits cannot be trained whole.
-    Layers of the decoder whose rows are no whole number of blocks
-    stay, too: on the CPU bitsandbytes decodes them wrongly.
+    head's weight, and a module in 4 bits cannot be trained whole. Layers of the decoder whose rows are no whole number of
+    blocks stay, too: on the CPU bitsandbytes decodes them wrongly.
 
     Args:
         source: the model's folder or hub id.

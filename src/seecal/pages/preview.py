@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.coloured import written_out
 from ..scoring.previewed import Piece, Preview, PreviewedRecord
-from .preview_text import LATER, fate_of
+from .preview_text import LATER
 from .templates import templates
 from .thumbnails import thumbnail
 
@@ -31,7 +31,7 @@ def page_of(preview: Preview) -> str:
             measured=preview.measured,
             verdict=preview.verdict(),
             checks=[
-                {"count": one.count, "text": one.text, "fate": fate_of(one), "first": written_out(one.first)}
+                {"count": one.count, "text": one.text, "fate": one.consequence, "first": written_out(one.first)}
                 for one in preview.checks
             ],
             notes=[written_out(note) for note in preview.notes],

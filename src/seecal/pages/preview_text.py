@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.coloured import written_out
-from ..scoring.previewed import STOPS, Check, Piece, Preview, PreviewedRecord
+from ..scoring.previewed import Piece, Preview, PreviewedRecord
 
 _WIDE, _HIGH = 28, 24  # half blocks of a picture: a row of characters is two of them high
 LATER = "·"  # in lists, for a token that is a later byte of a character
@@ -137,15 +137,10 @@ def _checks(preview: Preview, colours: bool) -> Iterator[Text]:
     bad = bool(preview.checks)
     yield Text(written_out(preview.verdict()), style=("bold red" if bad else "bold green") if colours else "")
     for check in preview.checks:
-        yield Text(f"  {check.count:,} × {check.text}: {fate_of(check)}", style="bold" if colours else "")
+        yield Text(f"  {check.count:,} × {check.text}: {check.consequence}", style="bold" if colours else "")
         yield Text(f"      the first: {written_out(check.first)}")
     for note in preview.notes:
         yield Text(f"  note: {written_out(note)}")
-
-
-def fate_of(check: Check) -> str:
-    """What training does with such records, in words."""
-    return "training stops there" if check.fate == STOPS else check.fate
 
 
 def _pictures(record: PreviewedRecord) -> Any:

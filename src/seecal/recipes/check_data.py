@@ -18,14 +18,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from ..data.sources.quarantine_file import QuarantineFile
+from ..data.sources.quarantine_file import CHECK, QuarantineFile
 from ..scoring.previewed import CUT, KINDS, STOPS, Bad, Check
 from ..verbosity import Progress
 from .recipe import Recipe, Source, Stage, arguments, read
 
 _CHUNK = 64  # rows that a process looks at at a time
 _AHEAD = 4  # chunks a process that are read before they are needed
-WHERE = "check"
 
 
 @dataclass
@@ -58,8 +57,7 @@ class DataCheck:
     def __str__(self) -> str:
         lines = [self.verdict()]
         for check in self.checks:
-            fate = "training stops there" if check.fate == STOPS else check.fate
-            lines += [f"  {check.count:,} × {check.text}: {fate}", f"      the first: {check.first}"]
+            lines += [f"  {check.count:,} × {check.text}: {check.consequence}", f"      the first: {check.first}"]
         if self.bad:
             lines.append(f"All of them: {self.file}. To train without them: --skip_records {self.file}")
         return "\n".join(lines)
@@ -147,27 +145,17 @@ def _look(part: _Part, model: str, rows: Sequence[Any]) -> list[tuple[int, Bad]]
     """(place among ``rows``, what is wrong) of those that are bad. Runs in any process."""
     key = repr(part)
     if key not in _PREVIEWERS:
-        _PREVIEWERS[key] = _previewer(part, model)
+        from ..verbosity import quiet
+        from .preview import previewer_of, settings_of
+
+        quiet()
+        _PREVIEWERS[key] = previewer_of(model, part.stage, settings_of(part.stage))
     found = []
     for place, row in enumerate(rows):
         _, bad = _PREVIEWERS[key].look(row, False)
         if bad is not None:
             found.append((place, bad))
     return found
-
-
-def _previewer(part: _Part, model: str) -> Any:
-    from ..models.loading import load_processor
-    from ..scoring.previewer import Previewer
-    from ..trainer.collators import vision_collator
-    from ..verbosity import quiet
-    from .preview import settings_of
-
-    quiet()
-    processor = load_processor(model)
-    if part.stage.chat_template is not None:
-        processor.chat_template = part.stage.chat_template
-    return Previewer(vision_collator(settings_of(part.stage), processor), part.stage.on_bad)
 
 
 def _looked(
@@ -236,15 +224,13 @@ class _State:
             raise ValueError(f"out={str(out)!r}: something else is there. Name another file")
         if state.progress.exists():
             told = json.loads(state.progress.read_text("utf8"))
-            if told["digest"] == state.digest and not told["complete"] and out.exists() == bool(told["size"]):
+            if told["digest"] == state.digest and not told["complete"] and _size(out) >= told["size"]:
                 for name in ("done", "looked_at", "bad", "size", "counts"):
                     setattr(state, name, told[name])
                 state.before = state.looked_at
-        if out.exists():
-            os.truncate(out, state.size)  # lines of a chunk that was not noted as done
-        elif state.size == 0:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.touch()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.touch()
+        os.truncate(out, state.size)  # lines of a chunk that was not noted as done
         return state
 
     def add(self, number: int, rows: Sequence[Any], found: Sequence[tuple[int, Bad]]) -> None:
@@ -255,7 +241,7 @@ class _State:
             count[0] += 1
             if bad.fate != CUT:
                 row = rows[place]
-                told = {"id": row.id, "reason": bad.reason, "where": WHERE, "source": row.path, "row": row.row}
+                told = {"id": row.id, "reason": bad.reason, "where": CHECK, "source": row.path, "row": row.row}
                 lines.append({**told, "kind": bad.kind})
         self.file.add(lines)
         self.bad += len(lines)
@@ -277,6 +263,10 @@ class _State:
         checks = [Check(kind, fate, count, first) for kind, fate, count, first in parted]
         checks.sort(key=lambda check: (order.index(check.kind), check.fate))
         return DataCheck(self.looked_at, self.bad, checks, self.file.path, self.before)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _digest(recipe: Recipe, sources: Sequence[Any]) -> str:

@@ -103,17 +103,11 @@ class _Looker:
 
     def __init__(self, recipe: Recipe, stage: Stage, settings: Any, progress: Progress) -> None:
         from ..data.sources.load import LocatedRecords
-        from ..models.loading import load_processor
-        from ..scoring.previewer import Previewer
-        from ..trainer.collators import vision_collator
 
         self._recipe, self._stage, self._settings, self._progress = recipe, stage, settings, progress
         # A wrong path should not take a processor's loading to show
         self._sources = [LocatedRecords(source.path, **source.options()) for source in stage.data]
-        processor = load_processor(recipe.model)
-        if stage.chat_template is not None:
-            processor.chat_template = stage.chat_template  # as the stage's training sets it
-        self._previewer = Previewer(vision_collator(settings, processor), stage.on_bad)
+        self._previewer = previewer_of(recipe.model, stage, settings)
         self._rows: list[Any] = []  # of the records that are shown
 
     def look(self, name: str, wanted: int, check: int) -> Previewed:
@@ -178,6 +172,23 @@ class _Looker:
         with explain_processor_mismatch(oddity), self._progress.task("measuring"):
             found.records = self._previewer.measure(model, self._rows, found.records, self._settings.cal_options())
         found.measured = True
+
+
+def previewer_of(model: str, stage: Stage, settings: Any) -> Any:
+    """The :class:`seecal.scoring.previewer.Previewer` that looks at records as the stage's training will see them.
+
+    Args:
+        model: whose processor makes the batches.
+        settings: the stage's CALConfig.
+    """
+    from ..models.loading import load_processor
+    from ..scoring.previewer import Previewer
+    from ..trainer.collators import vision_collator
+
+    processor = load_processor(model)
+    if stage.chat_template is not None:
+        processor.chat_template = stage.chat_template  # as the stage's training sets it
+    return Previewer(vision_collator(settings, processor), stage.on_bad)
 
 
 def in_turn(sources: Sequence[Iterator[Any]]) -> Iterator[Any]:

@@ -130,6 +130,11 @@ class Check:
         """What is wrong."""
         return KINDS[self.kind]
 
+    @property
+    def consequence(self) -> str:
+        """What training does with such records, in words."""
+        return "training stops there" if self.fate == STOPS else self.fate
+
 
 def checks_of(bad: Iterable[Bad]) -> list[Check]:
     """The records that are bad by kind and fate, in the order of :data:`KINDS`."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-import numpy
 import pyarrow
-import torch
 from datasets import Dataset
 
+from .random_numbers import same_random_numbers
 from .samples import is_indexed
 
 _MOST = 1000  # records that are looked at, evenly spread
@@ -119,23 +116,11 @@ def _sample(dataset: Any, index: int) -> Any:
     if isinstance(dataset, (list, tuple)):
         return _essence(dataset[index], False, made=False)
     try:
-        with _draws_kept():
+        with same_random_numbers():  # looking at data changes no training
             one, other = (_essence(dataset[index], False, made=True) for _ in range(2))
     except Exception:
         return "not to be read"  # what is wrong with it is told when it is met
     return one if one == other else "drawn anew"
-
-
-@contextlib.contextmanager
-def _draws_kept() -> Iterator[None]:
-    """What is drawn at random inside the block is drawn again after it: looking at data changes no training."""
-    of_python, of_numpy = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(of_python)
-            numpy.random.set_state(of_numpy)
 
 
 def _essence(value: Any, is_path: bool, made: bool) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ class QuarantineTrainer(ExactTrainer):
 
     args: CALConfig
     _said = 0
+    _counted: _Met | None = None
 
     @property
     def quarantine(self) -> QuarantineFile:
@@ -42,6 +43,12 @@ class QuarantineTrainer(ExactTrainer):
     @quarantine.setter
     def quarantine(self, file: QuarantineFile) -> None:
         self._quarantine = file
+
+    @property
+    def _met(self) -> _Met:
+        if self._counted is None:  # an evaluation before any training
+            self._counted = _Met(self.quarantine.stage)
+        return self._counted
 
     def _skips(self) -> bool:
         return self.args.on_bad == "skip" and not self._is_tokenised_up_front()
@@ -94,9 +101,10 @@ class QuarantineTrainer(ExactTrainer):
             }
             for note in notes
         ]
+        met = self._met
+        met.add(self.quarantine.follow())
         if not training:  # each evaluation meets them again
-            known = {entry["id"] for entry in self.quarantine.read() if entry["where"] == EVALUATION}
-            entries = [entry for entry in entries if entry["id"] not in known]
+            entries = [entry for entry in entries if entry["id"] not in met.evaluated]
         for entry in entries[: max(0, _SAID - self._said)]:
             place = "its row counts for nothing" if not training else f"{entry['replaced_by']} takes its place"
             logger.warning("put aside in step %d: %s %s", entry["step"], entry["reason"], place)
@@ -109,17 +117,49 @@ class QuarantineTrainer(ExactTrainer):
 
     def _stop_at_too_many(self) -> None:
         """Counted over all ranks, which write into one file, without asking them."""
-        met = [entry for entry in self.quarantine.read() if entry["where"] == TRAINING]
-        met = [entry for entry in met if entry["stage"] == self.quarantine.stage]
+        met = self._met
+        met.add(self.quarantine.follow())
         args, most = self.args, self.args.max_bad_records
         of_a_step = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
         seen = (self.state.global_step + 1) * of_a_step
         shared = most is not None and 0 < most < 1
-        bad = len(met) if shared else len({entry["id"] for entry in met})
-        some = [entry["reason"] for entry in met]
-        message = too_many(bad, seen, most, "met in training", self.quarantine.path, some)
+        bad = met.times if shared else len(met.ids)
+        message = too_many(bad, seen, most, "met in training", self.quarantine.path, met.some)
         if message is not None:
             raise ValueError(message)
+
+    def begin_quarantine(self) -> None:
+        """All ranks come here before the first step: what a run before this one met after the checkpoint is met again."""
+        if self.is_world_process_zero():
+            self.quarantine.begin(self.state.global_step)
+        self.accelerator.wait_for_everyone()
+        self.quarantine.rewind()
+        self._counted = _Met(self.quarantine.stage)
+
+
+class _Met:
+    """What the file says that this stage has met so far, on all ranks.
+
+    Attributes:
+        times: how often a record was put aside in training.
+        ids: of those records.
+        some: reasons, the first of them.
+        evaluated: ids of records put aside in evaluations.
+    """
+
+    def __init__(self, stage: int | None) -> None:
+        self._stage = stage
+        self.times, self.ids, self.some, self.evaluated = 0, set[Any](), list[str](), set[Any]()
+
+    def add(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        for entry in entries:
+            if entry["where"] == EVALUATION:
+                self.evaluated.add(entry["id"])
+            elif entry["where"] == TRAINING and entry["stage"] == self._stage:
+                self.times += 1
+                self.ids.add(entry["id"])
+                if len(self.some) < _SAID:
+                    self.some.append(entry["reason"])
 
 
 class QuarantineCallback(TrainerCallback):
@@ -129,6 +169,4 @@ class QuarantineCallback(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self._trainer.quarantine.begin(state.global_step)
-        self._trainer.accelerator.wait_for_everyone()
+        self._trainer.begin_quarantine()

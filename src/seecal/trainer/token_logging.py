@@ -9,13 +9,11 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
@@ -30,6 +28,7 @@ from ..core.outputs import VisualDelta
 from ..data.collators.checked import CheckedCollator
 from ..data.collators.conversation import record_name
 from ..data.collators.vision import VisionCollator
+from .random_numbers import same_random_numbers
 from .samples import is_indexed
 from .token_backends import BACKENDS, LoggedTokens, backends_of
 
@@ -116,7 +115,7 @@ def token_logger(trainer: Any) -> TokenLogger | None:
         )  # fmt: skip
     if not backends:
         return None
-    with same_random_numbers(trainer.model):
+    with same_random_numbers(_gpus(trainer.model)):
         return TokenLogger(trainer, fixed_record(trainer), backends, every)
 
 
@@ -206,7 +205,7 @@ def _shows_something(batch: Mapping[str, Any], image_ids: set[int]) -> bool:
 
 def measured(model: Any, batch: dict[str, Any], options: CALOptions) -> VisualDelta:
     """Δ of a batch in eval mode, on the host; every module's mode and all random numbers are as before afterwards."""
-    with same_random_numbers(model), _in_eval_mode(model):
+    with same_random_numbers(_gpus(model)), _in_eval_mode(model):
         delta = visual_delta(model, batch, contrast=options.contrast, options=options)
     fields = {field.name: getattr(delta, field.name) for field in dataclasses.fields(delta)}
     return dataclasses.replace(delta, **{name: value.cpu() for name, value in fields.items() if value is not None})
@@ -223,17 +222,8 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextlib.contextmanager
-def same_random_numbers(model: nn.Module) -> Iterator[None]:
-    """Random numbers after the block are those without it: of Python, numpy, and torch on the CPU and the model's GPUs."""
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=sorted(devices, key=str)):
-        try:
-            yield
-        finally:
-            random.setstate(of_python)
-            np.random.set_state(of_numpy)
+def _gpus(model: nn.Module) -> set[torch.device]:
+    return {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
 
 
 # ---- Its tokens ----

@@ -70,9 +70,8 @@ def keep_precision_of_adapters(model: Any) -> Iterator[None]:
     """What trains on a model in 4 bits stays in the precision that PEFT gave it, float32 for adapters.
 
     SFTTrainer makes it bfloat16 on a model that says it is in 4 bits. A projector that trains beside the adapters then no
-    longer takes the tower's float32, and updates at 2e-5 round to nothing.
-    So the model does not say so while SFTTrainer sets up;
-    a model given by its name from when that has loaded it.
+    longer takes the tower's float32, and updates at 2e-5 round to nothing. So the model does not say so while SFTTrainer
+    sets up; a model given by its name from when that has loaded it.
     """
     silent = []
 

@@ -15,6 +15,7 @@ from seecal.data.images import decode
 from seecal.data.images.decode import FORMATS, decode_image, open_image
 from seecal.data.paths import MAX_FILE_BYTES, RecordError, resolve_inside
 from seecal.data.sources.load import load_records
+from tests.support.processes import peak_memory
 from tests.support.sources import row
 
 LARGE = (9000, 9000)  # pixels; a few kilobytes as a file of one colour
@@ -115,19 +116,10 @@ def test_texts_and_profiles_that_unpack_to_a_gigabyte(chunk):
     packed = zlib.compress(b"\0" * (1 << 27), 9)
     head = {"zTXt": b"a\0\0", "iTXt": b"a\0\1\0\0\0", "iCCP": b"a\0\0"}[chunk]
     packed_file = png_with(chunk.encode(), head + packed)
-    before = peak(reset=True)
+    before = peak_memory(reset=True)
     with contextlib.suppress(ValueError):
         assert decode_image(packed_file, "r").size == (4, 4)
-    assert peak() - before < 64 << 20
-
-
-def peak(reset=False):
-    """Bytes that this process has had at most, if ``reset`` from now on; Linux."""
-    if reset:
-        with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
-            file.write("5")
-    with open("/proc/self/status", encoding="utf-8") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM"))
+    assert peak_memory() - before < 64 << 20
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])

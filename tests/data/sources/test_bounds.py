@@ -15,6 +15,7 @@ from PIL import Image
 from seecal import LoadReport, load_records
 from seecal.data.sources import bounds
 from seecal.data.sources.readers import READERS
+from tests.support.processes import peak_memory
 from tests.support.sources import png, row, turn
 
 SMALL = 1 << 16
@@ -63,18 +64,9 @@ def test_a_line_without_an_end_is_not_held(tmp_path, monkeypatch):
         file.truncate(1 << 28)  # zeros to the end; takes no room
         file.seek(0, io.SEEK_END)
         file.write(b"\n" + json.dumps(good(1)).encode())
-    before = peak(reset=True)
+    before = peak_memory(reset=True)
     assert [place for place, _ in rows_of(path)] == ["line 1", "line 2", "line 3"]
-    assert peak() - before < 1 << 26
-
-
-def peak(reset=False):
-    """Bytes that this process has had at most, if ``reset`` from now on; Linux."""
-    if reset:
-        with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
-            file.write("5")
-    with open("/proc/self/status", encoding="utf-8") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM"))
+    assert peak_memory() - before < 1 << 26
 
 
 @pytest.mark.parametrize("entry", [json.dumps(LONG), "[" + "[]," * 3000 + "1]", '"' + "x" * (1 << 18), "[" * (1 << 18)])
@@ -91,10 +83,10 @@ def test_what_follows_a_list_is_not_held(tmp_path):
     path.write_text(json.dumps([good(0)]))
     with path.open("ab") as file:
         file.write(b" " * (1 << 27) + b"x")
-    before = peak(reset=True)
+    before = peak_memory(reset=True)
     with pytest.raises(ValueError, match="something follows the list"):
         load_records(path)
-    assert peak() - before < 1 << 26
+    assert peak_memory() - before < 1 << 26
 
 
 def test_large_records_in_bounds_are_read_as_before(tmp_path):
@@ -218,10 +210,10 @@ def test_sparse_files(tmp_path):
     path = tar_of(tmp_path / "a.tar", *GOOD)
     path.write_bytes(sparse("a.png", 4 << 30) + path.read_bytes())
     report = LoadReport()
-    before = peak(reset=True)
+    before = peak_memory(reset=True)
     assert load_records(path, on_bad="skip", report=report)["id"] == ["z"]
     assert "its file .png is too large" in report.reasons[0][1]
-    assert peak() - before < 1 << 27
+    assert peak_memory() - before < 1 << 27
 
 
 @pytest.mark.parametrize(
@@ -273,10 +265,10 @@ def test_values_that_a_dictionary_repeats(tmp_path):
     metadata = pyarrow.parquet.read_metadata(path)
     assert metadata.row_group(0).column(0).dictionary_page_offset is not None
     assert bounds.rows_at_once(path, metadata) == 15
-    before = peak(reset=True)
+    before = peak_memory(reset=True)
     found = next(iter(READERS[".parquet"](path)))
     assert found[0] == "row 0"
-    assert peak() - before < 2 << 30
+    assert peak_memory() - before < 2 << 30
 
 
 def test_a_value_out_of_bounds_is_one_bad_record(tmp_path, small):

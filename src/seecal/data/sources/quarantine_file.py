@@ -18,7 +18,7 @@ from typing import Any
 
 NAME = "quarantine.jsonl"
 _FIELDS = ("id", "reason", "where", "step", "epoch", "rank", "stage", "source", "row", "replaced_by")
-LOADING, TRAINING, EVALUATION = "loading", "training", "evaluation"
+LOADING, TRAINING, EVALUATION, CHECK = "loading", "training", "evaluation", "check"
 # A share says nothing of fewer records
 FEWEST = 100
 
@@ -29,12 +29,19 @@ def read_quarantine(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line that is none of these.
     """
-    path = Path(path)
+    return _entries(Path(path), 0)[0]
+
+
+def _entries(path: Path, begin: int) -> tuple[list[dict[str, Any]], int]:
+    """(the lines from byte ``begin`` on, where the last whole one ends)."""
     if not path.exists():
-        return []
-    text = path.read_text("utf8", errors="replace")
+        return [], 0
+    with path.open("rb") as file:
+        file.seek(begin)
+        content = file.read()
+    whole = content[: content.rfind(b"\n") + 1]
     found = []
-    for number, line in enumerate(text.split("\n")[:-1], 1):
+    for number, line in enumerate(whole.decode("utf8", "replace").split("\n")[:-1], 1):
         try:
             entry = json.loads(line)
         except ValueError:
@@ -42,7 +49,7 @@ def read_quarantine(path: str | Path) -> list[dict[str, Any]]:
         if not isinstance(entry, dict) or "id" not in entry or "reason" not in entry:
             raise ValueError(f"{path}: line {number} is no record of a quarantine: {line[:60]!r}. Remove that line.")
         found.append(dict.fromkeys(_FIELDS) | entry)
-    return found
+    return found, begin + len(whole)
 
 
 class QuarantineFile:
@@ -55,6 +62,7 @@ class QuarantineFile:
 
     def __init__(self, path: str | Path, stage: int | None = None) -> None:
         self.path, self.stage = Path(path), stage
+        self._followed = 0  # bytes
 
     def add(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Append lines, each whole whatever other ranks do."""
@@ -72,6 +80,15 @@ class QuarantineFile:
 
     def read(self) -> list[dict[str, Any]]:
         return read_quarantine(self.path)
+
+    def follow(self) -> list[dict[str, Any]]:
+        """The lines that any process has added since this was asked last."""
+        found, self._followed = _entries(self.path, self._followed)
+        return found
+
+    def rewind(self) -> None:
+        """Follow from the first line again."""
+        self._followed = 0
 
     def begin(self, step: int) -> None:
         """Forget what this stage met after ``step``: it is going to meet it again."""
