@@ -15,7 +15,7 @@ from ..verbosity import written_out
 
 # Orange against purple: told apart with every common colour blindness (ColorBrewer's PuOr)
 _AGAINST, _FOR = "230,97,1", "94,60,153"
-_STRONGEST = 5.0  # |Δ| in logits from which the colour is full: the paper's β
+STRONGEST = 5.0  # |Δ| in logits from which the colour is full: the paper's β
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def coloured(tokens: Iterable[ColouredToken]) -> str:
 
 def legend() -> str:
     """What the colours mean, as HTML."""
-    scale = [(-_STRONGEST, f"Δ ≤ -{_STRONGEST:g}: the image speaks against it"), (0.0, "0")]
-    scale += [(_STRONGEST, f"Δ ≥ {_STRONGEST:g}: the image speaks for it")]
+    scale = [(-STRONGEST, f"Δ ≤ -{STRONGEST:g}: the image speaks against it"), (0.0, "0")]
+    scale += [(STRONGEST, f"Δ ≥ {STRONGEST:g}: the image speaks for it")]
     return "<small>" + " ".join(_span(ColouredToken(text, delta, True)) for delta, text in scale) + "</small>"
 
 
@@ -46,7 +46,7 @@ def markdown_table(tokens: Iterable[ColouredToken]) -> str:
     logit, five at most."""
     rows = ["| token | Δ | |", "| --- | ---: | --- |"]
     for token in tokens:
-        size = 0 if math.isnan(token.delta) else round(min(abs(token.delta), _STRONGEST))
+        size = 0 if math.isnan(token.delta) else round(min(abs(token.delta), STRONGEST))
         squares = ("🟪" if token.delta > 0 else "🟧") * size
         seen = (f"{token.delta:+.2f}", squares) if token.has_contrast else ("–", "no image before it")
         rows.append(f"| {in_markdown(token.text)} | {seen[0]} | {seen[1]} |")
@@ -70,7 +70,7 @@ def _span(token: ColouredToken) -> str:
     words = visible(token.text).replace("\n", "↵<br>")
     if not token.has_contrast:
         return f'<bdi title="no image before it" style="white-space:pre-wrap">{words}</bdi>'
-    strength = min(abs(token.delta) / _STRONGEST, 1.0)
+    strength = min(abs(token.delta) / STRONGEST, 1.0)
     style = f"white-space:pre-wrap;background:rgba({_FOR if token.delta > 0 else _AGAINST},{0.45 * strength:.2f})"
     if token.delta < -1:
         style += f";text-decoration:underline rgb({_AGAINST})"

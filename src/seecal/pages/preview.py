@@ -8,13 +8,12 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from ..core.coloured import written_out
+from ..core.coloured import STRONGEST
 from ..scoring.previewed import Piece, Preview, PreviewedRecord
+from ..verbosity import written_out
 from .preview_text import LATER
 from .templates import templates
 from .thumbnails import thumbnail
-
-_STRONGEST = 5.0  # |Δ| in logits from which the colour is full: the paper's β
 
 
 def page_of(preview: Preview) -> str:
@@ -71,7 +70,7 @@ def _parts(pieces: list[Piece]) -> list[dict[str, Any]]:
 
 
 def _token(piece: Piece) -> dict[str, Any]:
-    strength = 0.0 if piece.delta is None else min(abs(piece.delta) / _STRONGEST, 1.0)
+    strength = 0.0 if piece.delta is None else min(abs(piece.delta) / STRONGEST, 1.0)
     return {
         "kind": "special" if piece.special else "token",
         "text": _words(piece),

@@ -16,13 +16,13 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from ..core.coloured import written_out
+from ..core.coloured import STRONGEST
 from ..scoring.previewed import Piece, Preview, PreviewedRecord
+from ..verbosity import written_out
 
 _WIDE, _HIGH = 28, 24  # half blocks of a picture: a row of characters is two of them high
 LATER = "·"  # in lists, for a token that is a later byte of a character
 _PICTURES = 4  # of a record that are drawn
-_STRONGEST = 5.0  # |Δ| in logits from which the colour is full, as on the pages
 _GREY, _FOR, _AGAINST = (52, 52, 58), (117, 70, 200), (205, 84, 0)
 _LABEL, _SPECIAL, _MASKED, _IMAGE, _CUT = "bold white on rgb(0,88,110)", "magenta", "dim", "black on cyan", "dim strike"
 # Around labels where there are no colours; in a text of the data they are written out
@@ -104,7 +104,7 @@ def _style(piece: Piece) -> str:
         return _SPECIAL if piece.special else _MASKED
     if piece.delta is None:
         return _LABEL
-    strength = min(abs(piece.delta) / _STRONGEST, 1.0)
+    strength = min(abs(piece.delta) / STRONGEST, 1.0)
     towards = _FOR if piece.delta > 0 else _AGAINST
     red, green, blue = (round(grey + (full - grey) * strength) for grey, full in zip(_GREY, towards, strict=True))
     return f"bold white on rgb({red},{green},{blue})" + (" underline" if piece.delta < -1 else "")
@@ -117,7 +117,7 @@ def _legend(measured: bool, colours: bool) -> Text:
     text = Text().append(" label ", style=_LABEL)
     text.append(" masked ", style=_MASKED).append(" special token ", style=_SPECIAL).append(" image ", style=_IMAGE)
     if measured:
-        for delta, words in ((_STRONGEST, " Δ ≥ 5, for "), (0.0, " 0 "), (-_STRONGEST, " Δ ≤ -5, against ")):
+        for delta, words in ((STRONGEST, " Δ ≥ 5, for "), (0.0, " 0 "), (-STRONGEST, " Δ ≤ -5, against ")):
             text.append(words, style=_style(Piece("", label=True, delta=delta)))
     return text
 
