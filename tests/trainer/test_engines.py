@@ -27,7 +27,9 @@ def alone(tmp_path_factory):
     return folder, found
 
 
-@pytest.mark.parametrize("engine", [one if "zero" not in one else pytest.param(one, marks=needs_deepspeed) for one in ENGINES])
+@pytest.mark.parametrize(
+    "engine", [one if "zero" not in one else pytest.param(one, marks=needs_deepspeed) for one in ENGINES]
+)
 def test_two_ranks_are_one(tmp_path, alone, engine):
     folder, found = alone
     (tmp_path / "model").symlink_to(folder / "model")
