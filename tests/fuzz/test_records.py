@@ -2,7 +2,7 @@
 
 Nothing else may come out: no other error, no line break in a reason, no record lost, no loss that is no number. Every file
 becomes a step of a model with CAL; all of one kind in one file become an epoch of CALTrainer. ``pytest -m slow tests/fuzz``
-tries ten thousand records; longer: ``SEECAL_FUZZ_MINUTES=10 pytest -m slow tests/fuzz`` (its figures are in docs/reliability.md).
+tries ten thousand records; for longer: ``SEECAL_FUZZ_MINUTES=10 pytest -m slow tests/fuzz`` (figures: docs/reliability.md).
 """
 
 import json
