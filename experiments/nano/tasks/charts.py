@@ -109,7 +109,7 @@ def _series(tables: Sequence[tuple[str, tuple[str, ...]]], split: str) -> list[t
     for name, columns in tables:
         kept = []
         for column in columns:
-            values = [float(row[column]) for row in _table(name) if row[column] not in ("", None)]
+            values = [float(row[column]) for row in _table(name) if row.get(column) not in ("", None)]
             kept.append(values[round(low * len(values)) : round(high * len(values))])
         found.append((name, [values for values in kept if len(values) >= _POINTS]))
     return found
