@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
+from datasets import Dataset, Features, Image, Value
 from torch.nn import functional
 
 import seecal
 from seecal.constants import IGNORE_INDEX
 
-from .records import Record
+from .records import Record, plain
 
 _BATCH = 64
 
@@ -108,12 +110,9 @@ def calibrated(aligned: Any, *, records: int = 256, at_alpha: float = 0.5, at_be
 
 
 def _data_set(records: Sequence[Record]) -> Any:
-    from datasets import Dataset, Features, Image, Sequence, Value
-
     message = {"role": Value("string"), "content": Value("string")}
-    features = Features({"id": Value("string"), "messages": [message], "images": Sequence(Image())})
-    kept = [{name: one[name] for name in features} for one in records]
-    return Dataset.from_list(kept, features=features)
+    features = Features({"id": Value("string"), "messages": [message], "images": datasets.Sequence(Image())})
+    return Dataset.from_list(plain(records), features=features)
 
 
 class _evaluating:
@@ -139,7 +138,7 @@ def _batches(model: Any, processor: Any, records: Sequence[Record]) -> Iterator[
     collator = seecal.VisionCollator(processor)
     for start in range(0, len(records), _BATCH):
         some = records[start : start + _BATCH]
-        batch = {name: value.to(model.device) for name, value in collator(list(some)).items()}
+        batch = {name: value.to(model.device) for name, value in collator(plain(some)).items()}
         yield some, batch
 
 

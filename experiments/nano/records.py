@@ -71,6 +71,11 @@ def without_image(one: Record) -> Record:
     return {**one, "id": f"{one['id']}-text", "images": []}
 
 
+def plain(records: Sequence[Record]) -> list[Record]:
+    """What a collator reads of the records."""
+    return [{name: one[name] for name in ("id", "messages", "images")} for one in records]
+
+
 def swapped(records: Sequence[Record], share: float, seed: int) -> list[Record]:
     """The records, of which exactly ``round(share · n)`` have the answer of another one.
 

@@ -10,7 +10,7 @@ import torch
 
 from seecal import CALConfig, CALTrainer
 
-from .records import Record
+from .records import Record, plain
 
 
 def trained(
@@ -59,7 +59,7 @@ def trained(
     }
     args = CALConfig(str(folder), **{**shared, **settings})
     trainer = CALTrainer(
-        model, args, train_dataset=list(records), processing_class=processor, callbacks=list(callbacks)
+        model, args, train_dataset=plain(records), processing_class=processor, callbacks=list(callbacks)
     )
     trainer.train()
     return trainer
