@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from .cell import Cell
-from .measure import mean_deltas, measure
+from .measuring import mean_deltas, measure
 from .models import built, parts
 from .plan import Plan, plan_of
 from .records import Record, told, without_image

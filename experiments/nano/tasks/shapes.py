@@ -89,9 +89,13 @@ def _known(which: str) -> dict[int, dict[str, str]]:
     return known
 
 
+@functools.cache
+def _paths(which: str) -> dict[int, str]:
+    return getattr(_package(), f"get_{which}_image_paths")()
+
+
 @functools.lru_cache(maxsize=8000)
 def _picture(which: str, image: int, side: int) -> Image.Image:
-    path = getattr(_package(), f"get_{which}_image_paths")()[image]
-    with Image.open(path) as file:
+    with Image.open(_paths(which)[image]) as file:
         shown = file.convert("RGB")
     return shown if shown.size == (side, side) else shown.resize((side, side), Image.Resampling.BICUBIC)
