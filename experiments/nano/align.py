@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -87,9 +88,7 @@ def aligned(
     """
     plan = plan.capped(steps) if plan is not None else plan_of(scale, steps)
     task = task_of(cell.task)
-    splits = {
-        name: task.records(name, getattr(plan, name), seed, cell.side, cell.answers) for name in SPLITS
-    }  # fmt: skip
+    splits = {name: task.records(name, getattr(plan, name), seed, cell.side, cell.answers) for name in SPLITS}
     place = Path(folder) / f"{cell}-seed{seed}{'-cold' if cold else ''}-{_plan_name(plan)}"
     place.mkdir(parents=True, exist_ok=True)
     model, processor = built(cell, task.texts(), seed)
@@ -207,8 +206,6 @@ def _trainable(model: Any, *names: str, frozen: bool) -> None:
 
 def _plan_name(plan: Plan) -> str:
     """Short, and another one for each plan."""
-    import hashlib
-
     return hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -2,20 +2,22 @@
 
 import collections
 import dataclasses
+import importlib
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-import seecal
-from experiments import nano
 from experiments.nano import align, measuring, models
 from experiments.nano.plan import Plan
 from experiments.nano.records import plain, record, told, without_image
 from experiments.nano.tasks import SPLITS, digest, leaks, task_of
 from experiments.nano.words import UNKNOWN
+from PIL import Image
+
+import seecal
+from experiments import nano
 
 pytest.importorskip("easy_vqa", reason="pip install 'seecal[experiments]'")
 pytest.importorskip("vega_datasets", reason="pip install 'seecal[experiments]'")
@@ -47,7 +49,7 @@ def model_of(cell):
 
 
 def test_the_words_of_the_image_are_where_the_spans_say():
-    rng = __import__("random").Random(0)
+    rng = random.Random(0)
     made = record("a", "k", "q ?", "there is a {red} {cross} here", None, "sentence", rng)
     text = made["messages"][1]["content"]
     assert [text[slice(*span)] for span in made["visual"]] == ["red", "cross"]
@@ -70,12 +72,9 @@ def test_each_answer_fits_the_vocabulary_and_what_the_picture_was_drawn_of(task,
         assert one["images"][0].size == (64, 64)
         if told(one) not in ("yes", "no"):
             assert set(told(one).split()) <= values
-        known = {
-            name: task_of(task).ATTRIBUTES[name] for name, value in one["attributes"].items() if value >= 0
-        }  # fmt: skip
-        shown = {tuple(known[name])[one["attributes"][name]] for name in known}
         if task != "shapes":
-            assert set(told(one).split()) <= shown
+            known = one["attributes"].items()
+            assert set(told(one).split()) <= {tuple(task_of(task).ATTRIBUTES[name])[value] for name, value in known}
 
 
 @pytest.mark.parametrize("task", nano.TASKS)
@@ -98,7 +97,7 @@ def test_nothing_of_the_test_set_is_in_the_training(task):
 
 
 def test_no_picture_of_the_published_test_set_is_one_of_its_training():
-    package = __import__("easy_vqa")
+    package = importlib.import_module("easy_vqa")
 
     def contents(paths):
         found = set()
@@ -183,7 +182,7 @@ def test_measure_against_a_record_at_a_time(model, shapes):
     with torch.no_grad():
         built.get_output_embeddings().weight.mul_(20)
     found = nano.measure(built, processor, records)
-    item = 0
+    assert found["item"].tolist() == list(range(6))
     for place, one in enumerate(records):
         batch = seecal.VisionCollator(processor)(plain([one]))
         with torch.no_grad():
@@ -198,9 +197,7 @@ def test_measure_against_a_record_at_a_time(model, shapes):
         assert found["nll_visual"][place] == pytest.approx(nll[word].item(), abs=1e-4)
         assert found["nll_filler"][place] == pytest.approx(nll[rest].mean().item(), abs=1e-4)
         assert found["exact"][place] == int(logits[at - 1].argmax(-1)[word] == labels[word])
-        assert found["item"][item] == place
-        assert found["labels"][item] == labels[word]
-        item += 1
+        assert found["labels"][place] == labels[word]
 
 
 def test_measure_leaves_a_training_model_as_it_was(shapes):
@@ -221,7 +218,9 @@ def test_the_temperature_is_the_one_that_makes_logits_true():
     told_of = {"logits": (true * 3).astype(np.float32), "labels": labels, "item": np.arange(4000), "exact": labels}
     found = nano.fitted(told_of, told_of)
     assert found["temperature"] == pytest.approx(3, rel=0.08)
-    by_hand = -np.log(np.exp(true * 3 / found["temperature"]) / np.exp(true * 3 / found["temperature"]).sum(1, keepdims=True))
+    by_hand = -np.log(
+        np.exp(true * 3 / found["temperature"]) / np.exp(true * 3 / found["temperature"]).sum(1, keepdims=True)
+    )
     assert found["nll_visual"] == pytest.approx(by_hand[np.arange(4000), labels], abs=1e-4)
 
 

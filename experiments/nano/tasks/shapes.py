@@ -49,14 +49,13 @@ def records(split: str, count: int, seed: int, side: int, answers: str) -> list[
     return [_record(which, number, one, side, answers, rng) for number, one in enumerate(mixed)]
 
 
-def _record(which: str, number: int, asked: tuple[str, str, int], side: int, answers: str, rng: random.Random) -> Record:
+def _record(
+    which: str, number: int, asked: tuple[str, str, int], side: int, answers: str, rng: random.Random
+) -> Record:
     question, answer, image = asked
     kind = "colour" if answer in COLOURS else "shape" if answer in SHAPES else "yes or no"
     known = _known(which).get(image, {})
-    attributes = {
-        name: values.index(known[name]) if name in known else -100
-        for name, values in ATTRIBUTES.items()
-    }  # fmt: skip
+    attributes = {name: values.index(known[name]) if name in known else -100 for name, values in ATTRIBUTES.items()}
     shown = _picture(which, image, side)
     name = f"{which}-{image}-{number}"
     return record(name, kind, question, _CORES[kind] % answer, shown, answers, rng, attributes=attributes)
