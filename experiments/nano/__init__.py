@@ -6,7 +6,7 @@ One training takes minutes of one core. What every arm of an experiment shares, 
 
 from .align import Aligned, aligned, counts
 from .cell import ANSWERS, MODELS, SIDES, SIZES, TASKS, Cell
-from .measuring import calibrated, fitted, measure
+from .measure import calibrated, fitted, measure
 from .plan import PLANS, Plan
 from .records import Record, swapped
 from .training import trained

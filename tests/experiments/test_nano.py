@@ -9,7 +9,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from experiments.nano import align, measuring, models
+from experiments.nano import align, models
+from experiments.nano.measure import mean_deltas
 from experiments.nano.plan import Plan
 from experiments.nano.records import plain, record, told, without_image
 from experiments.nano.tasks import SPLITS, digest, leaks, task_of
@@ -230,7 +231,7 @@ def test_delta_by_class_against_visual_delta(shapes):
     delta = seecal.visual_delta(built.eval(), dict(seecal.VisionCollator(processor)(plain(records)))).delta
     words = [word for one in records for word in [*one["messages"][1]["content"].split(), "<eos>"]]
     seen = torch.tensor([word in {told(one) for one in records} for word in words])
-    found = measuring.mean_deltas(built, processor, records)
+    found = mean_deltas(built, processor, records)
     assert found["visual"] == pytest.approx(delta[seen].mean().item(), abs=1e-4)
     assert found["filler"] == pytest.approx(delta[~seen].mean().item(), abs=1e-4)
 
@@ -341,6 +342,24 @@ def test_calibrated(tmp_path):
     delta = seecal.visual_delta(made.model.eval(), batch).delta
     assert alpha == pytest.approx(max(0, delta.quantile(0.5).item()), abs=0.02)
     assert beta == pytest.approx(max(0, delta.quantile(0.9).item()), abs=0.02)
+
+
+def test_stored_weights_reach_the_training(tmp_path):
+    """Weights of 0 leave nothing to learn: no weight of the model moves."""
+    cell = nano.Cell(task="scenes")
+    built, processor = model_of(cell)
+    records = task_of("scenes").records("train", 4, 0, 64, "short")
+    ids = [
+        processor.tokenizer(f"{one['messages'][1]['content']}", add_special_tokens=False).input_ids for one in records
+    ]
+    zero = [
+        {**one, "weights": [0.0] * (len(said) + 1), "weight_ids": [*said, processor.tokenizer.eos_token_id]}
+        for one, said in zip(records, ids, strict=True)
+    ]
+    before = [value.clone() for value in built.parameters()]
+    settings = {"steps": 1, "rate": 1e-2, "batch": 4, "seed": 0, "weight_decay": 0.0}
+    nano.trained(built, processor, zero, tmp_path, **settings)
+    assert all(torch.equal(*pair) for pair in zip(before, built.parameters(), strict=True))
 
 
 def test_a_row_without_its_image(shapes):

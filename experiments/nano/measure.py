@@ -104,7 +104,7 @@ def calibrated(aligned: Any, *, records: int = 256, at_alpha: float = 0.5, at_be
         aligned: of :func:`aligned`.
         records: of the validation set, which no training sees.
     """
-    data = _data_set(aligned.validation[:records])
+    data = data_set(aligned.validation[:records])
     found = seecal.calibrate(
         aligned.model,
         data,
@@ -117,10 +117,11 @@ def calibrated(aligned: Any, *, records: int = 256, at_alpha: float = 0.5, at_be
     return found.alpha, found.beta
 
 
-def _data_set(records: Sequence[Record]) -> Any:
+def data_set(records: Sequence[Record]) -> Any:
+    """Records as what :func:`seecal.score` reads."""
     message = {"role": Value("string"), "content": Value("string")}
     features = Features({"id": Value("string"), "messages": [message], "images": datasets.Sequence(Image())})
-    return Dataset.from_list(plain(records), features=features)
+    return Dataset.from_list([{name: one[name] for name in features} for one in records], features=features)
 
 
 class _evaluating:
