@@ -54,6 +54,7 @@ class CALConfig(SFTConfig):
     padding_free: str = _same(CALOptions, "padding_free", nargs="?", const="true")  # type: ignore[assignment]
     chunk_size: int | None = _same(CALOptions, "chunk_size")
     threshold: float = _same(CALOptions, "threshold")
+    prior_exponent: float = _same(CALOptions, "prior_exponent")
     contrast_every: int = _same(CALOptions, "contrast_every")
     fp8_contrast: bool = _same(CALOptions, "fp8_contrast")
     on_long: str = _same(DataOptions, "on_long")
@@ -116,6 +117,8 @@ class CALConfig(SFTConfig):
             )
         if self.gradient_accumulation_steps > 1 and self.normalize == "global":
             _refuse_early_updates(self)
+        if self.gradient_accumulation_steps > 1 and self.normalize in ("global", "tokens"):
+            _refuse_counts_of_one_rank(self)
 
 
 def _refuse_early_updates(config: CALConfig) -> None:
@@ -133,8 +136,12 @@ def _refuse_early_updates(config: CALConfig) -> None:
             f"optim={optimizer!r} with {where}: this optimizer updates the weights inside backward, before the sum of "
             f"weights over the micro-batches is known. {remedy}"
         )
+
+
+def _refuse_counts_of_one_rank(config: CALConfig) -> None:
     if config.world_size > 1 and not config.average_tokens_across_devices:
         raise ValueError(
-            f"average_tokens_across_devices=False with {where}: 'global' counts tokens over all ranks. Leave it True, or "
-            "set normalize='micro_batch'."
+            f"average_tokens_across_devices=False with gradient_accumulation_steps={config.gradient_accumulation_steps} and "
+            f"normalize={config.normalize!r}, which counts tokens over all ranks. Leave it True, or set "
+            "normalize='micro_batch'."
         )

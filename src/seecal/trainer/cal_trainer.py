@@ -170,6 +170,7 @@ class CALTrainer(DataTrainer):
         # Have Trainer count each step's labels whatever the model's signature, and leave accumulation to compute_loss.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
+        self._loss_shifts_labels = True  # a label in the first column is predicted by nothing, and not counted
         self._start_counting()
         if (tokens := token_logger(self)) is not None:
             self.add_callback(tokens)
@@ -178,7 +179,8 @@ class CALTrainer(DataTrainer):
         self._window = RunningSums(self.args.device)  # since the last log
         self._step = RunningSums(self.args.device)  # since the last optimizer step
         self._eval = RunningSums(self.args.device)
-        self._global_step = GlobalStep(self.accelerator, self._step, self.args.device)
+        by_tokens = self.cal_options.normalize == "tokens"
+        self._global_step = GlobalStep(self.accelerator, self._step, self.args.device, by_tokens)
         self._is_our_loss = False  # whether compute_loss was asked for the loss of the current micro-batch
         self._window_start: float | None = None
         self._watch = StepWatch(self.args.device)  # what this step is made of on this rank
@@ -215,7 +217,7 @@ class CALTrainer(DataTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not self._is_our_loss:
             raise other_loss(self, "compute_loss")
-        if self.cal_options.normalize != "global":
+        if self.cal_options.normalize not in ("global", "tokens"):
             return loss
         if not self.accelerator.sync_gradients:
             return torch.zeros_like(loss)  # the step's loss is known, and logged, with its last micro-batch
@@ -246,7 +248,7 @@ class CALTrainer(DataTrainer):
             self._window.add(dropped=long[0], truncated=long[1])
         if self.aux_loss_enabled:
             self._window.add(aux_loss=outputs.aux_loss, forwards=1)
-        if self.cal_options.normalize == "global":
+        if self.cal_options.normalize in ("global", "tokens"):
             loss = self._global_step.share(outputs.cal, num_items_in_batch)
         else:
             loss = outputs.loss / getattr(self, "current_gradient_accumulation_steps", 1)
