@@ -134,9 +134,7 @@ def _difference(kind: str, logits: tuple[Tensor, Tensor], logprobs: tuple[Tensor
     return with_image - without if kind == "logprob" else with_image.exp() - without.exp()
 
 
-def delta_grid(
-    main: MainPass, labels_BL: Tensor, contrast: ContrastOutput, head: Head, options: CALOptions
-) -> Tensor:
+def delta_grid(main: MainPass, labels_BL: Tensor, contrast: ContrastOutput, head: Head, options: CALOptions) -> Tensor:
     """[B, L-1] Δ as the released codes take it: every position, vocabulary id 0 where there is no label."""
     targets = labels_BL[:, 1:].clamp(min=0)
     if contrast.grid is None:

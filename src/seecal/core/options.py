@@ -71,7 +71,9 @@ class CALOptions:
         "Lower bound for Δ, in its unit (logits): the weight of tokens that the image does not help. weighting='dpa' reads "
         "the default as its own 0.05.",
     )
-    beta: float = option(5.0, "Upper bound for Δ, in its unit (logits). weighting='dpa' reads the default as its own 0.5.")
+    beta: float = option(
+        5.0, "Upper bound for Δ, in its unit (logits). weighting='dpa' reads the default as its own 0.5."
+    )
     window: int = option(3, "Label tokens in the mean over neighbouring weights, odd. 1 switches pooling off.")
     pool_scope: str = option(
         "answer",

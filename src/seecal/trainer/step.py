@@ -28,9 +28,7 @@ class GlobalStep:
         by_tokens: normalize="tokens".
     """
 
-    def __init__(
-        self, accelerator: Any, sums: RunningSums, device: torch.device, by_tokens: bool = False
-    ) -> None:
+    def __init__(self, accelerator: Any, sums: RunningSums, device: torch.device, by_tokens: bool = False) -> None:
         self._accelerator, self._sums, self._device, self._by_tokens = accelerator, sums, device, by_tokens
         self.forget()
 
