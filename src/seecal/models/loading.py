@@ -30,11 +30,11 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
     """
     folder = Path(model)
     if not folder.is_dir():
-        _refuse_missing(model, folder)
+        refuse_missing(model, folder)
     elif _is_adapter(folder):
         return _with_adapter(folder, processor, {"dtype": dtype, **options})
     else:
-        _refuse_other_folders(folder)
+        refuse_other_folders(folder)
         check_weights(folder, options)
 
     from safetensors import SafetensorError
@@ -52,14 +52,14 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
             model, dtype=dtype, output_loading_info=True, **local, **{"use_safetensors": True, **options}
         )
     except OSError as error:
-        raise ValueError(f"{model}: cannot be loaded: {_first_line(error)}") from None
+        raise ValueError(f"{model}: cannot be loaded: {first_line(error)}") from None
     except SafetensorError as error:
         raise ValueError(
-            f"{model}: its weights are cut off or damaged ({_first_line(error)}). Copy it again."
+            f"{model}: its weights are cut off or damaged ({first_line(error)}). Copy it again."
         ) from None
     except ImportError as error:  # a quantised model's library
         wanted = " Run pip install 'seecal[qlora]'." if "bitsandbytes" in str(error) else ""
-        raise ValueError(f"{model}: cannot be loaded: {_first_line(error)}{wanted}") from None
+        raise ValueError(f"{model}: cannot be loaded: {first_line(error)}{wanted}") from None
     except (
         RuntimeError,
         KeyError,
@@ -67,7 +67,7 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
         AttributeError,
     ) as error:  # wrong shapes, half a tokenizer, odd arguments
         raise ValueError(
-            f"{model}: cannot be loaded ({type(error).__name__}: {_first_line(error)}). Look at its files, and at "
+            f"{model}: cannot be loaded ({type(error).__name__}: {first_line(error)}). Look at its files, and at "
             "model_init_kwargs if there are any."
         ) from error
     network, report = loaded
@@ -89,15 +89,15 @@ def load_processor(model: str) -> Any:
 
     folder = Path(model)
     if not folder.is_dir():
-        _refuse_missing(model, folder)
+        refuse_missing(model, folder)
     elif _is_adapter(folder):
         return _processor_beside(folder, _source_of(folder))
     else:
-        _refuse_other_folders(folder)
+        refuse_other_folders(folder)
     try:
         processor = AutoProcessor.from_pretrained(model, local_files_only=folder.is_dir(), trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{model}: its processor cannot be loaded: {_first_line(error)}") from None
+        raise ValueError(f"{model}: its processor cannot be loaded: {first_line(error)}") from None
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(
             f"{model}: no processor for images here, only a {type(processor).__name__}: give a vision-language model's "
@@ -106,7 +106,7 @@ def load_processor(model: str) -> Any:
     return processor
 
 
-def _refuse_missing(model: str, folder: Path) -> None:
+def refuse_missing(model: str, folder: Path) -> None:
     """A path that is not there, told from a hub id such as llava-hf/llava-1.5-7b-hf."""
     if folder.exists():
         raise ValueError(f"{model}: this is a file. Give the folder that holds config.json.")
@@ -115,7 +115,7 @@ def _refuse_missing(model: str, folder: Path) -> None:
         raise ValueError(f"{model}: no such folder. Give a model's folder, or a hub id (owner/name).")
 
 
-def _refuse_other_folders(folder: Path) -> None:
+def refuse_other_folders(folder: Path) -> None:
     config = folder / "config.json"
     if not config.exists():
         if inside := _model_inside(folder):
@@ -208,10 +208,10 @@ def _read(kind: Any, model: str, local: dict[str, Any]) -> Any:
                 f"{model}: it works only with custom code from its author, which seecal does not run. Give a model of "
                 "one of transformers' own families."
             ) from None
-        raise ValueError(f"{model}: cannot be loaded: {_first_line(error)}") from None
+        raise ValueError(f"{model}: cannot be loaded: {first_line(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -232,5 +232,5 @@ def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
         except (UserWarning, KeyError) as error:
             raise ValueError(f"{adapter} does not hold all that was trained: {error}") from None
         except (RuntimeError, ValueError) as error:  # other shapes, other modules
-            raise ValueError(f"{adapter} was not trained on {source}: {_first_line(error)}") from None
+            raise ValueError(f"{adapter} was not trained on {source}: {first_line(error)}") from None
     return adapted.merge_and_unload()
