@@ -54,9 +54,7 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
     except OSError as error:
         raise ValueError(f"{model}: cannot be loaded: {first_line(error)}") from None
     except SafetensorError as error:
-        raise ValueError(
-            f"{model}: its weights are cut off or damaged ({first_line(error)}). Copy it again."
-        ) from None
+        raise ValueError(f"{model}: its weights are cut off or damaged ({first_line(error)}). Copy it again.") from None
     except ImportError as error:  # a quantised model's library
         wanted = " Run pip install 'seecal[qlora]'." if "bitsandbytes" in str(error) else ""
         raise ValueError(f"{model}: cannot be loaded: {first_line(error)}{wanted}") from None

@@ -141,7 +141,10 @@ class ReferenceScorer(Scorer):
             return [], {}
         length = max(len(ids) for ids, _ in texts)
         shape = (len(good), length)
-        batch = {"input_ids": torch.zeros(shape, dtype=torch.long), "attention_mask": torch.zeros(shape, dtype=torch.long)}
+        batch = {
+            "input_ids": torch.zeros(shape, dtype=torch.long),
+            "attention_mask": torch.zeros(shape, dtype=torch.long),
+        }
         batch["labels"] = torch.full(shape, IGNORE_INDEX)
         for number, (ids, labels) in enumerate(texts):
             batch["input_ids"][number, : len(ids)] = torch.tensor(ids)
@@ -156,9 +159,7 @@ class ReferenceScorer(Scorer):
         conversation, size = self._encoder.encode(row.record, name), self._vocabulary
         ids, labels = [], []
         images = {*conversation.ids.placeholders}
-        for place, (index, is_label) in enumerate(
-            zip(conversation.ids.ids, conversation.labelled, strict=True)
-        ):
+        for place, (index, is_label) in enumerate(zip(conversation.ids.ids, conversation.labelled, strict=True)):
             if index >= size and is_label:
                 raise ValueError(
                     f"{name}: the reference has no token of id {index}, which is a label here. Take a reference with the "

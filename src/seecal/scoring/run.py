@@ -148,7 +148,9 @@ class ScoreSettings:
     def manifest(self, model: dict[str, Any], data: dict[str, Any]) -> Manifest:
         named = dataclasses.asdict(self)
         size = named.pop("records_per_shard")
-        for later in dataclasses.fields(self):  # what came later: scores that are there already were made by its default
+        for later in dataclasses.fields(
+            self
+        ):  # what came later: scores that are there already were made by its default
             if later.default is not dataclasses.MISSING and named[later.name] == later.default:
                 del named[later.name]
         if named["options"]["prior_exponent"] == CALOptions.prior_exponent:

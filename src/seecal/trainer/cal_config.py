@@ -62,6 +62,8 @@ class CALConfig(SFTConfig):
     max_bad_records: float | None = _same(DataOptions, "max_bad_records")
     image_decoding: str = _same(DataOptions, "image_decoding")
     weights: str | None = _same(DataOptions, "weights")
+    vig_percentile: float | None = _same(DataOptions, "vig_percentile")
+    prior_reference: str | None = _same(DataOptions, "prior_reference")
     train_on: str = _same(DataOptions, "train_on")
     processor_kwargs: dict[str, Any] | str | None = _same(DataOptions, "processor_kwargs")  # noqa: RUF009  # None
     logging_tokens_steps: int | None = _same(LoggingOptions, "logging_tokens_steps")
@@ -80,12 +82,41 @@ class CALConfig(SFTConfig):
             self.processor_kwargs = mapping_of("processor_kwargs", self.processor_kwargs)
         DataOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DataOptions)})
         check_decoding(self.image_decoding, self.contrast)
+        self._check_measured_before()
         super().__post_init__()
         self.refuse_unsupported()
 
     def cal_options(self) -> CALOptions:
         """The options of CAL in this config. ValueError for a value outside its range."""
         return CALOptions(**{name: getattr(self, name) for name in _OPTION_NAMES})
+
+    @property
+    def measures_before(self) -> bool:
+        """Whether weights are measured once before training."""
+        return self.vig_percentile is not None or self.prior_reference is not None
+
+    @property
+    def brings_weights(self) -> bool:
+        """Whether records bring their weights into training, so that nothing is contrasted there."""
+        return self.weights is not None or self.measures_before
+
+    def _check_measured_before(self) -> None:
+        for name, weighting in (("vig_percentile", "vig"), ("prior_reference", "prior")):
+            value = getattr(self, name)
+            if value is not None and self.weighting != weighting:
+                raise ValueError(
+                    f"{name}={value!r} with weighting={self.weighting!r}: it is what weighting={weighting!r} measures once "
+                    f"before training. Set weighting={weighting!r}, or leave {name} out."
+                )
+            if value is not None and self.weights is not None:
+                raise ValueError(
+                    f"{name}={value!r} and weights={self.weights!r}: the weights are there already. Set one."
+                )
+        if self.vig_percentile is not None and self.contrast not in ("drop", "blur"):
+            raise ValueError(
+                f"vig_percentile={self.vig_percentile!r} with contrast={self.contrast!r}: VIG blurs the image. Leave "
+                "contrast out, or measure with seecal score --logprobs and seecal filter --tokens --by gain --top."
+            )
 
     def refuse_unsupported(self) -> None:
         """ValueError for a number of steps that is none, and every inherited argument that CALTrainer would get wrong."""

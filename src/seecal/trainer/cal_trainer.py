@@ -19,12 +19,12 @@ from ..core.state import state_of
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
 from ..data.collators.vision import VisionCollator
 from ..families.table import image_ids, unwrap
-from ..scoring.join import with_weights
 from .arguments import cal_config, check_reporting, other_loss, refuse_other_losses, refuse_prompt_learning
 from .bad_steps import stop_at
 from .cal_config import CALConfig
 from .callbacks import EpochCallback
 from .data_trainer import DataTrainer
+from .measured_before import with_measured
 from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, memory_metrics, token_metrics
 from .quarantine import QuarantineCallback
 from .resuming import ExactCallback
@@ -106,8 +106,7 @@ class CALTrainer(DataTrainer):
     ) -> None:
         args = cal_config(args, model)
         args.refuse_unsupported()  # it may have been changed since it was made
-        if args.weights is not None:
-            train_dataset = with_weights(train_dataset, args.weights)
+        train_dataset = with_measured(train_dataset, args, model, processing_class)
         check_reporting(args)
         refuse_prompt_learning(model, peft_config)
         given = {"data_collator": data_collator, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
