@@ -209,7 +209,7 @@ def test_a_delta_that_is_not_finite_stays_in_its_own_run(bad, window):
 
 
 def test_tokens_counts_over_the_whole_step(tmp_path):
-    """However a step is cut, Σ w·CE of it over its label tokens: the weights differ and the counts of the records do too."""
+    """However a step is cut, Σ w·CE of it over its label tokens: weights and counts of the records differ."""
     found = {}
     for batch_size, accumulation in ((8, 1), (2, 4), (1, 8)):
         args = sgd_config(tmp_path / str(batch_size), batch_size, accumulation, normalize="tokens", max_steps=2)

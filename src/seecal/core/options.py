@@ -63,8 +63,8 @@ class CALOptions:
 
     weighting: str = option(
         "cal",
-        "How Δ becomes a weight per label token: a name in seecal.WEIGHTINGS (cal, uniform, vig, prior, negative, dft, dpa), or "
-        "a function of your own, my_package.my_module:function.",
+        "How Δ becomes a weight per label token: a name in seecal.WEIGHTINGS (cal, uniform, vig, prior, negative, dft, "
+        "dpa), or a function of your own, my_package.my_module:function.",
     )
     alpha: float = option(
         1.0,
@@ -92,8 +92,9 @@ class CALOptions:
         "global",
         "What Σ w·CE is divided by: 'global', Σ w over all ranks and, with CALTrainer, all micro-batches of the optimizer "
         "step; 'micro_batch', Σ w of each forward, as the paper's code does; 'sample', the mean over samples with labels "
-        "of each one's Σ w·CE / Σ w; 'tokens', the number of label tokens of the step, as DFT and PRIOR have it; 'matched', "
-        "what makes the loss of each forward the plain mean of CE, so that weights change its gradient alone (PRIOR's code).",
+        "of each one's Σ w·CE / Σ w; 'tokens', the number of label tokens of the step, as DFT and PRIOR have it; "
+        "'matched', what makes the loss of each forward the plain mean of CE, so that weights change its gradient alone "
+        "(PRIOR's code).",
     )
     padding_free: bool | str = option(
         "auto",
@@ -145,8 +146,8 @@ class CALOptions:
             )
         if self.delta == "prob" and self.weighting in ("cal", "negative") and self.alpha >= 1:
             raise ValueError(
-                f"delta='prob' with alpha={self.alpha}: no difference of probabilities is above 1, so every weight would be "
-                "alpha. Set alpha and beta below 1 (DPA's: 0.05 and 0.5), or weighting='dpa'."
+                f"delta='prob' with alpha={self.alpha}: no difference of probabilities is above 1, so every weight would "
+                "be alpha. Set alpha and beta below 1 (DPA's: 0.05 and 0.5), or weighting='dpa'."
             )
         every = self.contrast_every
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:

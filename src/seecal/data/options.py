@@ -50,14 +50,14 @@ class DataOptions:
     vig_percentile: float | None = option(
         None,
         "For weighting='vig': measure the gain by the image once, before training, with the model as it is then and "
-        "blurred images. The threshold is what this percentage of the records with images reaches (its paper's: 70); records "
-        "below it go, tokens below it are not learnt. Into output_dir/scores. Unset: threshold, measured in every step.",
+        "blurred images. The threshold is what this percentage of the records with images reaches (its paper's: 70); "
+        "records below it go, tokens below it are not learnt. Into output_dir/scores. Unset: threshold, in every step.",
     )
     prior_reference: str | None = option(
         None,
-        "For weighting='prior': what says how likely a token is by text alone, instead of the model's own pass without the "
-        "image. The folder or hub id of a language model with the same tokenizer, which is asked once before training (into "
-        "output_dir/scores), or a folder that seecal score --logprobs wrote.",
+        "For weighting='prior': what says how likely a token is by text alone, instead of the model's own pass without "
+        "the image. The folder or hub id of a language model with the same tokenizer, which is asked once before training "
+        "(into output_dir/scores), or a folder that seecal score --logprobs wrote.",
     )
     train_on: str = option(
         "all",

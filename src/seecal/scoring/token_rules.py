@@ -23,8 +23,8 @@ class TokenRule:
 
     Attributes:
         by: "delta": Δ ≥ ``least``, or no image before it. "gain": the difference of its log-probabilities with and without
-            the image ≥ ``least``, as VIG has it. Records without any image keep all their tokens. A token whose Δ or gain is
-            no finite number goes.
+            the image ≥ ``least``, as VIG has it. Records without any image keep all their tokens. A token whose Δ or
+            gain is no finite number goes.
         least: in logits, or in nats.
     """
 

@@ -48,7 +48,7 @@ def with_measured(data: Any, args: CALConfig, model: Any, processor: Any) -> Any
     asked = "vig_percentile" if args.vig_percentile is not None else "prior_reference"
     _check(data, model, processor, asked)
     configure(processor, args.processor_kwargs)  # type: ignore[arg-type]
-    folder, state = Path(args.output_dir) / FOLDER, PartialState()
+    folder, state = Path(str(args.output_dir)) / FOLDER, PartialState()
     shared = {"processor": processor, "train_on": args.train_on, "on_bad": args.on_bad, "console": _lines()}
     shared |= {"batch_size": args.per_device_eval_batch_size}
     if asked == "prior_reference":

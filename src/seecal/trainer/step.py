@@ -18,8 +18,8 @@ class GlobalStep:
     Σ w of the step is known only after its last forward. Until then any divisor that is the same in all micro-batches and
     ranks will do; the label count keeps fp16 gradients in range. :meth:`finish` puts Σ w in its place.
 
-    A load-balancing loss aux_k of micro-batch k goes in as W_k·aux_k with W_k = Σ w of the micro-batch (or its label tokens),
-    so that Σ W_k/W · aux_k is left of it: exactly aux in one micro-batch, the mean weighted by W_k in several.
+    A load-balancing loss aux_k of micro-batch k goes in as W_k·aux_k with W_k = Σ w of the micro-batch (or its label
+    tokens), so that Σ W_k/W · aux_k is left of it: exactly aux in one micro-batch, the mean weighted by W_k in several.
 
     Args:
         accelerator: of the trainer.
