@@ -173,6 +173,6 @@ def _refuse_counts_of_one_rank(config: CALConfig) -> None:
     if config.world_size > 1 and not config.average_tokens_across_devices:
         raise ValueError(
             f"average_tokens_across_devices=False with normalize={config.normalize!r} and "
-            f"gradient_accumulation_steps={config.gradient_accumulation_steps}: tokens are counted over all ranks. Leave it "
-            "True, or set normalize='micro_batch'."
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps}: tokens are counted over all ranks. Leave "
+            "it True, or set normalize='micro_batch'."
         )
