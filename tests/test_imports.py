@@ -52,15 +52,15 @@ FLOORS = {
     "models": [
         {"quantised", "efficientnet_lite", "feature_cache", "trusted_files"},
         {"loading"},
-        {"generate", "micro"},
+        {"generate", "micro", "reference"},
     ],
     "scoring": [
         {"manifest", "previewed", "spans", "vocabulary", "write_back"},
         {"shards"},
         {"measure", "read", "records"},
         {"alignment", "join", "previewer", "run", "show", "summary", "token_rules"},
-        {"selection"},
-        {"calibration"},
+        {"reference", "selection"},
+        {"before_training", "calibration"},
     ],
     "pages": [{"charts", "preview_text", "report_data", "templates", "thumbnails"}, {"alignment", "preview", "report"}],
     "trainer": [
@@ -77,7 +77,7 @@ FLOORS = {
             "step_watch",
             "fingerprint",
         },
-        {"bad_steps", "fingerprint", "saving"},
+        {"bad_steps", "fingerprint", "measured_before", "saving"},
         {"resuming", "replay"},
         {"quarantine"},
         {"data_trainer"},
