@@ -17,12 +17,13 @@ BAD = [math.nan, math.inf, -math.inf]
 DELTAS = [[4.0, 4, 4, 4], [3.0, 3, 3, 3], [2.0, 2, 2, 2], [1.0, 1, 1, 1], [0.5, 0.5, 0.5, 0.5]]
 
 
-def scores(folder, bad, where, deltas=DELTAS):
-    """The scores of the records; ``where``: (record, token) → its Δ and gain are ``bad``."""
+def scores(folder, bad, where, deltas=DELTAS, what=("delta", "gain")):
+    """The scores of the records; ``where``: (record, token) → ``what`` of it is ``bad``."""
 
     def change(record, token, values):
         if (record, token) in where:
-            values["delta"], values["logprob_without"] = bad, -bad
+            values["delta"] = bad if "delta" in what else values["delta"]
+            values["logprob_without"] = -bad if "gain" in what else values["logprob_without"]
 
     data = llava_file(folder / "data", ["one two three"] * len(deltas))
     return scored_folder(
@@ -42,7 +43,7 @@ def strict(path):
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("by", ["delta", "gain"])
 def test_the_threshold_is_that_of_the_finite_tokens(tmp_path, bad, by):
-    folder = scores(tmp_path, bad, {(1, 0), (1, 2), (3, 1)})
+    folder = scores(tmp_path, bad, {(1, 0), (1, 2), (3, 1)}, what=(by,))
     report = seecal.filter(folder, tmp_path / "kept.json", top=0.6, by=by)
     assert report.threshold == 2.0
     assert (report.not_finite, report.kept) == (3, 3)
