@@ -107,6 +107,14 @@ def test_what_trains_is_the_mean_over_the_tokens_that_stay(tmp_path):
     assert this.data_collator.contrast is None
 
 
+def test_a_model_by_its_name_is_measured_as_the_loaded_one(tmp_path):
+    tiny_llava().save_pretrained(tmp_path / "model")
+    named = trainer(tmp_path / "a", records(), str(tmp_path / "model"), weighting="vig", vig_percentile=70)
+    loaded = trainer(tmp_path / "b", records(), weighting="vig", vig_percentile=70)
+    assert named.train_dataset.to_list() == loaded.train_dataset.to_list()
+    assert 0 < len(named.train_dataset) < 12
+
+
 def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch, caplog):
     first = trainer(tmp_path, records(), weighting="vig", vig_percentile=70)
     assert caplog.text.count("vig_percentile=70: the threshold is ") == 1
@@ -224,8 +232,9 @@ def test_prior_by_stored_scores(tmp_path, reference):
     stored = tmp_path / "stored"
     report = score_reference(reference, data, stored, processor=tiny_llava_processor())
     assert report.records == 6
-    by_scores = trainer(tmp_path / "run", data, weighting="prior", prior_reference=str(stored))
-    by_model = trainer(tmp_path / "other", data, weighting="prior", prior_reference=reference)
+    changes = {"weighting": "prior", "prior_exponent": 0.5}
+    by_scores = trainer(tmp_path / "run", data, prior_reference=str(stored), **changes)
+    by_model = trainer(tmp_path / "other", data, prior_reference=reference, **changes)
     assert by_scores.train_dataset["weights"] == by_model.train_dataset["weights"]
     assert not (tmp_path / "run" / "scores").exists()
     online = tmp_path / "online"
