@@ -28,7 +28,12 @@ ENDS = {
     "glm4v": ("<|user|>", ""),  # the next turn's opening stops it; the template writes nothing after the last
     "mllama": ("<|eot_id|>", "<|eot_id|>"),
 }
-SPACED = {"llava", "mgm", "idefics3", "smolvlm"}  # the template writes a space before an answer, and the two are one token
+SPACED = {
+    "llava",
+    "mgm",
+    "idefics3",
+    "smolvlm",
+}  # the template writes a space before an answer, and the two are one token
 
 
 def marked(*values):
