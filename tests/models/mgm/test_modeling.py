@@ -13,9 +13,9 @@ from seecal.models.mgm.mining import MGMMining, tiled, windows
 from seecal.models.mgm.original_keys import to_original
 from tests.support import mgm_reference as reference
 from tests.support import processors
+from tests.support.builders import Row
 from tests.support.processes import environment, limit
 from tests.support.zoo import batch_of, model_of, scaled
-from tests.support.builders import Row
 from tests.support.zoo_models import ZOO, mgm
 from tests.support.zoo_parts import IMAGE, VOCABULARY, convnext
 
@@ -31,7 +31,7 @@ def double(request):
     kind = ZOO[request.param]
     model = scaled(kind.model(), kind).double().eval()
     with torch.no_grad():
-        for name, one in model.named_parameters():
+        for one in model.parameters():
             if one.ndim == 1:  # norms and biases that do something
                 one.add_(torch.randn_like(one) * 0.1)
     batch = batch_of(request.param, ROWS)

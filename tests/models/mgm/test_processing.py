@@ -105,7 +105,7 @@ def test_saved_and_loaded_again(grid, tmp_path):
 
 def test_a_tokenizer_without_the_image_token_is_refused():
     made = processors.tokenizer(bos="<s>", eos="</s>")
-    with pytest.raises(ValueError, match="no token '<image>'. Add it"):
+    with pytest.raises(ValueError, match=r"no token '<image>'\. Add it"):
         MGMProcessor(T.LlavaImageProcessor(), made)
 
 

@@ -1,4 +1,4 @@
-"""CAL on Mini-Gemini: which parts train in which stage, one look at the images for both passes, steps through the trainer."""
+"""CAL on Mini-Gemini: what trains in which stage, one look at the images for both passes, steps through the trainer."""
 
 import pytest
 import torch

@@ -59,7 +59,11 @@ class MGMConfig(PreTrainedConfig):
     """
 
     model_type = "mgm"
-    sub_configs: ClassVar[dict[str, Any]] = {"vision_config": AutoConfig, "vision_aux_config": AutoConfig, "text_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {
+        "vision_config": AutoConfig,
+        "vision_aux_config": AutoConfig,
+        "text_config": AutoConfig,
+    }
 
     vision_config: dict | PreTrainedConfig | None = None
     vision_aux_config: dict | PreTrainedConfig | None = None

@@ -7,7 +7,7 @@ whole), s and S sides of the low- and the high-resolution picture in pixels, D w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class MGMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")  # type: ignore[assignment]  # as transformers' own models have it
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -226,7 +226,7 @@ class MGMForConditionalGeneration(MGMPreTrainedModel, GenerationMixin):
     Source: arXiv 2403.18814; ``encode_images`` in MGM's ``mgm/model/mgm_arch.py``.
     """
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: MGMConfig) -> None:
         super().__init__(config)
