@@ -288,6 +288,23 @@ def test_saved_and_loaded_again(name, tmp_path):
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
+def test_a_plain_model_goes_on_with_tiles(tmp_path):
+    """MGM-HD starts from the plain stage 1: the grid is all that differs, and a recipe's ``model_init_kwargs`` set it."""
+    settings = {"image_grid": 2, "image_global": True, "image_size_aux": 128}
+    plain = model_of("mgm")
+    plain.save_pretrained(tmp_path / "plain")
+    large, _ = load_vlm(str(tmp_path / "plain"), processor=False, **settings)
+    assert large.config.image_seq_length == 80
+    batch = batch_of("mgm, HD", ROWS)
+    same = mgm(**settings).eval()
+    same.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        assert torch.equal(large(**batch).logits, same(**batch).logits)
+    large.save_pretrained(tmp_path / "large")
+    again, _ = load_vlm(str(tmp_path / "large"), processor=False)
+    assert {name: getattr(again.config, name) for name in settings} == settings
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager", {"text_config": "eager"}], ids=str)
 def test_the_attention_is_the_callers_choice_and_the_convnext_has_none(attention, tmp_path):
     mgm().save_pretrained(tmp_path)
