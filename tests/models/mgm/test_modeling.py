@@ -175,6 +175,23 @@ def test_the_defaults_are_the_papers():
     assert sum(model.vision_tower_aux.state_dict()[name].numel() for name in of_original) == 196_227_264
 
 
+@pytest.mark.parametrize(("grid", "tokens"), [(1, 576), (2, 2880)])
+def test_the_papers_sizes_fit_each_other(grid, tokens):
+    """Shapes alone, without numbers: 336 and 768 pixels; four tiles, the whole, and 1,536."""
+    pictures = (5,) if grid == 2 else ()
+    config = MGMConfig(
+        text_config=T.GemmaConfig(hidden_size=2048, num_hidden_layers=0),
+        image_grid=grid,
+        image_global=grid == 2,
+        image_size_aux=768 * grid,
+    )
+    with torch.device("meta"):
+        model = MGMModel(config)
+        pixels, large = torch.zeros(2, *pictures, 3, 336, 336), torch.zeros(2, 3, 768 * grid, 768 * grid)
+        found = model.get_image_features(pixels, large).pooler_output
+    assert [one.shape for one in found] == [(tokens, 2048)] * 2
+
+
 @pytest.mark.parametrize(
     ("text", "factor"), [(T.LlamaConfig(hidden_size=64), 1.0), (T.GemmaConfig(hidden_size=2048), 45.254833995939045)]
 )
