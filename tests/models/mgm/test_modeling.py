@@ -200,6 +200,20 @@ def test_gemmas_factor_is_in_the_config(text, factor):
     assert MGMConfig(text_config=text, image_feature_scale=2.0).image_feature_scale == 2.0
 
 
+def test_gemmas_factor_is_rounded_as_gemma_rounds_it():
+    """45.25 in bfloat16, where √2048 times a feature is now and then another number."""
+    torch.manual_seed(0)
+    plain = scaled(mgm(), ZOO["mgm"]).to(torch.bfloat16).eval()
+    large = mgm(image_feature_scale=2048**0.5).to(torch.bfloat16).eval()
+    large.load_state_dict(plain.state_dict())
+    pixels, aux = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        features, found = (model.get_image_features(pixels, aux).pooler_output[0] for model in (plain, large))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, features * 45.25)
+    assert not torch.equal(found, features * 2048**0.5)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
