@@ -109,7 +109,7 @@ def test_the_papers_recipe_from_its_start_model(family, recipe, parts, there, tm
 
     for part in start_model.build(family, str(parts / "text"), str(parts / "vision")):
         part.save_pretrained(tmp_path / "start")
-    small = "--max_steps 1 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --dataloader_num_workers 0"
+    small = "--max_steps 1 --warmup_steps 0 --per_device_train_batch_size 2 --dataloader_num_workers 0"
     here = f"--model {tmp_path / 'start'} --output_dir {tmp_path / 'run'} --data out/tiny/data.json"
     run = f"--config {recipe} {here} {small} --use_cpu --bf16 false --disable_tqdm"
     assert train.run(shlex.split(run)) == 0
