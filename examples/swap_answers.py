@@ -4,7 +4,7 @@
 
 DATA is in LLaVA's format, and so is what is written: the same records in the same order with their own images and
 questions. Answers change places among drawn records with an image and the same number of turns, whole conversations at a
-time; none keeps its own. Records of a number of turns that no other drawn one has stay as they are; how many were swapped is
+time; none keeps its own. Those of a number of turns that no other drawn one has stay as they are; how many were swapped is
 printed.
 """
 
