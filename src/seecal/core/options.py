@@ -19,6 +19,9 @@ DELTAS = ("logit", "logprob", "prob")
 # What a weighting puts in the place of the defaults, where these could not be meant: no difference of probabilities is
 # above 1, so a lower bound of 1 would make every weight the same.
 OWN_DEFAULTS: dict[str, dict[str, Any]] = {"dpa": {"delta": "prob", "alpha": 0.05, "beta": 0.5}}
+# Several options by one name, as a recipe's `preset` has it. The paper's code departs from its equations in these three: it
+# keeps the image's positions in the second pass, pools over the flattened batch and divides by the micro-batch's weights.
+PRESETS = {"released": {"normalize": "micro_batch", "pool_scope": "released", "contrast": "mask"}}
 
 
 def option(default: Any, help: str) -> Any:
