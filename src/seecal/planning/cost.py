@@ -177,6 +177,12 @@ def image_cost(model: Any, inputs: Mapping[str, Tensor]) -> ImageCost:
     )
 
 
+def image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> int:
+    """How many features the images give, and so tokens in the text."""
+    with counting(model), torch.no_grad():
+        return _features(model, inputs)[0]
+
+
 def _features(model: Any, inputs: Mapping[str, Tensor]) -> tuple[int, int, Tensor]:
     """(features of the images, their width, their sum)."""
     parts = features(model, dict(inputs))
