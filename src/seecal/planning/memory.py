@@ -32,6 +32,7 @@ class Counts:
     Attributes:
         all: of everything.
         trained: of what trains.
+        adapters: of these, those of adapters, which PEFT keeps in float32 on any model.
         layer: of one layer of the decoder.
         outside: of all that is in no layer of the decoder.
         packed: of the frozen ones, those kept in 4 bits.
@@ -42,6 +43,7 @@ class Counts:
     trained: int
     layer: int
     outside: int
+    adapters: int = 0
     packed: int = 0
     packed_bytes: float = 0.0
 
@@ -65,10 +67,9 @@ class Precision:
     bf16: bool = True
     optimizer: str = "adamw"
 
-    @property
-    def casts(self) -> int:
-        """Bytes of autocast's copy of a trained weight."""
-        return _HALF if self.bf16 and self.width > _HALF else 0
+    def casts(self, width: int) -> int:
+        """Bytes of autocast's copy of a trained weight of that width."""
+        return _HALF if self.bf16 and width > _HALF else 0
 
     def state(self, width: int) -> float:
         return float(_STATES[self.optimizer](width))
@@ -109,12 +110,14 @@ def held(engine: str, counts: Counts, gpus: int, precision: Precision) -> Held:
 
 
 def _whole(counts: Counts, gpus: int, precision: Precision, buckets: bool) -> Held:
-    width, trained = precision.width, counts.trained
+    width, plain = precision.width, counts.trained - counts.adapters
+    own = width * plain + _FULL * counts.adapters
+    casts = precision.casts(width) * plain + precision.casts(_FULL) * counts.adapters
     return Held(
-        weights=width * (trained + counts.frozen) + precision.casts * trained + counts.packed_bytes,
-        gradients=width * trained,
-        optimizer=precision.state(width) * trained,
-        communication=width * trained if buckets else 0,
+        weights=own + width * counts.frozen + casts + counts.packed_bytes,
+        gradients=own,
+        optimizer=precision.state(width) * plain + precision.state(_FULL) * counts.adapters,
+        communication=own if buckets else 0,
     )
 
 

@@ -42,6 +42,12 @@ class Key:
 KEYS: dict[str, Key] = {
     "model": Key(str, "Folder of a vision-language model, or its hub id.", "top"),
     "output_dir": Key(str, "Where stages, checkpoints and the final model go.", "top"),
+    "architecture": Key(
+        str | None,
+        "A known configuration, such as llava-1.5-7b: what seecal plan and --dry-run take the sizes from while the model's "
+        "folder is not there.",
+        "top",
+    ),
     "stages": Key(list, "Stages, trained one after another; each is the top level with its own keys put in.", "top"),
     "model_init_kwargs": Key(dict, "Arguments of from_pretrained, such as {dtype: bfloat16}. Default: float32.", "top"),
     "name": Key(str, "What the stage is called in messages.", "stage"),
