@@ -43,7 +43,7 @@ def activations_of(engine: str, found: StageModel, work: Workload, precision: Pr
     batch = sums(rows)
     width = between_layers_width(engine, precision) if found.bf16 else found.width
     between = decoder.between * width / size
-    if found.settings.gradient_checkpointing:
+    if found.checkpointed:
         kept, layer = decoder.count * between, 2 * decoder.layer
     else:
         kept, layer = decoder.saved, decoder.layer
@@ -63,7 +63,7 @@ def _images(found: StageModel, tokens: float) -> float:
     images = found.images
     if not images.tower_trains:
         kept = images.saved
-    elif found.settings.gradient_checkpointing:
+    elif found.checkpointed:
         kept = images.between + 2 * images.layer
     else:
         kept = images.saved

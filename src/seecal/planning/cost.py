@@ -6,7 +6,8 @@ row, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +39,9 @@ class DecoderCost:
     """The text decoder.
 
     Attributes:
-        forward, backward: operations; what is recomputed under gradient checkpointing is one more ``layers``.
-        layers: the part of ``forward`` that lies in the layers.
+        forward, backward: operations.
+        recomputed: operations more in the backward under gradient checkpointing. Not all of a layer: it ends once all that
+            the backward needs is there again.
         saved: bytes a token kept for the backward, in all.
         layer: bytes a token that the largest layer keeps.
         between: bytes a token of what stands between two layers, the input of one.
@@ -49,7 +51,7 @@ class DecoderCost:
 
     forward: Flops
     backward: Flops
-    layers: Flops
+    recomputed: Flops
     saved: float
     layer: float
     between: float
@@ -64,7 +66,7 @@ class ImageCost:
     Attributes:
         tokens: features, which stand for as many tokens in the text.
         forward, backward: operations.
-        layers: operations of the tower's own forward, computed again under checkpointing where it trains.
+        recomputed: operations more in the backward under gradient checkpointing; 0 where the tower is frozen.
         saved: bytes kept for the backward.
         layer: bytes that one layer of the tower works with.
         between: bytes of the inputs of all its layers.
@@ -75,7 +77,7 @@ class ImageCost:
     tokens: int
     forward: float
     backward: float
-    layers: float
+    recomputed: float
     saved: float
     layer: float
     between: float
@@ -135,7 +137,7 @@ def decoder_cost(model: Any) -> DecoderCost:
     return DecoderCost(
         total.forward,
         total.backward,
-        Flops(total.forward.token - around.forward.token, total.forward.pair),
+        total.recomputed,
         total.saved,
         max(one.saved for one, _ in found),
         text.hidden_size * size,
@@ -151,11 +153,14 @@ def image_cost(model: Any, inputs: Mapping[str, Tensor]) -> ImageCost:
     inner = [parameter for one in tower for parameter in one.parameters()]
     trains = any(parameter.requires_grad for parameter in inner)
     with counting(model) as forward:
-        tokens, width, _ = _features(model, inputs)
-    with counting(model) as both:
-        _, _, total = _features(model, inputs)
-        if total.requires_grad:
-            total.backward()
+        tokens, width, total = _features(model, inputs)
+    backward = _backward(model, total)
+    recomputed = 0.0
+    if trains:
+        with checkpointed(model):
+            with counting(model):
+                total = _features(model, inputs)[2]
+            recomputed = _backward(model, total) - backward
     # What the layers of the tower work with shows in what they would keep if they trained
     needed = [parameter.requires_grad for parameter in inner]
     between, whole = _between_layers(model, tower, inner, inputs)
@@ -167,8 +172,8 @@ def image_cost(model: Any, inputs: Mapping[str, Tensor]) -> ImageCost:
     return ImageCost(
         tokens,
         forward.flops,
-        both.flops - forward.flops,
-        whole.flops if trains else 0.0,
+        backward,
+        recomputed,
         forward.saved,
         whole.saved / max(count, 1),
         between,
@@ -235,15 +240,20 @@ class _Fit:
 
     forward: Flops
     backward: Flops
+    recomputed: Flops
     saved: float
 
     @classmethod
     def of(cls, model: Any, decoder: Any) -> _Fit:
-        runs = [_run(model, decoder, tokens) for tokens in (_ROW, 2 * _ROW)]
+        rows = (_ROW, 2 * _ROW)
+        (short, short_back), (long, long_back) = (_run(model, decoder, tokens) for tokens in rows)
+        with checkpointed(model):
+            again = [_run(model, decoder, tokens)[1] for tokens in rows]
         return cls(
-            _flops(runs[0][0].flops, runs[1][0].flops),
-            _flops(runs[0][1], runs[1][1]),
-            (runs[1][0].saved - runs[0][0].saved) / _ROW,
+            _flops(short.flops, long.flops),
+            _flops(short_back, long_back),
+            _flops(again[0] - short_back, again[1] - long_back),
+            (long.saved - short.saved) / _ROW,
         )
 
     def minus(self, other: _Fit) -> _Fit:
@@ -256,6 +266,7 @@ class _Fit:
         return _Fit(
             added(self.forward, other.forward),
             added(self.backward, other.backward),
+            added(self.recomputed, other.recomputed),
             self.saved + times * other.saved,
         )
 
@@ -275,7 +286,27 @@ def _run(model: Any, decoder: Any, tokens: int) -> tuple[Counted, float]:
         embeds = torch.empty(1, tokens, width, dtype=weight.dtype, device="meta", requires_grad=True)
         arguments = {"position_ids": torch.arange(tokens, device="meta")[None], "use_cache": False}
         hidden = decoder(inputs_embeds=embeds, **arguments)[0]
-    with counting(model) as backward:
-        hidden.sum().backward()
+    return forward, _backward(model, hidden.sum())
+
+
+def _backward(model: Any, total: Tensor) -> float:
+    """Operations of the backward from there."""
+    if not total.requires_grad:
+        return 0.0
+    with counting(model) as counted:
+        total.backward()
     model.zero_grad(set_to_none=True)
-    return forward, float(backward.flops)
+    return float(counted.flops)
+
+
+@contextlib.contextmanager
+def checkpointed(model: Any) -> Iterator[None]:
+    """Inside the block every layer is checkpointed, as training does it."""
+    # transformers renamed it in 5.23
+    on = getattr(model, "activation_checkpointing_enable", None)
+    if on is not None:
+        on(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    yield
+    (getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable)()

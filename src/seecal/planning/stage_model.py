@@ -57,6 +57,11 @@ class StageModel:
         return 2 if self.bf16 else self.width
 
     @property
+    def checkpointed(self) -> bool:
+        """Whether layers are computed again in the backward. transformers renamed the setting in 5.23."""
+        return bool(getattr(self.settings, "activation_checkpointing", None) or self.settings.gradient_checkpointing)
+
+    @property
     def contrast(self) -> str | None:
         """How the image is taken away: drop, mask, or pixels; None: it is not."""
         if "without" not in passes_read(self.settings.weighting):

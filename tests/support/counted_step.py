@@ -1,0 +1,112 @@
+"""One real training step on the CPU with everything in it counted, for what a plan says to be held against.
+
+    python -m tests.support.counted_step KIND FOLDER TRAIN CHECKPOINTED
+
+Prints JSON. Bytes are those of real tensors, each storage once; nothing here knows a formula.
+"""
+
+import json
+import sys
+import weakref
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+import seecal
+from seecal.recipes.trainable import prepare
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages that operations inside the block make, while they are alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self._known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = {one.untyped_storage()._cdata for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        made = func(*args, **(kwargs or {}))
+        for one in tree_leaves(made):
+            if isinstance(one, Tensor) and one.untyped_storage()._cdata not in before:
+                self._note(one.untyped_storage())
+        return made
+
+    def _note(self, storage):
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._gone, size)
+
+    def _gone(self, size):
+        self.now -= size
+
+
+def storages(tensors):
+    """Bytes of distinct storages."""
+    return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
+
+
+def model_and_batch(kind, folder):
+    if kind == "llava":
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        model = AutoModelForImageTextToText.from_pretrained(folder / "model", dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(folder / "model")
+        records = list(seecal.load_records(folder / "data.json"))
+        return model, seecal.VisionCollator(processor)(records)
+    from tests.support.builders import Row
+    from tests.support.zoo import batch_of, model_of
+
+    rows = [Row([6, "image", 3, -40]), Row([2, "image", 44, -8]), Row([12, -6]), Row([5, "image", 30, -25])]
+    return model_of(kind, "sdpa"), batch_of(kind, rows)
+
+
+def main(kind, folder, train, checkpointed):
+    model, batch = model_and_batch(kind, folder)
+    batch = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    prepare(model, train.split(","))
+    seecal.enable_cal(model)
+    model.train()
+    if checkpointed == "True":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trained = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    model(**batch).loss.backward()  # the first step also makes what is kept for all others
+    gradients = storages([one.grad for one in trained])
+    optimizer.step()
+    found = {
+        "weights": storages(list(model.parameters())),
+        "gradients": gradients,
+        "optimizer": storages([one for state in optimizer.state.values() for one in state.values()]),
+    }
+    optimizer.zero_grad()
+    with FlopCounterMode(display=False) as forward:
+        output = model(**batch)
+    with FlopCounterMode(display=False) as backward:
+        output.loss.backward()
+    found |= {"forward": forward.get_total_flops(), "backward": backward.get_total_flops()}
+    found |= {"main_tokens": output.cal.main_tokens, "contrast_tokens": output.cal.contrast_tokens}
+    found["label_tokens"] = len(output.cal.weights)
+    optimizer.zero_grad()
+    del output
+    for one in trained:  # gradients are counted above: here they go as soon as they are there
+        one.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+    with LiveBytes() as live:
+        output = model(**batch)
+        found["kept"] = live.now
+        output.loss.backward()
+    found["peak"] = live.most
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
