@@ -13,10 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 import seecal
 from seecal.recipes.trainable import prepare
+
+# torch's counter knows the kernels of GPUs; those of the CPU get the same formulas
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **named: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *rest, **named: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
 
 
 class LiveBytes(TorchDispatchMode):
@@ -87,9 +95,9 @@ def main(kind, folder, train, checkpointed):
         "optimizer": storages([one for state in optimizer.state.values() for one in state.values()]),
     }
     optimizer.zero_grad()
-    with FlopCounterMode(display=False) as forward:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as forward:
         output = model(**batch)
-    with FlopCounterMode(display=False) as backward:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as backward:
         output.loss.backward()
     found |= {"forward": forward.get_total_flops(), "backward": backward.get_total_flops()}
     found |= {"main_tokens": output.cal.main_tokens, "contrast_tokens": output.cal.contrast_tokens}
@@ -102,7 +110,8 @@ def main(kind, folder, train, checkpointed):
         output = model(**batch)
         found["kept"] = live.now
         output.loss.backward()
-    found["peak"] = live.most
+    inputs = storages([one for one in batch.values() if one.is_floating_point()])
+    found["peak"], found["kept"] = live.most + inputs, found["kept"] + inputs
     print(json.dumps(found))
 
 

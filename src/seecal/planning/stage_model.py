@@ -72,7 +72,7 @@ class StageModel:
     def prepare(self, stage: Stage, images: Mapping[str, Tensor]) -> None:
         """Freeze and adapt as training does, and measure. ``images``: the vision inputs of one record."""
         base, dtype = self.model, next(self.model.parameters()).dtype
-        with counting(base):
+        with counting():
             prepared = prepare(base, stage.train, stage.lora, stage.freeze, image=images)
         self.counts = self._counted(prepared.model)
         prepared.model.to(dtype)  # adapters are made in float32, and compute under autocast

@@ -52,12 +52,11 @@ def _show(console: object, stage: StagePlan, plan: Plan) -> None:
             continue
         held, live = one.held, one.activations
         parts = (held.weights, held.gradients, held.optimizer, held.communication, live.decoder, live.images)
-        peak = max(live.layer, live.contrast, live.head)
         free = plan.memory * GB - one.total
         verdict = one.why_not or ("too much" if free < 0 else f"{free / GB:.0f} free")
         if name == stage.chosen:
             verdict += f" <- seecal accelerate-config {name}"
-        table.add_row(name, *(_gb(part) for part in (*parts, peak, one.total)), verdict)
+        table.add_row(name, *(_gb(part) for part in (*parts, live.momentary, one.total)), verdict)
     console.print(table)  # type: ignore[attr-defined]
     if stage.chosen is None:
         say("  None fits: more GPUs, a smaller per_device_train_batch_size, or lora.")
