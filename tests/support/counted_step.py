@@ -1,22 +1,30 @@
 """One real training step on the CPU with everything in it counted, for what a plan says to be held against.
 
-    python -m tests.support.counted_step KIND FOLDER TRAIN CHECKPOINTED
+    python -m tests.support.counted_step FOLDER '[["llava", ["projector", "language_model"], true]]'
 
-Prints JSON. Bytes are those of real tensors, each storage once; nothing here knows a formula.
+Each job is a kind of model, what trains, and whether layers are checkpointed. Prints JSON. Bytes are those of real tensors, each storage once; nothing here knows a formula.
 """
 
+import gc
 import json
 import sys
 import weakref
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import seecal
 from seecal.recipes.trainable import prepare
+from tests.support.builders import Row
+from tests.support.zoo import batch_of, scaled
+from tests.support.zoo_models import ZOO
+
+ROWS = [Row([6, "image", 3, -40]), Row([2, "image", 44, -8]), Row([12, -6]), Row([5, "image", 30, -25])]
 
 # torch's counter knows the kernels of GPUs; those of the CPU get the same formulas
 ATTENTION = {
@@ -62,38 +70,31 @@ def storages(tensors):
 
 
 def model_and_batch(kind, folder):
+    """What one step trains on: the tiny LLaVA on all records of its data, or a kind of the zoo on long rows."""
     if kind == "llava":
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
         model = AutoModelForImageTextToText.from_pretrained(folder / "model", dtype=torch.float32)
-        processor = AutoProcessor.from_pretrained(folder / "model")
         records = list(seecal.load_records(folder / "data.json"))
-        return model, seecal.VisionCollator(processor)(records)
-    from tests.support.builders import Row
-    from tests.support.zoo import batch_of, model_of
-
-    rows = [Row([6, "image", 3, -40]), Row([2, "image", 44, -8]), Row([12, -6]), Row([5, "image", 30, -25])]
-    return model_of(kind, "sdpa"), batch_of(kind, rows)
+        return model, seecal.VisionCollator(AutoProcessor.from_pretrained(folder / "model"))(records)
+    return scaled(ZOO[kind].model(), ZOO[kind]), batch_of(kind, ROWS)
 
 
-def main(kind, folder, train, checkpointed):
+def counted(kind, folder, train, checkpointed):
+    """A step of CAL with AdamW: bytes of weights, gradients and optimizer, of what the forward keeps and of all that is
+    alive at most beside these three; operations; tokens."""
     model, batch = model_and_batch(kind, folder)
     batch = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-    prepare(model, train.split(","))
+    prepare(model, train)
     seecal.enable_cal(model)
     model.train()
-    if checkpointed == "True":
+    if checkpointed:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trained = [one for one in model.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    model(**batch).loss.backward()  # the first step also makes what is kept for all others
+    model(**batch).loss.backward()  # a first step, which also makes what is kept for all others
     gradients = storages([one.grad for one in trained])
     optimizer.step()
-    found = {
-        "weights": storages(list(model.parameters())),
-        "gradients": gradients,
-        "optimizer": storages([one for state in optimizer.state.values() for one in state.values()]),
-    }
+    states = [one for state in optimizer.state.values() for one in state.values()]
+    found = {"weights": storages(list(model.parameters())), "gradients": gradients, "optimizer": storages(states)}
     optimizer.zero_grad()
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as forward:
         output = model(**batch)
@@ -106,16 +107,16 @@ def main(kind, folder, train, checkpointed):
     del output
     for one in trained:  # gradients are counted above: here they go as soon as they are there
         one.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+    gc.collect()
     with LiveBytes() as live:
         output = model(**batch)
+        gc.collect()  # outputs that hold each other in circles
         found["kept"] = live.now
         output.loss.backward()
     inputs = storages([one for one in batch.values() if one.is_floating_point()])
-    found["peak"], found["kept"] = live.most + inputs, found["kept"] + inputs
-    print(json.dumps(found))
+    return found | {"kept": found["kept"] + inputs, "peak": live.most + inputs}
 
 
 if __name__ == "__main__":
-    from pathlib import Path
-
-    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
+    folder, jobs = Path(sys.argv[1]), json.loads(sys.argv[2])
+    print(json.dumps([counted(kind, folder, train, checkpointed) for kind, train, checkpointed in jobs]))

@@ -248,7 +248,7 @@ def _measured(stage: Stage, settings: Any, model: Any, processor: Any) -> Worklo
         if located.record is None or len(rows) == SAMPLE:
             continue
         batch = dict(collator([located.record]))
-        rows.append(_row_of(batch, ids))
+        rows.append(row_of(batch, ids))
         if rows[-1].image and rows[-1].image >= max(row.image for row in rows):
             images = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
     if not rows:
@@ -262,7 +262,8 @@ def _measured(stage: Stage, settings: Any, model: Any, processor: Any) -> Worklo
     return Workload(records, tuple(rows), images, tuple(by_length), (notes,))
 
 
-def _row_of(batch: Mapping[str, Tensor], image_ids_I: Tensor) -> Row:
+def row_of(batch: Mapping[str, Tensor], image_ids_I: Tensor) -> Row:
+    """A batch of one record as tokens. ``image_ids_I``: the ids that stand for images."""
     valid = batch["attention_mask"][0].bool()
     ids, labels = batch["input_ids"][0][valid], batch["labels"][0][valid]
     image = torch.isin(ids, image_ids_I)
