@@ -28,7 +28,9 @@ ROWS = [Row([6, "image", 3, -40]), Row([2, "image", 44, -8]), Row([12, -6]), Row
 
 # torch's counter knows the kernels of GPUs; those of the CPU get the same formulas
 ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **named: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **named: sdpa_flop_count(
+        q, k, v
+    ),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda grad, q, k, v, *rest, **named: sdpa_backward_flop_count(grad, q, k, v)
     ),
