@@ -4,11 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig
-from typer.testing import CliRunner
 
-import seecal
-from seecal.cli.main import app
 from seecal.families.table import image_ids
 from seecal.planning.activations import activations_of
 from seecal.planning.flops import flops_of

@@ -1,6 +1,6 @@
 """One real training step on the CPU with everything in it counted, for what a plan says to be held against.
 
-    python -m tests.support.counted_step FOLDER '[["llava", ["projector", "language_model"], true]]'
+    python -m tests.support.counted_step FOLDER '[["llava", ["projector"], true]]'
 
 Each job is a kind of model, what trains, and whether layers are checkpointed. Prints JSON. Bytes are those of real tensors, each storage once; nothing here knows a formula.
 """

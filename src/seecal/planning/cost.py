@@ -155,12 +155,14 @@ def decoder_cost(model: Any) -> DecoderCost:
     name, layers = layer_list(decoder)
     parent, leaf = decoder.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
     try:
-        setattr(parent, leaf, nn.ModuleList())
-        around = _Fit.of(model, decoder)
         found = []
-        for representative, count in _kinds(layers):
-            setattr(parent, leaf, nn.ModuleList([representative]))
-            found.append((_Fit.of(model, decoder), count))
+        for layer, count in _kinds(layers):
+            # What one more costs: what stands after the last layer is not kept as what stands between two is
+            setattr(parent, leaf, nn.ModuleList([layer]))
+            one = _Fit.of(model, decoder)
+            setattr(parent, leaf, nn.ModuleList([layer, layer]))
+            two = _Fit.of(model, decoder)
+            found.append((one, two, count))
     except (RuntimeError, NotImplementedError, AttributeError, TypeError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -168,9 +170,10 @@ def decoder_cost(model: Any) -> DecoderCost:
         ) from None
     finally:
         setattr(parent, leaf, layers)
-    total = around
-    for one, count in found:
-        total = total.plus(one, count).plus(around, -count)
+    one, two, _ = found[0]
+    total = one.plus(one, 1).plus(two, -1)  # what lies around the layers
+    for one, two, count in found:
+        total = total.plus(two, count).plus(one, -count)
     text = model.config.get_text_config()
     size = next(decoder.parameters()).element_size()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -179,9 +182,9 @@ def decoder_cost(model: Any) -> DecoderCost:
         Flops(total.forward, total.forward_pair),
         Flops(total.backward, total.backward_pair),
         Flops(total.again - total.backward, total.again_pair - total.backward_pair),
-        Bytes(total.kept, max(one.working for one, _ in found)),
-        Bytes(total.kept_again, max(one.working_again for one, _ in found)),
-        max(one.alone for one, _ in found),
+        Bytes(total.kept, max(two.working for _, two, _ in found)),
+        Bytes(total.kept_again, max(two.working_again for _, two, _ in found)),
+        max(two.alone for _, two, _ in found),
         text.hidden_size * size,
         2.0 * heads * width * size * len(layers),
         len(layers),
