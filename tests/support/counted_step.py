@@ -2,7 +2,8 @@
 
     python -m tests.support.counted_step FOLDER '[["llava", ["projector"], true]]'
 
-Each job is a kind of model, what trains, and whether layers are checkpointed. Prints JSON. Bytes are those of real tensors, each storage once; nothing here knows a formula.
+Each job is a kind of model, what trains, and whether layers are checkpointed. Prints JSON. Bytes are those of real tensors,
+each storage once; nothing here knows a formula.
 """
 
 import gc

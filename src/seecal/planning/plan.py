@@ -224,9 +224,9 @@ def _why_not(engine: str, found: StageModel, stage: Stage, gpus: int) -> str | N
         return "one GPU" if engine == "single" else "more than one GPU"
     shards = engine in ("fsdp2", "zero2", "zero3")
     if shards and found.counts.packed:
-        return "weights in 4 bits are not spread"
+        return "not in 4 bits"
     if shards and stage.cache_vision_features:
-        return "cache_vision_features needs whole weights"
+        return "not with cached features"
     if engine.startswith("zero") and settings.normalize == "global" and settings.gradient_accumulation_steps > 1:
-        return "normalize: global with accumulation"
+        return "refuses accumulation"
     return None

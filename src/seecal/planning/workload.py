@@ -115,8 +115,8 @@ def workload_of(stage: Stage, settings: Any, model: Any, name: str, processor: A
     if wanted.records is None and len(known) < len(stage.data):
         lacking = next(source.path for source in stage.data if _known(source) is None)
         raise ValueError(
-            f"stage {stage.number}: data {lacking}: not there, and nothing is published of it. Give --records, or the data's "
-            "path"
+            f"stage {stage.number}: data {lacking}: not there, and nothing is published of it. Give --records, or the "
+            "data's path"
         )
     return _assumed(known, settings, model, name, processor, wanted)
 
