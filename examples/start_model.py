@@ -7,21 +7,14 @@ write: a plain transformers model with processor and Vicuna's chat template.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 import transformers as hf
 
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
-    "polite answers to the user's questions. "
-)
-TEMPLATE = (
-    "{{ bos_token }}" + SYSTEM + "{% for message in messages %}{% if message.role == 'assistant' %}"
-    "{{ 'ASSISTANT: ' }}{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}{{ eos_token }}"
-    "{% endgeneration %}{% else %}{{ 'USER: ' }}{% for part in message.content %}"
-    "{% if part.type == 'image' %}{{ '<image>\n' }}{% else %}{{ part.text }}{% endif %}{% endfor %}{{ ' ' }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
+import seecal
+
+TEMPLATE = (Path(seecal.__file__).parent / "data" / "templates" / "vicuna_v1.jinja").read_text("utf8")
 CLASSES = {
     "llava": (hf.LlavaConfig, hf.LlavaForConditionalGeneration, hf.LlavaImageProcessor, hf.LlavaProcessor),
     "llava_next": (
@@ -44,7 +37,7 @@ def build(family: str, language_model: str, vision_tower: str):
     side, patch = vision.config.image_size, vision.config.patch_size
     options = {}
     if family == "llava_next":
-        options = {"image_grid_pinpoints": [[a * side, b * side] for a, b in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]}
+        options = {"image_grid_pinpoints": [[a * side, b * side] for a, b in ((2, 1), (1, 2), (2, 2), (1, 3), (3, 1))]}
     config = make_config(
         vision_config=vision.config,
         text_config=text.config,
