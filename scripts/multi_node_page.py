@@ -1,4 +1,4 @@
-"""Write the tables of docs/multi-node.md from the models' sizes and the formulas that the page states and `seecal plan` uses:
+"""Write the tables of docs/multi-node.md from the models' sizes and the formulas of `seecal plan`, which the page states:
 
     python -m scripts.multi_node_page
 

@@ -66,7 +66,7 @@ def test_an_unknown_name_lists_the_known_ones(name):
 
 def test_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json: cannot be read"):
+    with pytest.raises(ValueError, match=r"config\.json: cannot be read"):
         known_config(str(tmp_path))
 
 
