@@ -21,6 +21,8 @@ from .families.table import Family as Family
 from .ops.linear_cross_entropy import weighted_linear_cross_entropy as weighted_linear_cross_entropy
 from .pages.alignment import alignment as alignment
 from .pages.report import report as report
+from .planning.plan import Plan as Plan
+from .planning.plan import plan as plan
 from .recipes.check_data import check_data as check_data
 from .recipes.preview import preview as preview
 from .scoring.calibration import calibrate as calibrate
