@@ -63,16 +63,27 @@ def write_synthetic(source: Source, folder: Path, count: int = 32, *, one_turn: 
     records = [_drawn(number, one_turn=one_turn, text_only=not only_images) for number in range(count)]
     name = f"{source.split or 'data'}{kind}" if kind else f"{source.split or 'train'}-00000-of-00001.parquet"
     path = folder / name
-    columns = {ours: theirs for theirs, ours in (source.columns or {}).items() if ours is not None}
-    left_out = [theirs for theirs, ours in (source.columns or {}).items() if ours is None]
+    columns = dict(source.columns or {})
+    image_key = next((ours for ours in columns.values() if ours in _IMAGE_KEYS), None) or _IMAGES_OF.get(chosen, "image")
+    used = set[str]()
 
     def row(record: _Drawn, image: Any) -> dict[str, Any]:
-        made = {**_ROWS[chosen](record, image, "images" in columns), **dict.fromkeys(left_out, "not used")}
-        return {columns.get(key, key): value for key, value in made.items()}
+        made = _ROWS[chosen](record)
+        if image is not None:
+            made[image_key] = [image] if image_key == "images" else image
+        for theirs, ours in columns.items():
+            if ours is None:
+                made[theirs] = "not used"
+            elif ours in made:
+                made[theirs] = made.pop(ours)
+                used.add(theirs)
+        return made
 
     _WRITERS[kind](path, records, row)
+    # A key that made-up records have no use for would be an error: no record has it
+    kept = {theirs: ours for theirs, ours in columns.items() if ours is None or theirs in used}
     root = str(folder) if source.image_root is not None else None
-    return dataclasses.replace(source, path=str(path if kind else folder), image_root=root)
+    return dataclasses.replace(source, path=str(path if kind else folder), image_root=root, columns=kept or None)
 
 
 def draw(number: int, size: tuple[int, int] = (336, 336)) -> tuple[Image.Image, str, str]:
@@ -101,13 +112,10 @@ def _drawn(number: int, *, one_turn: bool, text_only: bool) -> _Drawn:
     return _Drawn(f"made-up-{number:03}", turns, file.getvalue(), suffix)
 
 
-# ---- Formats: (record, what stands for its image, whether a list is wanted) -> row ----
+# ---- Formats: what a row has beside its image ----
 
-
-def _image_key(image: Any, listed: bool) -> dict[str, Any]:
-    if listed:
-        return {"images": [] if image is None else [image]}
-    return {} if image is None else {"image": image}
+_IMAGE_KEYS = ("image", "images", "file_name")
+_IMAGES_OF = {"sharegpt": "images", "messages": "images", "prompt_completion": "images", "captions": "file_name"}
 
 
 def _marked(record: _Drawn) -> list[tuple[str, str]]:
@@ -118,30 +126,30 @@ def _marked(record: _Drawn) -> list[tuple[str, str]]:
     return [(f"{PLACEHOLDER}\n{question}", answer), *rest]
 
 
-def _conversations(record: _Drawn, image: Any, listed: bool) -> dict[str, Any]:
-    turns = [one for q, a in _marked(record) for one in ({"from": "human", "value": q}, {"from": "gpt", "value": a})]
-    return {"id": record.name, **_image_key(image, listed), "conversations": turns}
+def _turns(record: _Drawn, who: str, what: str, roles: tuple[str, str]) -> list[dict[str, str]]:
+    return [{who: role, what: text} for turn in _marked(record) for role, text in zip(roles, turn, strict=True)]
 
 
-def _messages(record: _Drawn, image: Any, listed: bool) -> dict[str, Any]:
-    turns = [
-        one for q, a in _marked(record) for one in ({"role": "user", "content": q}, {"role": "assistant", "content": a})
-    ]
-    return {"id": record.name, **_image_key(image, True), "messages": turns}
+def _conversations(record: _Drawn) -> dict[str, Any]:
+    return {"id": record.name, "conversations": _turns(record, "from", "value", ("human", "gpt"))}
 
 
-def _prompt_completion(record: _Drawn, image: Any, listed: bool) -> dict[str, Any]:
+def _messages(record: _Drawn) -> dict[str, Any]:
+    return {"id": record.name, "messages": _turns(record, "role", "content", ("user", "assistant"))}
+
+
+def _prompt_completion(record: _Drawn) -> dict[str, Any]:
     question, answer = _marked(record)[0]
-    return {"id": record.name, **_image_key(image, True), "prompt": question, "completion": answer}
+    return {"id": record.name, "prompt": question, "completion": answer}
 
 
-def _caption(record: _Drawn, image: Any, listed: bool) -> dict[str, Any]:
-    return {"file_name" if isinstance(image, str) else "image": image, "text": record.turns[0][1]}
+def _caption(record: _Drawn) -> dict[str, Any]:
+    return {"text": record.turns[0][1]}
 
 
-_ROWS: dict[str, Callable[[_Drawn, Any, bool], dict[str, Any]]] = {
+_ROWS: dict[str, Callable[[_Drawn], dict[str, Any]]] = {
     "llava": _conversations,
-    "sharegpt": lambda record, image, listed: _conversations(record, image, True),
+    "sharegpt": _conversations,
     "messages": _messages,
     "prompt_completion": _prompt_completion,
     "captions": _caption,
@@ -184,11 +192,12 @@ def _write_table(path: Path, records: Sequence[_Drawn], row: Row) -> None:
 
 
 def _write_parquet(path: Path, records: Sequence[_Drawn], row: Row) -> None:
-    import datasets
+    import pyarrow
+    import pyarrow.parquet
 
     rows = [row(one, None if one.image is None else {"bytes": one.image, "path": None}) for one in records]
     names = list(dict.fromkeys(key for one in rows for key in one))
-    datasets.Dataset.from_list([{name: one.get(name) for name in names} for one in rows]).to_parquet(str(path))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{name: one.get(name) for name in names} for one in rows]), path)
 
 
 def _write_tar(path: Path, records: Sequence[_Drawn], row: Row) -> None:
@@ -205,6 +214,7 @@ def _write_tar(path: Path, records: Sequence[_Drawn], row: Row) -> None:
 _WRITERS: dict[str, Callable[[Path, Sequence[_Drawn], Row], None]] = {
     ".json": _write_json,
     ".jsonl": _write_jsonl,
+    ".ndjson": _write_jsonl,
     ".csv": _write_table,
     ".tsv": _write_table,
     ".parquet": _write_parquet,
