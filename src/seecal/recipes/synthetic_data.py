@@ -70,7 +70,8 @@ def write_synthetic(source: Source, folder: Path, count: int = 32, *, one_turn: 
     def row(record: _Drawn, image: Any) -> dict[str, Any]:
         made = _ROWS[chosen](record)
         if image is not None:
-            made[image_key] = [image] if image_key == "images" else image
+            key = "image" if image_key == "file_name" and not isinstance(image, str) else image_key
+            made[key] = [image] if key == "images" else image
         for theirs, ours in columns.items():
             if ours is None:
                 made[theirs] = "not used"
@@ -115,7 +116,7 @@ def _drawn(number: int, *, one_turn: bool, text_only: bool) -> _Drawn:
 # ---- Formats: what a row has beside its image ----
 
 _IMAGE_KEYS = ("image", "images", "file_name")
-_IMAGES_OF = {"sharegpt": "images", "messages": "images", "prompt_completion": "images", "captions": "file_name"}
+_IMAGES_OF = {"sharegpt": "images", "messages": "images", "prompt_completion": "images"}
 
 
 def _marked(record: _Drawn) -> list[tuple[str, str]]:
