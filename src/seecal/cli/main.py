@@ -15,6 +15,8 @@ from . import check_data, preview, replay, report, score
 # typer does not export it, and has moved it between versions: unknown options, missing arguments, wrong types
 _UsageError: Any = typer.BadParameter.__base__
 
+_DRY_RUN = {"--dry-run", "--dry_run"}
+
 app = typer.Typer(
     name="seecal",
     help="Train vision-language models on the tokens that see the image.",
@@ -67,6 +69,10 @@ def demo(
 )
 def train(context: typer.Context) -> None:
     """Train a model by a recipe: --config FILE, or the name of one of ours (see seecal train --help)."""
+    if _DRY_RUN.intersection(context.args) and not {"--help", "-h", "--help-all"}.intersection(context.args):
+        from ..recipes.dry_run import run as run_dry
+
+        raise typer.Exit(run_dry([one for one in context.args if one not in _DRY_RUN]))
     from ..recipes.run import run
 
     raise typer.Exit(run(context.args))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,10 +233,15 @@ class SmallRecipe:
         return self._written[key]
 
 
-def words_of(sources: Mapping[str, Any]) -> list[str]:
-    """The texts of loaded records, for a tokenizer that stands in."""
-    texts = []
-    for records in sources.values():
-        for record in records:
-            texts += [part["text"] for turn in record["messages"] for part in turn["content"] if part["text"]]
+def texts_of(recipe: Recipe) -> list[str]:
+    """Texts of the first records of the recipe's data, of what is there of it. What cannot be read is told elsewhere."""
+    from ..data.sources.load import LocatedRecords
+
+    texts: list[str] = []
+    for source in {repr(one): one for stage in recipe.stages for one in stage.data}.values():
+        if all(Path(path).exists() for path in paths_of(source)):
+            with contextlib.suppress(ValueError, OSError):
+                rows = itertools.islice(LocatedRecords(source.path, **source.options(), keep_lost=True).rows(), RECORDS)
+                turns = [turn for row in rows if row.record is not None for turn in row.record["messages"]]
+                texts += [part["text"] for turn in turns for part in turn["content"] if part.get("text")]
     return texts
