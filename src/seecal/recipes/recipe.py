@@ -80,7 +80,11 @@ KEYS: dict[str, Key] = {
         "Several of CAL's options by one name; those that are set beside it win. released: what the paper's code computes "
         "where it departs from its equations (normalize: micro_batch, pool_scope: released, contrast: mask).",
     ),
-    "chat_template": Key(str | None, "Jinja text, or a .jinja file, used instead of the model's in this stage."),
+    "chat_template": Key(
+        str | None,
+        "Used instead of the model's in this stage: Jinja text, a .jinja file, or one that comes with seecal (plain, "
+        "vicuna_v1, gemma, paligemma).",
+    ),
     "cache_vision_features": Key(
         bool,
         "Run the frozen vision tower once for each image and keep its features, 2 GiB of them at most. Default: false.",
@@ -385,10 +389,15 @@ def _section(key: str, value: Any) -> Any:
 
 
 def _template(value: str | None) -> str | None:
+    from ..data.chat_templates import TEMPLATES, chat_template
+
     if value is None or "{" in value:
         return value
+    if value in TEMPLATES:
+        return chat_template(value)
     if not Path(value).is_file():
         raise FileNotFoundError(
-            f"chat_template: {value}: no such file, and it is no Jinja text, which has {{{{ or {{% in it"
+            f"chat_template: {value}: no such file, none of ours ({', '.join(TEMPLATES)}), and no Jinja text, which has "
+            "{{ or {% in it"
         )
     return Path(value).read_text("utf8")

@@ -50,6 +50,8 @@ class DataTrainer(QuarantineTrainer):
         if train is None:
             return None, data["eval_dataset"]  # SFTTrainer says that it is required
         sample = first_sample(train, "train_dataset")
+        if args.train_sampling_strategy == BY_MODALITY and not is_indexed(train):
+            raise ValueError(f"train_sampling_strategy={BY_MODALITY!r}: a stream is read in its order. Take it out")
         self._kind = self._kind_of(sample)
         self._train_key = self._kind, completions_only(args, sample)
         _check_columns(sample, args, self._kind)
@@ -164,10 +166,6 @@ class DataTrainer(QuarantineTrainer):
 
     def _by_modality(self, train_dataset: Any, seed: int) -> Any:
         args = self.args
-        if not is_indexed(train_dataset):
-            raise ValueError(
-                f"train_sampling_strategy={BY_MODALITY!r}: a stream is read in its order. Take it out, or index the data"
-            )
         lengths, with_image = lengths_by_modality(train_dataset, args.length_column_name)
         batches = max(1, args.world_size) * args.gradient_accumulation_steps
         return ModalityByEpoch(lengths, with_image, batch_size=args.train_batch_size, batches=batches, seed=seed)
