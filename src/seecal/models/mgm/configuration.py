@@ -27,6 +27,11 @@ _DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
 _SCALED = ("gemma", "gemma2", "gemma3_text")
 
 
+def scale_of_embeddings(text: Any) -> float:
+    """The factor that a language model put on all its inputs when MGM was trained with it, by its config."""
+    return math.sqrt(text.hidden_size) if text.model_type in _SCALED else 1.0
+
+
 class MGMConfig(PreTrainedConfig):
     """Configuration of :class:`MGMForConditionalGeneration`. The defaults are MGM-7B's.
 
@@ -44,6 +49,7 @@ class MGMConfig(PreTrainedConfig):
         image_size_aux: side of the high-resolution picture in pixels: 768, 1536 in MGM-HD.
         image_feature_scale: factor on projected image features; None: sqrt(width) for Gemma, else 1. Gemma used to
             multiply all its inputs, images included, and MGM-2B was trained so; today it multiplies words alone.
+        original_config: the config.json of the checkpoint in the original's layout that this one was converted from.
         projector_hidden_act, multimodal_projector_bias, vision_feature_layer, vision_feature_select_strategy: as in LLaVA.
 
     Raises:
@@ -68,6 +74,7 @@ class MGMConfig(PreTrainedConfig):
     vision_feature_layer: int = -2
     vision_feature_select_strategy: str = "default"
     tie_word_embeddings: bool = False
+    original_config: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if "mm_vision_tower" in kwargs:
@@ -86,7 +93,7 @@ class MGMConfig(PreTrainedConfig):
         if self.image_token_id is None:
             self.image_token_id = text.vocab_size
         if self.image_feature_scale is None:
-            self.image_feature_scale = math.sqrt(text.hidden_size) if text.model_type in _SCALED else 1.0
+            self.image_feature_scale = scale_of_embeddings(text)
         self.tie_word_embeddings = self.tie_word_embeddings or bool(text.tie_word_embeddings)
         super().__post_init__(**kwargs)
         self._check()

@@ -19,8 +19,6 @@ from transformers.utils.generic import can_return_tuple
 from .configuration import MGMConfig
 from .mining import MGMMining, resized, stacked_stages, tiled
 
-# Some language models keep the scale of their word embeddings here (GemmaTextScaledWordEmbedding)
-
 
 @dataclass
 class MGMModelOutputWithPast(BaseModelOutputWithPast):
@@ -70,6 +68,13 @@ class MGMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def set_attn_implementation(self, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """As in transformers. The ConvNeXt, which has no attention and would refuse, is left out."""
+        given = attn_implementation
+        if isinstance(given, str):
+            given = {name: given for name in ("", *self.config.sub_configs)}
+        super().set_attn_implementation({**given, "vision_aux_config": "eager"}, *args, **kwargs)
+
 
 class MGMModel(MGMPreTrainedModel):
     """Both towers, the mining, the projector and the language model without its head."""
@@ -79,7 +84,8 @@ class MGMModel(MGMPreTrainedModel):
         vision: Any = config.vision_config
         aux: Any = config.vision_aux_config
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.vision_tower_aux = AutoModel.from_config(config.vision_aux_config)
+        # It has no attention, and refuses to be asked for another than this
+        self.vision_tower_aux = AutoModel.from_config(config.vision_aux_config, attn_implementation="eager")
         self.mining = MGMMining(vision.hidden_size, sum(aux.hidden_sizes))
         self.multi_modal_projector = MGMMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
