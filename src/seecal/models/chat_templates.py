@@ -21,7 +21,7 @@ _SYSTEM = (
 )
 VICUNA_V1 = (
     _CONTENT + "{{ bos_token }}{%- if messages[0].role == 'system' -%}{{ content(messages[0]) + ' ' }}{%- else -%}"
-    '{{ "' + _SYSTEM + ' " }}{%- endif -%}{%- for message in messages if message.role != \'system\' -%}'
+    '{{ "' + _SYSTEM + " \" }}{%- endif -%}{%- for message in messages if message.role != 'system' -%}"
     "{%- if message.role == 'assistant' -%}{{ 'ASSISTANT: ' }}"
     "{% generation %}{{ content(message) }}{{ eos_token }}{% endgeneration %}"
     "{%- else -%}{{ 'USER: ' + content(message) + ' ' }}{%- endif -%}{%- endfor -%}"

@@ -100,7 +100,9 @@ def vision_config_of(folder: str | None, original: dict[str, Any], where: Any) -
         found = AutoConfig.from_pretrained(folder, local_files_only=Path(folder).is_dir(), trust_remote_code=False)
         found = getattr(found, "vision_config", found)
         if not isinstance(found, CLIPVisionConfig):
-            raise ValueError(f"{folder}: a {found.model_type}, where the original LLaVA has a CLIP tower. Give its folder.")
+            raise ValueError(
+                f"{folder}: a {found.model_type}, where the original LLaVA has a CLIP tower. Give its folder."
+            )
         return found
     if named.rstrip("/").endswith(CLIP_336.rpartition("/")[2]):
         return LlavaConfig().vision_config
@@ -110,7 +112,9 @@ def vision_config_of(folder: str | None, original: dict[str, Any], where: Any) -
     )
 
 
-def to_transformers(original: dict[str, Any], vision: Any, *, rows: int, image_token: int, pad_token: int | None) -> Any:
+def to_transformers(
+    original: dict[str, Any], vision: Any, *, rows: int, image_token: int, pad_token: int | None
+) -> Any:
     """LlavaConfig, or LlavaNextConfig for "anyres", of an original checkpoint.
 
     Args:
