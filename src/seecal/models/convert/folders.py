@@ -149,15 +149,9 @@ def original_tokenizer(source: Path, part: Path, rows: int, cut: bool) -> list[s
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json"):
         if (part / name).is_file():
             _write_json(part / name, _without(read_json(part / name), gone, rows))
-    without_model = (
-        ""
-        if (part / VOCABULARY_FILES[0]).is_file()
-        else (
-            f"; {VOCABULARY_FILES[0]}, which the original's slow tokenizer reads, is not in the source: give language_model "
-            "for it"
-        )
-    )
-    return [f"tokenizer: without {', '.join(sorted(gone))}{without_model}"]
+    there = (part / VOCABULARY_FILES[0]).is_file()
+    slow = "" if there else "; no tokenizer.model, which LLaVA's slow tokenizer reads: language_model names where it lies"
+    return [f"tokenizer: without {', '.join(sorted(gone))}{slow}"]
 
 
 def _without(config: dict[str, Any], gone: set[str], rows: int) -> dict[str, Any]:

@@ -130,6 +130,6 @@ def check_complete(state: Mapping[str, Any], config: Any, where: Any) -> None:
     for name, shape in wanted.items():
         if tuple(state[name].shape) != shape:
             raise ValueError(
-                f"{where}: {name} has the shape {tuple(state[name].shape)}, its config.json says {shape}. Do both come from "
-                "one model?"
+                f"{where}: {name} has the shape {tuple(state[name].shape)}, its config.json says {shape}. Do both come "
+                "from one model?"
             )
