@@ -18,6 +18,7 @@ from .data.sources.mixture import mix as mix
 from .data.sources.reports import LoadReport as LoadReport
 from .families.table import FAMILIES as FAMILIES
 from .families.table import Family as Family
+from .models.build_start import build_start as build_start
 from .models.convert.run import convert as convert
 from .ops.linear_cross_entropy import weighted_linear_cross_entropy as weighted_linear_cross_entropy
 from .pages.alignment import alignment as alignment

@@ -35,7 +35,9 @@ def state_dict(kind, rows, seed=0):
         at = f"model.layers.{i}"
         for name in "qkvo":
             found |= linear(f"{at}.self_attn.{name}_proj", WIDTH, WIDTH, bias=False)
-        found |= linear(f"{at}.mlp.gate_proj", 48, WIDTH, bias=False) | linear(f"{at}.mlp.up_proj", 48, WIDTH, bias=False)
+        found |= linear(f"{at}.mlp.gate_proj", 48, WIDTH, bias=False) | linear(
+            f"{at}.mlp.up_proj", 48, WIDTH, bias=False
+        )
         found |= linear(f"{at}.mlp.down_proj", WIDTH, 48, bias=False)
         found |= norm(f"{at}.input_layernorm", WIDTH, bias=False)
         found |= norm(f"{at}.post_attention_layernorm", WIDTH, bias=False)
@@ -164,7 +166,9 @@ def logits(state, ids, tiles=None, size=None):
     w = {name: tensor.double() for name, tensor in state.items()}
     parts = []
     for one in ids:
-        parts.append(image_features(w, tiles.double(), size) if one == -200 else w["model.embed_tokens.weight"][one][None])
+        parts.append(
+            image_features(w, tiles.double(), size) if one == -200 else w["model.embed_tokens.weight"][one][None]
+        )
     return _llama(w, torch.cat(parts)) @ w["lm_head.weight"].T
 
 

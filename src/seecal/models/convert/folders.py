@@ -150,7 +150,9 @@ def original_tokenizer(source: Path, part: Path, rows: int, cut: bool) -> list[s
         if (part / name).is_file():
             _write_json(part / name, _without(read_json(part / name), gone, rows))
     there = (part / VOCABULARY_FILES[0]).is_file()
-    slow = "" if there else "; no tokenizer.model, which LLaVA's slow tokenizer reads: language_model names where it lies"
+    slow = (
+        "" if there else "; no tokenizer.model, which LLaVA's slow tokenizer reads: language_model names where it lies"
+    )
     return [f"tokenizer: without {', '.join(sorted(gone))}{slow}"]
 
 
