@@ -10,6 +10,7 @@ import torch
 
 from . import assembly
 from .chat_templates import chat_template_for
+from .hub_layout import save_in_hub_layout
 from .new_folder import new_folder
 
 FAMILIES = ("llava", "llava_next")
@@ -86,7 +87,7 @@ def build_start(
             mean=mean,
             std=std,
         )
-        model.save_pretrained(part, max_shard_size=max_shard_size)
+        save_in_hub_layout(model, part, max_shard_size)
         processor.save_pretrained(part)
     return Path(out)
 
