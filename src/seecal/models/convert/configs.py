@@ -32,9 +32,22 @@ IMAGES = ("square", "pad", "anyres")
 _RENAMED = ("rope_scaling", "rope_theta", "torch_dtype")
 # What says how a model is used or was saved, and not what it is
 _OTHER = frozenset(
-    ("_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "rope_parameters", "id2label")
-    + ("label2id", "problem_type", "output_hidden_states", "output_attentions", "return_dict", "is_encoder_decoder")
-    + ("chunk_size_feed_forward", "head_dim", "attn_implementation")
+    [
+        "_name_or_path",
+        "architectures",
+        "model_type",
+        "transformers_version",
+        "dtype",
+        "rope_parameters",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "output_hidden_states",
+        "output_attentions",
+        "return_dict",
+        "is_encoder_decoder",
+        "chunk_size_feed_forward",
+    ]
 )
 
 
@@ -182,6 +195,8 @@ def to_original(config: Any, *, rows: int, images: str, tower: str | None, max_l
     model_type, architecture = _ORIGINAL[text.model_type]
     anyres = images == "anyres"
     found = {name: value for name, value in text.to_dict().items() if name not in _OTHER}
+    if found.get("head_dim") == text.hidden_size // text.num_attention_heads:
+        found.pop("head_dim")  # the original's transformers computes it
     found |= {
         **_rope(text),
         "torch_dtype": str(config.dtype).removeprefix("torch.") if config.dtype is not None else "float32",
