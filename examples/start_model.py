@@ -11,17 +11,8 @@ import argparse
 import torch
 import transformers as hf
 
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
-    "polite answers to the user's questions. "
-)
-TEMPLATE = (
-    "{{ bos_token }}" + SYSTEM + "{% for message in messages %}{% if message.role == 'assistant' %}"
-    "{{ 'ASSISTANT: ' }}{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}{{ eos_token }}"
-    "{% endgeneration %}{% else %}{{ 'USER: ' }}{% for part in message.content %}"
-    "{% if part.type == 'image' %}{{ '<image>\n' }}{% else %}{{ part.text }}{% endif %}{% endfor %}{{ ' ' }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
+from seecal.data.chat_templates import chat_template
+
 CLASSES = {
     "llava": (hf.LlavaConfig, hf.LlavaForConditionalGeneration, hf.LlavaImageProcessor, hf.LlavaProcessor),
     "llava_next": (
@@ -44,7 +35,7 @@ def build(family: str, language_model: str, vision_tower: str):
     side, patch = vision.config.image_size, vision.config.patch_size
     options = {}
     if family == "llava_next":
-        options = {"image_grid_pinpoints": [[a * side, b * side] for a, b in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]}
+        options = {"image_grid_pinpoints": [[a * side, b * side] for a, b in ((2, 1), (1, 2), (2, 2), (1, 3), (3, 1))]}
     config = make_config(
         vision_config=vision.config,
         text_config=text.config,
@@ -73,7 +64,7 @@ def build(family: str, language_model: str, vision_tower: str):
         patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
+        chat_template=chat_template("vicuna_v1"),
     )
     return model, processor
 

@@ -32,7 +32,7 @@ FLOORS = {
         {"forward"},
         {"enable"},
     ],
-    "data": [{"paths", "options"}, {"image_placement", "message_keys"}],
+    "data": [{"paths", "options", "chat_templates"}, {"image_placement", "message_keys"}],
     "data.images": [{"fast_jpeg", "reduced_jpeg", "perturbations", "header"}, {"decode"}],
     "data.sources": [
         {"records", "bounds", "conversions", "rows", "arrow_copy", "quarantine_file"},
@@ -65,6 +65,7 @@ FLOORS = {
     "pages": [{"charts", "preview_text", "report_data", "templates", "thumbnails"}, {"alignment", "preview", "report"}],
     "trainer": [
         {"hangs", "metrics", "manifests", "options", "random_numbers", "samples", "token_backends"},
+        {"sampling"},
         {"cal_config", "token_logging"},
         {
             "callbacks",
@@ -72,7 +73,6 @@ FLOORS = {
             "trl_compat",
             "arguments",
             "collators",
-            "sampling",
             "step",
             "step_watch",
             "fingerprint",
@@ -85,7 +85,7 @@ FLOORS = {
     ],
     "recipes": [
         {"launch", "schema", "tiny", "trainable", "yaml_text"},
-        {"overrides", "stage_trainer"},
+        {"overrides", "stage_trainer", "layers"},
         {"recipe"},
         {"help", "folder"},
         {"preview", "stage_runner"},

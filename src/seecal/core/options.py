@@ -16,6 +16,9 @@ from .contrasts import CONTRASTS, contrast_named
 POOL_SCOPES = ("answer", "released")
 NORMALIZERS = ("global", "micro_batch", "sample")
 DELTAS = ("logit", "logprob")
+# Several options by one name, as a recipe's `preset` has it. The paper's code departs from its equations in these three: it
+# keeps the image's positions in the second pass, pools over the flattened batch and divides by the micro-batch's weights.
+PRESETS = {"released": {"normalize": "micro_batch", "pool_scope": "released", "contrast": "mask"}}
 
 
 def option(default: Any, help: str) -> Any:

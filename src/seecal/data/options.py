@@ -56,7 +56,8 @@ class DataOptions:
     processor_kwargs: dict[str, Any] | str | None = option(  # noqa: RUF009  # its default is None
         None,
         "Settings of the model's processor, such as {max_pixels: 401408} (Qwen), {do_image_splitting: false} (Idefics, "
-        "SmolVLM) or {size: {longest_edge: 768}}; checked against its own names, and saved with the model.",
+        "SmolVLM) or {size: {longest_edge: 768}}; checked against its own names, and saved with the model. {backend: pil} "
+        "resizes with Pillow instead of torchvision, which is not saved.",
     )
 
     max_bad_records: float | None = option(

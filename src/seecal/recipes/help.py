@@ -9,7 +9,8 @@ from typing import Any
 from ..core.options import CALOptions
 from ..data.options import DataOptions
 from ..trainer.options import HangOptions, LoggingOptions
-from .recipe import KEYS, NOT_HERE, SHIPPED
+from .layers import SHIPPED
+from .recipe import KEYS, NOT_HERE
 
 _USAGE = """Usage: seecal train --config RECIPE [--resume] [--key value ...]
        accelerate launch --config_file "$(seecal accelerate-config fsdp2)" -m seecal train --config RECIPE

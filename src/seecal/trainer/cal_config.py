@@ -7,9 +7,10 @@ from typing import Any
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
-from ..core.options import CALOptions
+from ..core.options import CALOptions, check_choice
 from ..data.options import DataOptions, check_decoding, mapping_of
 from .options import HangOptions, LoggingOptions
+from .sampling import BY_MODALITY, STRATEGIES
 
 _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(CALOptions))
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "auto": "auto"}
@@ -30,10 +31,11 @@ class CALConfig(SFTConfig):
     ``on_long`` says what happens to records longer than ``max_length``, ``on_bad`` what happens to those without a label,
     ``image_decoding`` how JPEG files are decoded, ``train_on`` which turns are learnt, ``processor_kwargs`` how the
     processor is set, ``weights`` where those that were measured before lie, ``logging_tokens_steps`` how often the tokens
-    of one evaluation record are logged, ``hang_timeout`` when a rank without progress ends. Two inherited fields differ:
+    of one evaluation record are logged, ``hang_timeout`` when a rank without progress ends. Three inherited fields differ:
 
     - ``padding_free`` is CAL's (how both passes go through the decoder: "auto", True or False), not TRL's, which vision
       data does not support.
+    - ``train_sampling_strategy`` may be "group_by_modality_length" too, the order of the paper's code.
     - ``logging_nan_inf_filter`` is False: a non-finite loss stops the training, so there is nothing to filter, and the
       filter costs a wait for the device in every micro-batch.
 
@@ -65,6 +67,14 @@ class CALConfig(SFTConfig):
     processor_kwargs: dict[str, Any] | str | None = _same(DataOptions, "processor_kwargs")  # noqa: RUF009  # None
     logging_tokens_steps: int | None = _same(LoggingOptions, "logging_tokens_steps")
     hang_timeout: float = _same(HangOptions, "hang_timeout")
+    train_sampling_strategy: str = dataclasses.field(
+        default="random",
+        metadata={
+            "help": f"The order of the records: {', '.join(STRATEGIES)}. {BY_MODALITY}: each optimizer step has records with "
+            "images only, or without only, as in the paper's code.",
+            "choices": list(STRATEGIES),
+        },
+    )
     logging_nan_inf_filter: bool = dataclasses.field(
         default=False,
         metadata={"help": "Keep False: CALTrainer stops at a non-finite loss instead of leaving it out of the log."},
@@ -77,6 +87,7 @@ class CALConfig(SFTConfig):
         self.cal_options()
         if isinstance(self.processor_kwargs, str):  # the command line gives text
             self.processor_kwargs = mapping_of("processor_kwargs", self.processor_kwargs)
+        check_choice("train_sampling_strategy", self.train_sampling_strategy, STRATEGIES)
         DataOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DataOptions)})
         check_decoding(self.image_decoding, self.contrast)
         super().__post_init__()

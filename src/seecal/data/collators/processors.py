@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import BatchFeature, MllamaProcessor, PaliGemmaProcessor, ProcessorMixin
+from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
 
 def has_prefix(processor: ProcessorMixin) -> bool:
@@ -19,13 +20,17 @@ def configure(processor: Any, processor_kwargs: Mapping[str, Any] | None) -> Any
     """Sets ``processor_kwargs`` on a processor, such as ``{"max_pixels": 401408}``, and returns it.
 
     They are settings of its image processor (``size``, ``max_pixels``, ``min_pixels``, ``do_image_splitting``, ...) or of
-    the processor itself. ``save_pretrained`` writes them with it.
+    the processor itself. ``save_pretrained`` writes them with it. ``backend`` ("pil" or "torchvision", as in
+    ``AutoProcessor.from_pretrained``) says what resizes the images; transformers does not save that.
 
     Raises:
         ValueError: a name that neither has, or a value that the image processor does not take.
     """
     if not processor_kwargs:
         return processor
+    if (backend := processor_kwargs.get("backend")) is not None:
+        processor.image_processor = _with_backend(processor.image_processor, backend)
+        processor_kwargs = {name: value for name, value in processor_kwargs.items() if name != "backend"}
     images = getattr(processor, "image_processor", None)
     known = set(getattr(getattr(images, "valid_kwargs", None), "__annotations__", ())) - _NOT_SETTINGS
     own = set(_own_settings(processor))
@@ -65,6 +70,22 @@ def _with_settings(processor: Any, images: Any, settings: dict[str, Any]) -> Any
         shown = ", ".join(f"{name}={value!r}" for name, value in settings.items())
         raise ValueError(f"processor_kwargs: {type(images).__name__} does not take {shown}: {error}") from None
     return made
+
+
+# What transformers calls the image processors of a family that resize in one way or the other
+_BACKENDS = {"torchvision": "", "pil": "Pil"}
+
+
+def _with_backend(images: Any, backend: object) -> Any:
+    """The family's image processor, with the same settings, that resizes with Pillow or with torchvision."""
+    name = type(images).__name__
+    if backend not in _BACKENDS:
+        raise ValueError(f"processor_kwargs: backend={backend!r}: expected one of {', '.join(_BACKENDS)}")
+    wanted = name.removesuffix("Pil") + _BACKENDS[str(backend)]
+    made = type(images) if wanted == name else get_image_processor_class_from_name(wanted)
+    if made is None:
+        raise ValueError(f"processor_kwargs: backend={backend!r}: {name} has no such variant. Take backend out")
+    return images if made is type(images) else made.from_dict(images.to_dict())
 
 
 def _beside(old: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
