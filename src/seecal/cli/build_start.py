@@ -21,7 +21,7 @@ def build_start(
     template: Annotated[
         str | None,
         typer.Option(
-            help="vicuna_v1, gemma_eos, own (the language model's), or a file; else own, or vicuna_v1 where it has none.",
+            help="vicuna_v1, gemma, own (the language model's), or a file; else own, or vicuna_v1 where it has none.",
             show_default=False,
         ),
     ] = None,

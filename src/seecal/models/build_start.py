@@ -44,7 +44,7 @@ def build_start(
         vision_tower: folder or hub id of a vision model of transformers (CLIP, SigLIP, …), or of a model that has one.
         out: the folder to write.
         images: of llava: "pad" puts the whole image on a square, "square" cuts its middle out. llava_next has tiles.
-        template: "vicuna_v1", "gemma_eos", "own" (the language model's, with images put into its texts), or a file; None:
+        template: "vicuna_v1", "gemma", "own" (the language model's, with images put into its texts), or a file; None:
             its own where it has one, else vicuna_v1.
         vision_feature_layer: which layer of the tower the projector reads; −2 is the last but one.
         seed: of the projector's numbers.
@@ -180,8 +180,8 @@ def check_tower(config: Any, name: str) -> None:
     for key in ("image_size", "patch_size"):
         if not isinstance(getattr(config, key, None), int):
             raise ValueError(
-                f"{name}: a {config.model_type}, whose {key} is {getattr(config, key, None)}: give a vision tower that sees "
-                "squares of one size in square patches, such as CLIP or SigLIP."
+                f"{name}: a {config.model_type}, whose {key} is {getattr(config, key, None)}: give a vision tower that "
+                "sees squares of one size in square patches, such as CLIP or SigLIP."
             )
 
 
@@ -219,8 +219,8 @@ def colours_of(vision_tower: str, config: Any) -> tuple[Any, Any]:
     if config.model_type == "clip_vision_model":
         return assembly.CLIP_MEAN, assembly.CLIP_STD
     raise ValueError(
-        f"{vision_tower}: no preprocessor_config.json, so the mean and spread of its colours are not known. Put the tower's "
-        "own there."
+        f"{vision_tower}: no preprocessor_config.json, so the mean and spread of its colours are not known. Put the "
+        "tower's own there."
     )
 
 

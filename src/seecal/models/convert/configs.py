@@ -32,22 +32,11 @@ IMAGES = ("square", "pad", "anyres")
 _RENAMED = ("rope_scaling", "rope_theta", "torch_dtype")
 # What says how a model is used or was saved, and not what it is
 _OTHER = frozenset(
-    [
-        "_name_or_path",
-        "architectures",
-        "model_type",
-        "transformers_version",
-        "dtype",
-        "rope_parameters",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "output_hidden_states",
-        "output_attentions",
-        "return_dict",
-        "is_encoder_decoder",
-        "chunk_size_feed_forward",
-    ]
+    (
+        *("_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "rope_parameters"),
+        *("id2label", "label2id", "problem_type", "output_hidden_states", "output_attentions", "return_dict"),
+        *("is_encoder_decoder", "chunk_size_feed_forward"),
+    )
 )
 
 
