@@ -17,6 +17,7 @@ FREEZABLE = ("embeddings",)
 # Where transformers' models keep them: attributes of the base model, or of the whole one. A new name is one entry.
 _PROJECTORS = (
     "multi_modal_projector",  # LLaVA and most others
+    "mining",  # Mini-Gemini: what is trained with the projector in both stages
     "connector",  # Idefics 3, SmolVLM
     "visual.merger",  # Qwen-VL
     "visual.deepstack_merger_list",
@@ -34,7 +35,7 @@ _PROJECTORS = (
 _NEWLINES = ("image_newline",)
 
 
-_TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "vision_embed_tokens")
+_TOWERS = ("vision_tower", "vision_tower_aux", "visual", "vision_model", "vision_encoder", "vision_embed_tokens")
 
 
 def module_groups(model: Any) -> dict[str, tuple[str, ...]]:
