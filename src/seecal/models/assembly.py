@@ -64,6 +64,12 @@ def pad_rows(matrix: Tensor, rows: int) -> Tensor:
     return torch.cat([matrix, mean.expand(rows - matrix.shape[0], -1)])
 
 
+def random_newline(width: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """A new image_newline [width]: N(0, 1) / √width, as the released code has it."""
+    drawn = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+    return (drawn / width**0.5).to(dtype)
+
+
 def llava_processor(
     tokenizer: Any,
     *,
@@ -100,7 +106,9 @@ def llava_processor(
         "image_std": list(std),
     }
     if images == "anyres":
-        made: Any = LlavaNextImageProcessor(**options, do_pad=True, image_grid_pinpoints=[list(size) for size in grid or ()])
+        made: Any = LlavaNextImageProcessor(
+            **options, do_pad=True, image_grid_pinpoints=[list(size) for size in grid or ()]
+        )
     else:
         made = LlavaImageProcessor(**options, do_pad=images == "pad")
     kind: Any = LlavaNextProcessor if images == "anyres" else LlavaProcessor

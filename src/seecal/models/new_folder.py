@@ -9,7 +9,9 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def new_folder(out: str | Path, *, overwrite: bool = False, sources: tuple[str | Path | None, ...] = ()) -> Iterator[Path]:
+def new_folder(
+    out: str | Path, *, overwrite: bool = False, sources: tuple[str | Path | None, ...] = ()
+) -> Iterator[Path]:
     """Yields an empty folder beside ``out``, which takes its place when the block ends without an error.
 
     Args:
@@ -28,7 +30,9 @@ def new_folder(out: str | Path, *, overwrite: bool = False, sources: tuple[str |
         raise ValueError(f"{out}: this is a file. Give a folder to write.")
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
-            raise ValueError(f"{out}: it holds files already. Give another folder, or say --overwrite (overwrite=True).")
+            raise ValueError(
+                f"{out}: it holds files already. Give another folder, or say --overwrite (overwrite=True)."
+            )
         if not any((out / name).exists() for name in ("config.json", "adapter_config.json")):
             raise ValueError(f"{out}: it holds files, and no model that could be overwritten. Give another folder.")
     part = out.with_name(out.name + ".part")

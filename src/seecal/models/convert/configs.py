@@ -32,9 +32,11 @@ IMAGES = ("square", "pad", "anyres")
 _RENAMED = ("rope_scaling", "rope_theta", "torch_dtype")
 # What says how a model is used or was saved, and not what it is
 _OTHER = frozenset(
-    ("_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "rope_parameters", "id2label")
-    + ("label2id", "problem_type", "output_hidden_states", "output_attentions", "return_dict", "is_encoder_decoder")
-    + ("chunk_size_feed_forward", "head_dim", "attn_implementation")
+    (
+        *("_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "rope_parameters"),
+        *("id2label", "label2id", "problem_type", "output_hidden_states", "output_attentions", "return_dict"),
+        *("is_encoder_decoder", "chunk_size_feed_forward"),
+    )
 )
 
 
@@ -100,7 +102,9 @@ def vision_config_of(folder: str | None, original: dict[str, Any], where: Any) -
         found = AutoConfig.from_pretrained(folder, local_files_only=Path(folder).is_dir(), trust_remote_code=False)
         found = getattr(found, "vision_config", found)
         if not isinstance(found, CLIPVisionConfig):
-            raise ValueError(f"{folder}: a {found.model_type}, where the original LLaVA has a CLIP tower. Give its folder.")
+            raise ValueError(
+                f"{folder}: a {found.model_type}, where the original LLaVA has a CLIP tower. Give its folder."
+            )
         return found
     if named.rstrip("/").endswith(CLIP_336.rpartition("/")[2]):
         return LlavaConfig().vision_config
@@ -110,7 +114,9 @@ def vision_config_of(folder: str | None, original: dict[str, Any], where: Any) -
     )
 
 
-def to_transformers(original: dict[str, Any], vision: Any, *, rows: int, image_token: int, pad_token: int | None) -> Any:
+def to_transformers(
+    original: dict[str, Any], vision: Any, *, rows: int, image_token: int, pad_token: int | None
+) -> Any:
     """LlavaConfig, or LlavaNextConfig for "anyres", of an original checkpoint.
 
     Args:
@@ -178,6 +184,8 @@ def to_original(config: Any, *, rows: int, images: str, tower: str | None, max_l
     model_type, architecture = _ORIGINAL[text.model_type]
     anyres = images == "anyres"
     found = {name: value for name, value in text.to_dict().items() if name not in _OTHER}
+    if found.get("head_dim") == text.hidden_size // text.num_attention_heads:
+        found.pop("head_dim")  # the original's transformers computes it
     found |= {
         **_rope(text),
         "torch_dtype": str(config.dtype).removeprefix("torch.") if config.dtype is not None else "float32",

@@ -16,6 +16,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from ..hub_layout import has_level, hub_name
+
 TOWER, NEWLINE, EMBEDDINGS, HEAD = (
     "vision_tower.",
     "image_newline",
@@ -36,34 +38,7 @@ _PREFIXES = (
 )
 # Buffers that old versions saved and that are computed now
 _COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$|\.embeddings\.position_ids$")
-_OUTER = re.compile(r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.|image_newline$)")
-# Towers whose tensors the hub layout has one level lower than transformers 5 has them in memory
-_WITH_LEVEL = ("clip_vision_model", "siglip_vision_model")
 T = TypeVar("T")
-
-
-def hub_name(name: str, level: bool = True) -> str:
-    """A tensor's name in the hub layout, from any of transformers' own.
-
-    Those are: what 5.x saves of a model that it made, the hub's, the names in memory, and what 4.52 to 4.57 save.
-
-    Args:
-        name: as a file or a state dict has it.
-        level: whether the tower has the level ``vision_model`` there, as CLIP's and SigLIP's have.
-    """
-    name = _OUTER.sub("", name)
-    if name.startswith("lm_head."):
-        return f"language_model.{name}"
-    if re.match(r"language_model\.(?!model\.|lm_head\.)", name):
-        return name.replace("language_model.", "language_model.model.", 1)
-    if level and re.match(r"vision_tower\.(?!vision_model\.)", name):
-        return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
-    return name
-
-
-def has_level(config: Any) -> bool:
-    """Whether the hub layout of a model of this config has the level ``vision_model`` in its tower."""
-    return config.vision_config.model_type in _WITH_LEVEL
 
 
 def original_to_hub(state: Mapping[str, T], where: Any) -> tuple[dict[str, T], list[str]]:
@@ -130,6 +105,6 @@ def check_complete(state: Mapping[str, Any], config: Any, where: Any) -> None:
     for name, shape in wanted.items():
         if tuple(state[name].shape) != shape:
             raise ValueError(
-                f"{where}: {name} has the shape {tuple(state[name].shape)}, its config.json says {shape}. Do both come from "
-                "one model?"
+                f"{where}: {name} has the shape {tuple(state[name].shape)}, its config.json says {shape}. Do both come "
+                "from one model?"
             )
