@@ -12,7 +12,9 @@ from typing import Any
 
 import transformers as hf
 
+from ..data.chat_templates import chat_template
 from ..data.image_placement import PLACEHOLDER
+from .assembly import llava_processor
 
 VOCABULARY = 1024  # at most, before the special tokens
 _TEXT = "What is in this picture? How many are there, and where? It is a red square beside a blue circle. There are two.\n\n"
@@ -97,14 +99,6 @@ def _side(size: Any) -> int:
 _PARTS = (
     "{% for part in message.content %}{% if part.type == 'image' %}{{ '%s' }}{% else %}{{ part.text }}{% endif %}{% endfor %}"
 )
-VICUNA = (
-    "{{ bos_token }}A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the user's questions. {% for message in messages %}"
-    "{% if message.role == 'assistant' %}{{ 'ASSISTANT: ' }}{% generation %}{% for part in message.content %}"
-    "{{ part.text }}{% endfor %}{{ eos_token }}{% endgeneration %}{% else %}{{ 'USER: ' }}{% for part in message.content %}"
-    "{% if part.type == 'image' %}{{ '<image>\n' }}{% else %}{{ part.text }}{% endif %}{% endfor %}{{ ' ' }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
 
 
 def _chatml(image: str) -> str:
@@ -134,21 +128,38 @@ _GEMMA = (
 
 
 def _llava(config: Any, trained: str) -> StandIn:
-    side, patch = _side(config.vision_config.image_size), _side(config.vision_config.patch_size)
     tokenizer = _tokenizer(trained, PLACEHOLDER, bos="<s>", eos="</s>", begins=True)
-    size: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}, "do_pad": True}
-    strategy = config.vision_feature_select_strategy
-    shared = {
-        "patch_size": patch,
-        "vision_feature_select_strategy": strategy,
-        "num_additional_image_tokens": 1,
-        "chat_template": VICUNA,
-    }
-    if config.model_type == "llava":
-        processor: Any = hf.LlavaProcessor(hf.LlavaImageProcessor(**size), tokenizer, **shared)
-    else:
-        images = hf.LlavaNextImageProcessor(**size, image_grid_pinpoints=config.image_grid_pinpoints)
-        processor = hf.LlavaNextProcessor(images, tokenizer, **shared)
+    anyres = config.model_type == "llava_next"
+    processor = llava_processor(
+        tokenizer,
+        side=_side(config.vision_config.image_size),
+        patch=_side(config.vision_config.patch_size),
+        images="anyres" if anyres else "pad",
+        template=chat_template("vicuna_v1"),
+        strategy=config.vision_feature_select_strategy,
+        grid=config.image_grid_pinpoints if anyres else None,
+    )
+    return _stand_in(processor, image_token_id=PLACEHOLDER)
+
+
+def _mgm(config: Any, trained: str) -> StandIn:
+    from .mgm import MGMProcessor
+
+    gemma, side = config.text_config.model_type == "gemma", config.image_size_aux
+    named = {"bos": "<bos>", "eos": "<eos>"} if gemma else {"bos": "<s>", "eos": "</s>"}
+    marks = (PLACEHOLDER, "<start_of_turn>", "<end_of_turn>") if gemma else (PLACEHOLDER,)
+    images = hf.LlavaImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_pad=True
+    )
+    processor = MGMProcessor(
+        images,
+        _tokenizer(trained, *marks, begins=True, **named),
+        image_size=config.vision_config.image_size,
+        patch_size=config.vision_config.patch_size,
+        image_grid=config.image_grid,
+        image_global=config.image_global,
+        chat_template=chat_template("gemma" if gemma else "vicuna_v1"),
+    )
     return _stand_in(processor, image_token_id=PLACEHOLDER)
 
 
@@ -229,6 +240,7 @@ def _gemma3(config: Any, trained: str) -> StandIn:
 PROCESSORS: dict[str, Callable[[Any, str], StandIn]] = {
     "llava": _llava,
     "llava_next": _llava,
+    "mgm": _mgm,
     "qwen3_vl": _qwen3_vl,
     "internvl": _internvl,
     "smolvlm": _smolvlm,
