@@ -70,6 +70,7 @@ def demo(
 def train(context: typer.Context) -> None:
     """Train a model by a recipe: --config FILE, or the name of one of ours (see seecal train --help)."""
     if _DRY_RUN.intersection(context.args) and not {"--help", "-h", "--help-all"}.intersection(context.args):
+        verbosity.quiet()
         from ..recipes.dry_run import run as run_dry
 
         raise typer.Exit(run_dry([one for one in context.args if one not in _DRY_RUN]))

@@ -85,7 +85,9 @@ def on_meta(config: Any) -> Any:
 def _deepest(whole: Mapping[str, Any]) -> int:
     """How many layers from a tower's end, or start, the layer lies that the projector reads."""
     read = whole.get("vision_feature_layer", whole.get("vision_feature_layers", -1))
-    return max((abs(one) for one in (read if isinstance(read, (list, tuple)) else [read]) if one is not None), default=1)
+    return max(
+        (abs(one) for one in (read if isinstance(read, (list, tuple)) else [read]) if one is not None), default=1
+    )
 
 
 def _small(part: dict[str, Any], width: int, layers: int, widths: Mapping[Any, int]) -> dict[str, Any]:

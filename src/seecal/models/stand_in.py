@@ -60,7 +60,13 @@ def _trained(texts: Iterable[str]) -> str:
 
 
 def _tokenizer(
-    trained: str, *special: str, pad: str = "<pad>", bos: str | None = None, eos: str, begins: bool = False, **named: str
+    trained: str,
+    *special: str,
+    pad: str = "<pad>",
+    bos: str | None = None,
+    eos: str,
+    begins: bool = False,
+    **named: str,
 ) -> Any:
     """With these special tokens. ``begins``: it puts ``bos`` before a text. Processors read ``named`` off it."""
     from tokenizers import Tokenizer
@@ -96,9 +102,7 @@ def _side(size: Any) -> int:
 
 # ---- Chat templates, as the families publish them ----
 
-_PARTS = (
-    "{% for part in message.content %}{% if part.type == 'image' %}{{ '%s' }}{% else %}{{ part.text }}{% endif %}{% endfor %}"
-)
+_PARTS = "{% for part in message.content %}{% if part.type == 'image' %}{{ '%s' }}{% else %}{{ part.text }}{% endif %}{% endfor %}"
 
 
 def _chatml(image: str) -> str:

@@ -27,7 +27,7 @@ from .preview import heard
 from .real_size import RealSize
 from .recipe import Recipe, Stage, arguments, read
 from .run import Run
-from .small_recipe import RECORDS, SmallRecipe, model_of, placeholders, texts_of
+from .small_recipe import RECORDS, SmallRecipe, missing_weights, model_of, packages, placeholders, texts_of
 from .synthetic_data import draw
 
 _QUESTION = "What is in this picture?"
@@ -44,7 +44,7 @@ class TriedStage:
         label_tokens: of its steps.
         delta: mean Δ in logits, or None where nothing had a contrast.
         losses: of its steps, CAL's, in nats.
-        seconds: loading, steps and saving.
+        seconds: of its steps.
     """
 
     name: str
@@ -125,7 +125,7 @@ def dry_run(config: str | Path | None, *, overrides: Sequence[str] = (), console
 
 def run(argv: Sequence[str]) -> int:
     """``seecal train --dry-run`` with the other arguments. Prints what was found; returns 0, or 2 where there are problems."""
-    from ..verbosity import quiet, say
+    from ..verbosity import say
 
     config, overrides = None, list[str]()
     for key, values in arguments(argv):
@@ -137,7 +137,6 @@ def run(argv: Sequence[str]) -> int:
             config = values[0]
         else:
             overrides += [f"--{key}", *values]
-    quiet()
     found = dry_run(config, overrides=overrides)
     say(str(found))
     return 0 if found.passed else 2
@@ -183,19 +182,24 @@ class _Trial:
             kind = type(self.processor).__name__
             self.found.replaced.append(("processor", "of the model", f"a {kind} with a tokenizer of {words:,} tokens"))
         real = RealSize(self.recipe, self.config, self.processor, own=original.processor is not None)
-        self.found.problems += real.problems()
-        self.real = real
+        self.real, self.real_problems = real, real.problems()
+        self.found.problems += self.real_problems
         if not Path(self.recipe.model).is_dir():
-            self.note_missing([self.recipe.model], "model")
+            self.note_missing([("model", self.recipe.model)])
+        if (name := missing_weights(self.recipe)) is not None:
+            self.found.problems.append(f"model: {self.recipe.model}: it lacks {name}. Copy the folder again")
+        self.found.to_provide += packages(self.recipe)
 
-    def note_missing(self, paths: Sequence[str], what: str = "data") -> None:
-        for path in paths:
+    def note_missing(self, paths: Sequence[tuple[str, str]]) -> None:
+        for what, path in paths:
             if path in self.left_open:
                 self.found.to_provide.append(f"{what}: {path}")
             elif what == "model" and path.count("/") == 1 and not Path(path).parent.is_dir():
                 self.found.to_provide.append(f"model: {path} (taken for a hub id: training downloads it)")
             else:
-                self.found.problems.append(f"{what}: {path}: not there, so training would stop at once. Correct the path")
+                self.found.problems.append(
+                    f"{what}: {path}: not there, so training would stop at once. Correct the path"
+                )
 
     def write_the_model(self) -> None:
         """The model at small width with random weights, and the processor, as training reads them."""
@@ -214,7 +218,8 @@ class _Trial:
 
     def train(self, recipe: Recipe) -> None:
         run = Run(recipe, self.progress, quiet=True, first=RECORDS)
-        run.go(resume=False)
+        if run.go(resume=False):  # it was stopped by a signal
+            raise KeyboardInterrupt
         for stage in recipe.stages:
             self.found.stages.append(self.tried(run.folder, stage))
 
@@ -275,9 +280,10 @@ class _Trial:
         done = sum(RunFolder(recipe).output_of(stage).exists() for stage in recipe.stages)
         where = f"stage {done + 1}: " if done < len(recipe.stages) > 1 else ""
         where = where if done < len(recipe.stages) else "the result: "
-        known = [one.removeprefix(where) for one in self.found.problems]
-        if text not in known:
-            self.found.problems.append(where + text)
+        # The same may have been found beside the run, there of another record
+        if not any(text.rpartition("): ")[2] in one for one in self.found.problems):
+            perhaps = " (perhaps because of what stands above)" if self.real_problems else ""
+            self.found.problems.append(where + text + perhaps)
 
 
 # ---- What is printed ----
@@ -285,7 +291,9 @@ class _Trial:
 
 def _lines(found: DryRun) -> list[str]:
     lines = [f"{found.config}, with the classes and sizes of {found.model}"]
-    lines += _section("Replaced here, in nothing else:", [f"{what}: {real} → {here}" for what, real, here in found.replaced])
+    lines += _section(
+        "Replaced here, in nothing else:", [f"{what}: {real} → {here}" for what, real, here in found.replaced]
+    )
     for number, stage in enumerate(found.stages, 1):
         trains = ", ".join(
             group if count is None else f"{group} ({count:,} parameters)" for group, count in stage.trains.items()

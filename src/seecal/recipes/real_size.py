@@ -7,13 +7,14 @@ is collected.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
-from ..data.collators.image_tokens import check_processor
+from ..data.collators.image_tokens import check_processor, image_token_ids
 from ..data.collators.processors import configure
 from ..families.module_groups import group_of, module_groups
 from ..families.table import image_ids
@@ -21,11 +22,23 @@ from ..models.shrunk import on_meta
 from ..trainer.collators import vision_collator
 from ..trainer.samples import check_token_ids
 from .preview import settings_of
-from .recipe import Recipe, Stage
+from .recipe import Recipe, Stage, unknown
 from .trainable import check_groups
 
+# Towers whose table of positions is for one size of picture
+_FIXED = ("clip_vision_model", "siglip_vision_model", "internvl_vision")
+_TEXT = 64  # tokens of a short question and answer, with what the template writes around them
 # Sizes of pictures whose tokens are counted, (width, height): a large square one, a wide and a high one
 PICTURES = ((1344, 1344), (2016, 672), (672, 2016))
+
+
+def _record(size: tuple[int, int]) -> dict[str, Any]:
+    words = {"type": "text", "text": "What is in this picture?"}
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, words]},
+        {"role": "assistant", "content": [{"type": "text", "text": "There is a square."}]},
+    ]
+    return {"id": "made up", "messages": messages, "images": [Image.new("RGB", size)]}
 
 
 class RealSize:
@@ -57,8 +70,12 @@ class RealSize:
                 found.append(f"{self._where(stage)}{' '.join(str(error).split())}")
 
         for stage in self.recipe.stages:
-            for check in (self.settings, self.files, self.groups, self.grid, self.ids, self.length):
+            for check in (self.settings, self.files, self.attention, self.groups):
                 note(check, stage)
+            before = len(found)
+            for check in (self.grid, self.ids, self.pictures):
+                if len(found) == before:  # else it would fail for the same reason
+                    note(check, stage)
         return list(dict.fromkeys(found))
 
     def _where(self, stage: Stage) -> str:
@@ -78,6 +95,18 @@ class RealSize:
             value = stage.settings.get(name)
             if isinstance(value, str) and not value.lstrip().startswith("{") and not Path(value).is_file():
                 raise FileNotFoundError(f"{name}: {value}: no such file")
+        scores = stage.settings.get("weights")
+        if scores is not None and not Path(scores).exists():
+            raise FileNotFoundError(f"weights: {scores}: no such folder. seecal score writes one")
+
+    def attention(self, stage: Stage) -> None:
+        """A name that no attention has; whether its package is there, only the machine that trains can tell."""
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        name = self.recipe.model_init_kwargs.get("attn_implementation")
+        known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+        if isinstance(name, str) and "/" not in name and name not in known:
+            raise unknown(f"model_init_kwargs.attn_implementation: {name}", name, known, "attention")
 
     def groups(self, stage: Stage) -> None:
         """Groups that the model does not have, or that do not go together; counts what trains."""
@@ -124,36 +153,42 @@ class RealSize:
             check_processor(vision_collator(settings_of(stage), self._processor_of(stage)), self.model, ids)
             check_token_ids(self.model, self.processor.tokenizer, ids)
 
-    def length(self, stage: Stage) -> None:
-        """A ``max_length`` into which a picture does not go."""
+    def pictures(self, stage: Stage) -> None:
+        """Pictures of a size that the tower does not see, and a ``max_length`` into which their tokens do not go."""
         settings = settings_of(stage)
-        if settings.max_length is None:
-            return
-        for size, length in self._lengths(stage):
-            if length > settings.max_length:
-                fate = {"error": "training would stop at it", "drop": "such records would be left out"}
-                raise ValueError(
-                    f"max_length={settings.max_length}: a picture of {size[0]} × {size[1]} pixels makes a record of {length:,} "
-                    f"tokens with ten words of text, and an image cannot be cut; with on_long: {settings.on_long} "
-                    f"{fate.get(settings.on_long, 'training would stop at it')}. Set max_length to {length} or more, or "
-                    "smaller images (processor_kwargs)"
-                )
-
-    def _lengths(self, stage: Stage) -> Iterator[tuple[tuple[int, int], int]]:
-        """(size of a picture, tokens of a record with it), the longest first."""
-        settings = settings_of(stage)
-        settings.max_length, settings.on_long = None, "truncate"
+        most, settings.max_length, settings.on_long = settings.max_length, None, "truncate"
         collator = vision_collator(settings, self._processor_of(stage))
-        words = [{"type": "text", "text": "What is in this picture?"}]
-        messages = [
-            {"role": "user", "content": [{"type": "image"}, *words]},
-            {"role": "assistant", "content": [{"type": "text", "text": "There is a square."}]},
-        ]
-        found = []
+        of_images = torch.tensor(sorted(image_token_ids(collator.processor)[1]))
+        longest, its_size = 0, PICTURES[0]
         for size in PICTURES:
-            batch: Mapping[str, Any] = collator([{"messages": messages, "images": [Image.new("RGB", size)]}])
-            found.append((size, int(batch["attention_mask"].sum())))
-        yield from sorted(found, key=lambda one: -one[1])
+            batch = collator([_record(size)])
+            self._check_pixels(batch.get("pixel_values"))
+            tokens = int(torch.isin(batch["input_ids"], of_images).sum())
+            if tokens > longest:
+                longest, its_size = tokens, size
+        if most is not None and longest + _TEXT > most:
+            fate = (
+                "such records are left out"
+                if settings_of(stage).on_long == "drop"
+                else "training stops at such a record"
+            )
+            raise ValueError(
+                f"max_length={most}: a picture of {its_size[0]} × {its_size[1]} pixels is {longest:,} image tokens, which cannot "
+                f"be cut, and leaves {max(most - longest, 0)} for text: {fate}. Set max_length to {longest + _TEXT} or more, "
+                "or make images smaller (processor_kwargs)"
+            )
+
+    def _check_pixels(self, pixels: Any) -> None:
+        vision = self.config.vision_config
+        if vision.model_type not in _FIXED or pixels is None:
+            return
+        side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
+        high, wide = pixels.shape[-2:]
+        if (high, wide) != (side, side):
+            raise ValueError(
+                f"the processor makes pictures of {wide} × {high} pixels, and the vision tower sees {side} × {side}. Set size "
+                f"and crop_size in processor_kwargs to {side}, or take them out"
+            )
 
     def _processor_of(self, stage: Stage) -> Any:
         """As the stage sets it."""

@@ -20,7 +20,10 @@ from .yaml_text import read_yaml
 
 RECORDS, EVAL_RECORDS, STEPS, BATCH = 32, 8, 2, 2
 # What of the settings belongs to the device, to the scores of the real data, or to what is said of a run
-_LEFT_OUT = (*RUN_WIDE, "torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "weights", "run_name")
+_LEFT_OUT = (
+    *(*RUN_WIDE, "torch_compile", "torch_compile_backend", "torch_compile_mode"),
+    *("use_liger_kernel", "weights", "run_name"),
+)
 _HERE = {
     "use_cpu": True,
     "bf16": False,
@@ -56,9 +59,24 @@ class Original:
 def model_of(recipe: Recipe) -> Original:
     """Config and processor of the recipe's model: from its folder, from the hub's files on this disk, else by ``architecture``.
 
+    What of ``model_init_kwargs`` changes the config is in it.
+
     Raises:
-        ValueError: a folder that holds no model, or a model about which nothing is known here.
+        ValueError: a folder that holds no model, or a model about which nothing is known here; settings that its config does
+            not take.
     """
+    found = _found(recipe)
+    known = set(found.config.to_dict()) - {"dtype", "quantization_config"}
+    changed = {name: value for name, value in recipe.model_init_kwargs.items() if name in known}
+    if not changed:
+        return found
+    try:
+        return dataclasses.replace(found, config=type(found.config).from_dict({**found.config.to_dict(), **changed}))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"model_init_kwargs: {', '.join(changed)}: {error}") from None
+
+
+def _found(recipe: Recipe) -> Original:
     from ..models.known import known_config
     from ..models.loading import load_processor
     from ..models.trusted_files import check_config, check_weights
@@ -69,7 +87,8 @@ def model_of(recipe: Recipe) -> Original:
         options = recipe.model_init_kwargs
         adapter = folder / "adapter_config.json"
         if adapter.is_file() and not (folder / "config.json").exists():
-            return Original(known_config(json.loads(adapter.read_text("utf8"))["base_model_name_or_path"]), processor, recipe.model)
+            base = json.loads(adapter.read_text("utf8"))["base_model_name_or_path"]
+            return Original(known_config(base), processor, recipe.model)
         config = known_config(recipe.model)
         check_config(config, recipe.model, options)
         check_weights(folder, options)
@@ -104,7 +123,9 @@ def _from_the_cache(name: str) -> Original | None:
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         return Original(
-            AutoConfig.from_pretrained(name, **local), AutoProcessor.from_pretrained(name, **local), f"{name} (on this disk)"
+            AutoConfig.from_pretrained(name, **local),
+            AutoProcessor.from_pretrained(name, **local),
+            f"{name} (on this disk)",
         )
     except (OSError, ValueError):
         return None
@@ -131,6 +152,28 @@ def paths_of(source: Source) -> list[str]:
     return [source.path, *([roots] if isinstance(roots, str) else roots or [])]
 
 
+def missing_weights(recipe: Recipe) -> str | None:
+    """The file of weights that the model's folder lacks; None: nothing, or there is no folder."""
+    folder = Path(recipe.model)
+    adapter = (folder / "adapter_config.json").is_file()
+    if not folder.is_dir() or adapter or recipe.model_init_kwargs.get("use_safetensors") is False:
+        return None
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text("utf8")).get("weight_map", {}).values()))
+        return next((name for name in names if not (folder / name).is_file()), None)
+    return None if any(folder.glob("*.safetensors")) else "model.safetensors"
+
+
+def packages(recipe: Recipe) -> list[str]:
+    """What has to be installed for the recipe and is not, here at least."""
+    optimizers = {str(stage.settings.get("optim", "")) for stage in recipe.stages}
+    wanted = any("8bit" in one or "bnb" in one for one in optimizers - {"adamw_torch_8bit"})
+    wanted = wanted or "quantization_config" in recipe.model_init_kwargs
+    there = importlib.util.find_spec("bitsandbytes") is not None
+    return ["bitsandbytes (pip install 'seecal[qlora]')"] if wanted and not there else []
+
+
 class SmallRecipe:
     """Rewrites a recipe into one that runs in seconds; notes what it replaced.
 
@@ -141,14 +184,14 @@ class SmallRecipe:
 
     Attributes:
         replaced: (what, in the recipe, here).
-        missing: paths of data that are not there.
+        missing: (key, path) of data that is not there.
         names: path here → what the recipe calls it, for messages.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, processor: Any) -> None:
         self.recipe, self.folder, self.processor = recipe, folder, processor
         self.replaced: list[tuple[str, str, str]] = []
-        self.missing: list[str] = []
+        self.missing: list[tuple[str, str]] = []
         self.names: dict[str, str] = {}
         self._written: dict[str, Source] = {}
 
@@ -187,7 +230,8 @@ class SmallRecipe:
             if value > most:
                 self._note(where + name, value, most)
         steps = old.get("max_steps", -1)
-        real = f"{steps} steps" if steps > 0 else f"{old.get('num_train_epochs', 3)} epochs"
+        epochs = old.get("num_train_epochs", 3)
+        real = f"{steps} steps" if steps > 0 else f"{epochs:g} epoch{'s' * (epochs != 1)}"
         self._note(where + "length", real, f"{STEPS} steps")
         if str(old.get("eval_strategy", "no")) == "steps":
             new["eval_steps"] = 1
@@ -219,7 +263,8 @@ class SmallRecipe:
 
     def _source(self, source: Source, count: int, one_turn: bool) -> Source:
         missing = [path for path in paths_of(source) if not Path(path).exists()]
-        self.missing += [path for path in missing if path not in self.missing]
+        named = [("data" if path == source.path else "image_root", path) for path in missing]
+        self.missing += [one for one in named if one not in self.missing]
         if not missing:
             self._note(source.path, "all records", f"the first {count}")
             return source

@@ -64,7 +64,9 @@ def write_synthetic(source: Source, folder: Path, count: int = 32, *, one_turn: 
     name = f"{source.split or 'data'}{kind}" if kind else f"{source.split or 'train'}-00000-of-00001.parquet"
     path = folder / name
     columns = dict(source.columns or {})
-    image_key = next((ours for ours in columns.values() if ours in _IMAGE_KEYS), None) or _IMAGES_OF.get(chosen, "image")
+    image_key = next((ours for ours in columns.values() if ours in _IMAGE_KEYS), None) or _IMAGES_OF.get(
+        chosen, "image"
+    )
     used = set[str]()
 
     def row(record: _Drawn, image: Any) -> dict[str, Any]:
@@ -104,7 +106,10 @@ def draw(number: int, size: tuple[int, int] = (336, 336)) -> tuple[Image.Image, 
 def _drawn(number: int, *, one_turn: bool, text_only: bool) -> _Drawn:
     image, colour, shape = draw(number, _SIZES[number % len(_SIZES)])
     mode, suffix = _MODES[number % len(_MODES)]
-    turns = [("What is in this picture?", f"There is a {colour} {shape} in it, on a light ground."), ("Where?", "In the middle.")]
+    turns = [
+        ("What is in this picture?", f"There is a {colour} {shape} in it, on a light ground."),
+        ("Where?", "In the middle."),
+    ]
     turns = turns[: 1 if one_turn else 1 + number % 3 // 2]
     if text_only and number % _TEXT_ONLY == _TEXT_ONLY - 1:
         return _Drawn(f"made-up-{number:03}", [(f"What is {number} and 1?", f"It is {number + 1}.")], None, "")
@@ -198,7 +203,9 @@ def _write_parquet(path: Path, records: Sequence[_Drawn], row: Row) -> None:
 
     rows = [row(one, None if one.image is None else {"bytes": one.image, "path": None}) for one in records]
     names = list(dict.fromkeys(key for one in rows for key in one))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{name: one.get(name) for name in names} for one in rows]), path)
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{name: one.get(name) for name in names} for one in rows]), path
+    )
 
 
 def _write_tar(path: Path, records: Sequence[_Drawn], row: Row) -> None:
