@@ -200,7 +200,9 @@ def _between_layers(
         hidden = next(one for one in (*given, *named.values()) if isinstance(one, Tensor))
         sizes.append(hidden.numel() * hidden.element_size())
 
-    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for one in tower for layer in layer_list(one)[1]]
+    handles = [
+        layer.register_forward_pre_hook(note, with_kwargs=True) for one in tower for layer in layer_list(one)[1]
+    ]
     for parameter in inner:
         parameter.requires_grad_(True)
     with counting(model) as counted:

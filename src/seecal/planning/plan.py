@@ -172,7 +172,9 @@ def _stage_plan(
     flops = flops_of(found, work, trained_on)
     engines = {engine: _engine_plan(engine, found, stage, work, gpus) for engine in ENGINES}
     room = memory * GB * (1 - HEADROOM)
-    chosen = next((one for one in ENGINES if engines[one].why_not is None and engines[one].total <= room), None)
+    chosen = next(
+        (one for one in ENGINES if engines[one].why_not is None and engines[one].total <= room), None
+    )
     return StagePlan(
         number=stage.number,
         name=stage.name,
@@ -202,9 +204,7 @@ def _steps(settings: Any, records: int, gpus: int) -> int:
 
 
 def _engine_plan(engine: str, found: StageModel, stage: Stage, work: Workload, gpus: int) -> EnginePlan:
-    known = optimizer_named(
-        str(found.settings.optim.value if hasattr(found.settings.optim, "value") else found.settings.optim)
-    )
+    known = optimizer_named(str(found.settings.optim.value if hasattr(found.settings.optim, "value") else found.settings.optim))
     precision = Precision(found.width, found.bf16, known or "adamw")
     return EnginePlan(
         held(engine, found.counts, gpus, precision),

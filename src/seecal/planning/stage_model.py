@@ -21,10 +21,7 @@ from .cost import DecoderCost, HeadCost, ImageCost, decoder_cost, head_cost, ima
 from .memory import Counts, optimizer_named
 from .storageless import counting, storageless_model
 
-_BLOCK, _SCALES_BLOCK = (
-    64,
-    256,
-)  # weights that share a scale in 4 bits, and scales that share one when quantised themselves
+_BLOCK, _SCALES_BLOCK = 64, 256  # weights that share a scale in 4 bits, and scales that share one when quantised themselves
 
 
 @dataclass

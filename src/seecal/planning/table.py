@@ -32,9 +32,7 @@ def _show(console: object, stage: StagePlan, plan: Plan) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False)  # type: ignore[attr-defined]
 
-    say(
-        f"\nStage {stage.number}, {stage.name}: {stage.trained / 1e6:,.0f} M of {stage.parameters / 1e6:,.0f} M numbers train"
-    )
+    say(f"\nStage {stage.number}, {stage.name}: {stage.trained / 1e6:,.0f} M of {stage.parameters / 1e6:,.0f} M numbers train")
     say(
         f"  {stage.steps:,} steps of {stage.batch:,} records; {_short(stage.image_tokens)} image tokens, "
         f"{_short(stage.text_tokens)} of text, {_short(stage.label_tokens)} of them labels"
@@ -46,18 +44,7 @@ def _show(console: object, stage: StagePlan, plan: Plan) -> None:
     )
     say(f"  {stage.hours:,.1f} hours")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for column in (
-        "GB a GPU",
-        "weights",
-        "gradients",
-        "optimizer",
-        "communication",
-        "activations",
-        "images",
-        "at the peak",
-        "total",
-        "",
-    ):
+    for column in ("GB a GPU", "weights", "gradients", "optimizer", "communication", "activations", "images", "at the peak", "total", ""):
         table.add_column(column, justify="left" if column in ("GB a GPU", "") else "right")
     for name in ENGINES:
         one = stage.engines[name]

@@ -121,7 +121,9 @@ def workload_of(stage: Stage, settings: Any, model: Any, name: str, processor: A
     return _assumed(known, settings, model, name, processor, wanted)
 
 
-def _assumed(known: list[Published], settings: Any, model: Any, name: str, processor: Any, wanted: Wanted) -> Workload:
+def _assumed(
+    known: list[Published], settings: Any, model: Any, name: str, processor: Any, wanted: Wanted
+) -> Workload:
     known = known or [Published(wanted.records or 0, 1.0, *MIX, "")]
     total = sum(one.records for one in known)
 
@@ -147,7 +149,9 @@ def _assumed(known: list[Published], settings: Any, model: Any, name: str, proce
             f"({'given' if wanted.image_size else 'ASSUMED, --image-size'})"
         )
     longest = Row(features, 0, max(limit - features - 1, 0), 1, max(limit - features, 0))
-    return Workload(records, (with_image,) * many + (without,) * (_SHARES - many), images, (longest,), tuple(notes))
+    return Workload(
+        records, (with_image,) * many + (without,) * (_SHARES - many), images, (longest,), tuple(notes)
+    )
 
 
 def _limited(row: Row, limit: float) -> Row:
@@ -219,11 +223,7 @@ def _known(source: Source) -> Published | None:
     with_image = sum(bool(record["images"]) for record in looked) / len(looked)
     # About four characters a token
     return Published(
-        len(found),
-        with_image,
-        letters // (4 * len(looked)) + 1,
-        answers // (4 * len(looked)) + 1,
-        f"{source.path}, counted",
+        len(found), with_image, letters // (4 * len(looked)) + 1, answers // (4 * len(looked)) + 1, f"{source.path}, counted"
     )
 
 

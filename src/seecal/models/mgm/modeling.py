@@ -125,8 +125,7 @@ class MGMModel(MGMPreTrainedModel):
         if self.config.image_global:
             features = features.roll(1, dims=1)  # the whole picture to the front
         return BaseModelOutputWithPooling(
-            last_hidden_state=tokens,
-            pooler_output=tuple(features.flatten(1, 2)),  # type: ignore[arg-type]
+            last_hidden_state=tokens, pooler_output=tuple(features.flatten(1, 2))  # type: ignore[arg-type]
         )
 
     def _pictures(self, pixel_values: Tensor, pixel_values_aux: Tensor | None) -> Tensor:

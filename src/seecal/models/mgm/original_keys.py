@@ -204,9 +204,7 @@ def config_from_original(
         )
     for field in ("mm_projector_type", "mm_vision_select_feature"):
         if original.get(field, _FIXED[field]) != _FIXED[field]:
-            raise ValueError(
-                f"{field} is {original[field]!r}: converted is {_FIXED[field]!r}, as all released models have it."
-            )
+            raise ValueError(f"{field} is {original[field]!r}: converted is {_FIXED[field]!r}, as all released models have it.")
     text = {name: original[name] for name in (*_TEXT_FIELDS, *_ROPE_FIELDS) if name in original}
     if kind == "gemma" and original.get("hidden_activation"):
         text["hidden_act"] = original["hidden_activation"]
