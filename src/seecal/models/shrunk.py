@@ -53,8 +53,8 @@ def shrunk(config: Any, *, vocabulary: int | None = None, ids: Mapping[str, int]
                 setattr(small.get_text_config(), name, value)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{type(config).__name__} (model_type {config.model_type!r}) cannot be made small ({error}): --dry-run does not "
-            "know this family's sizes"
+            f"{type(config).__name__} (model_type {config.model_type!r}) cannot be made small ({error}): --dry-run "
+            "does not know this family's sizes"
         ) from error
     return small
 
@@ -157,10 +157,8 @@ def _rope(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set_vocabulary(config: Any, old: int | None, new: int | None) -> None:
-    if new is None:
-        return
-    names = [name for name in config.to_dict() if isinstance(getattr(config, name, None), object)]
-    parts = [config, config.get_text_config(), *(getattr(config, name, None) for name in names)]
+    """Wherever the configuration, or a part of it, says how many tokens the language model knows."""
+    parts = [config, config.get_text_config(), *(getattr(config, name) for name in config.sub_configs)]
     for part in parts:
-        if hasattr(part, "model_type") and getattr(part, "vocab_size", None) == old:
+        if new is not None and getattr(part, "vocab_size", None) == old:
             part.vocab_size = new

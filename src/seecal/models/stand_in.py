@@ -1,5 +1,5 @@
-"""Processors for models whose folder is not there: each family's own classes and image settings, with a small tokenizer made
-in process and a chat template in the shape of the published one.
+"""Processors for models whose folder is not there: each family's own classes and image settings, a small tokenizer made in
+process, and a chat template in the shape of the published one.
 
 A family is one row in :data:`PROCESSORS`.
 """
@@ -17,7 +17,7 @@ from ..data.image_placement import PLACEHOLDER
 from .assembly import llava_processor
 
 VOCABULARY = 1024  # at most, before the special tokens
-_TEXT = "What is in this picture? How many are there, and where? It is a red square beside a blue circle. There are two.\n\n"
+_TEXT = "What is in this picture? How many are there, and where? It is a red square beside a blue circle. Two.\n\n"
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ def stand_in_processor(config: Any, texts: Iterable[str] = ()) -> StandIn:
 
     Args:
         config: in real size; image and patch size, grid and number of image tokens are taken from it.
-        texts: what the tokenizer is trained on beside a few words of ours, so that it cuts words as coarsely as a large one.
+        texts: what the tokenizer is trained on beside a few words of ours, so that it cuts them as coarsely as a large one.
 
     Raises:
         ValueError: a family without a row in :data:`PROCESSORS`.
     """
     if config.model_type not in PROCESSORS:
         raise ValueError(
-            f"there is no processor for a {config.model_type} model here. Give the model's folder with its processor, or one "
-            f"of {', '.join(sorted(PROCESSORS))}"
+            f"there is no processor for a {config.model_type} model here. Give the model's folder with its processor, "
+            f"or one of {', '.join(sorted(PROCESSORS))}"
         )
     return PROCESSORS[config.model_type](config, _trained([_TEXT * 4, *texts]))
 
@@ -102,7 +102,10 @@ def _side(size: Any) -> int:
 
 # ---- Chat templates, as the families publish them ----
 
-_PARTS = "{% for part in message.content %}{% if part.type == 'image' %}{{ '%s' }}{% else %}{{ part.text }}{% endif %}{% endfor %}"
+_PARTS = (
+    "{% for part in message.content %}{% if part.type == 'image' %}{{ '%s' }}{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}"
+)
 
 
 def _chatml(image: str) -> str:

@@ -98,7 +98,7 @@ def dry_run(config: str | Path | None, *, overrides: Sequence[str] = (), console
     is there the first 32 records of each source are used, else made-up ones in its format.
 
     Args:
-        config: a recipe's file, or the name of one of ours: what ``seecal train --config`` takes; None: ``overrides`` are all.
+        config: a recipe's file, or the name of one of ours: what ``seecal train --config`` takes; None: overrides alone.
         overrides: more settings, as on the command line of ``seecal train``.
         console: a rich console for the progress; None: one on stderr.
 
@@ -124,7 +124,7 @@ def dry_run(config: str | Path | None, *, overrides: Sequence[str] = (), console
 
 
 def run(argv: Sequence[str]) -> int:
-    """``seecal train --dry-run`` with the other arguments. Prints what was found; returns 0, or 2 where there are problems."""
+    """``seecal train --dry-run`` with the other arguments. Prints what was found. Returns 0, or 2 with problems."""
     from ..verbosity import say
 
     config, overrides = None, list[str]()
@@ -257,7 +257,8 @@ class _Trial:
         still = [group for group in wanted if group not in changed]
         if still:
             self.found.problems.append(
-                f"{where}train: {', '.join(still)}: nothing of it changed in the steps of this stage: the loss does not reach it"
+                f"{where}train: {', '.join(still)}: nothing of it changed in the steps of this stage: the loss does "
+                "not reach it"
             )
         return ["lora" if group in adapted else group for group in changed]
 

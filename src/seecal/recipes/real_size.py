@@ -1,7 +1,6 @@
 """What a recipe's stages want of the model in its real size, looked at without a single weight.
 
-Every stage is looked at, whatever is wrong with the one before: a function here raises ValueError, and what all of them raise
-is collected.
+Every stage is looked at, whatever is wrong with the one before: what the checks raise is collected.
 """
 
 from __future__ import annotations
@@ -173,9 +172,9 @@ class RealSize:
                 else "training stops at such a record"
             )
             raise ValueError(
-                f"max_length={most}: a picture of {its_size[0]} × {its_size[1]} pixels is {longest:,} image tokens, which cannot "
-                f"be cut, and leaves {max(most - longest, 0)} for text: {fate}. Set max_length to {longest + _TEXT} or more, "
-                "or make images smaller (processor_kwargs)"
+                f"max_length={most}: a picture of {its_size[0]} × {its_size[1]} pixels is {longest:,} image tokens, which "
+                f"cannot be cut, and leaves {max(most - longest, 0)} for text: {fate}. Set max_length to "
+                f"{longest + _TEXT} or more, or make images smaller (processor_kwargs)"
             )
 
     def _check_pixels(self, pixels: Any) -> None:
@@ -186,8 +185,8 @@ class RealSize:
         high, wide = pixels.shape[-2:]
         if (high, wide) != (side, side):
             raise ValueError(
-                f"the processor makes pictures of {wide} × {high} pixels, and the vision tower sees {side} × {side}. Set size "
-                f"and crop_size in processor_kwargs to {side}, or take them out"
+                f"the processor makes pictures of {wide} × {high} pixels, and the vision tower sees {side} × {side}. Set "
+                f"size and crop_size in processor_kwargs to {side}, or take them out"
             )
 
     def _processor_of(self, stage: Stage) -> Any:

@@ -57,12 +57,12 @@ class Original:
 
 
 def model_of(recipe: Recipe) -> Original:
-    """Config and processor of the recipe's model: from its folder, from the hub's files on this disk, else by ``architecture``.
+    """Config and processor of the recipe's model: from its folder, the hub's files on this disk, or by ``architecture``.
 
     What of ``model_init_kwargs`` changes the config is in it.
 
     Raises:
-        ValueError: a folder that holds no model, or a model about which nothing is known here; settings that its config does
+        ValueError: a folder that holds no model, a model about which nothing is known here, settings that its config does
             not take.
     """
     found = _found(recipe)
@@ -106,8 +106,8 @@ def _found(recipe: Recipe) -> Original:
         if recipe.architecture:
             raise ValueError(f"architecture: {error}") from None
         raise ValueError(
-            f"model: {recipe.model}: no such folder, and nothing is known of a model of that name. Correct the path, or set "
-            "architecture to a known model (seecal train --help)"
+            f"model: {recipe.model}: no such folder, and nothing is known of a model of that name. Correct the path, "
+            "or set architecture to a model that is known (seecal train --help)"
         ) from None
 
 
