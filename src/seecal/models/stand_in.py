@@ -176,7 +176,7 @@ def _qwen3_vl(config: Any, trained: str) -> StandIn:
     tokenizer = _tokenizer(trained, "<|im_start|>", *marks, pad="<|endoftext|>", eos="<|im_end|>")
     sizes = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
     pixels = {"shortest_edge": 65_536, "longest_edge": 16_777_216}
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    half: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     processor = hf.Qwen3VLProcessor(
         hf.Qwen2VLImageProcessor(**sizes, **half, size=pixels),
         tokenizer,
@@ -192,7 +192,7 @@ def _qwen3_vl(config: Any, trained: str) -> StandIn:
 def _internvl(config: Any, trained: str) -> StandIn:
     side = _side(config.vision_config.image_size)
     size = {"height": side, "width": side}
-    marks = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    marks: dict[str, Any] = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     tokenizer = _tokenizer(
         trained, "<|im_start|>", pad="<|endoftext|>", eos="<|im_end|>", **marks, video_token="<video>"
     )
