@@ -6,7 +6,11 @@ import shutil
 import pytest
 import yaml
 
+from seecal.models.known import known_config
+from seecal.models.stand_in import stand_in_processor
 from seecal.recipes.dry_run import dry_run, run
+from seecal.recipes.real_size import RealSize
+from seecal.recipes.recipe import read
 from seecal.recipes.tiny import tiny_folder
 
 
@@ -126,25 +130,29 @@ def test_what_cannot_even_be_read_is_an_error(changes, words, try_out):
         try_out(**changes)
 
 
-NEXT = {"model": "models/gone/next", "architecture": "llava-next-7b", "max_length": 4096}
 GRID = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({}, None),
         ({"processor_kwargs": {"image_grid_pinpoints": [[300, 672]]}}, "[300, 672] is no whole number of tiles: the vision"),
         ({"processor_kwargs": {"image_grid_pinpoints": GRID[:3]}}, "They have to be the same, in the same order"),
         ({"max_length": 2048}, "is 2,928 image tokens, which cannot be cut, and leaves 0 for text"),
-        ({"max_length": 2940}, "and leaves 12 for text"),
+        ({"max_length": 2940, "on_long": "drop"}, "leaves 12 for text: such records are left out"),
     ],
-    ids=["no multiple", "another list", "too short", "no room for text"],
+    ids=["right", "no multiple", "another list", "too short", "no room for text"],
 )
-def test_the_real_size_is_looked_at(changes, words, try_out):
-    """Of a model whose folder is not there, too."""
-    found = try_out(**{**NEXT, **changes})
-    assert [one for one in found.problems if words in one], found.problems
-    assert [one for one in found.problems if one.startswith("model: models/gone/next")]
+def test_the_real_size_is_looked_at(changes, words, tmp_path):
+    """Of a model whose folder is not there."""
+    settings = {"model": "models/next", "data": "data.json", "output_dir": "out", "max_length": 4096, **changes}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    config = known_config("llava-next-7b")
+    recipe, processor = read(str(tmp_path / "recipe.yaml")), stand_in_processor(config).processor
+    problems = RealSize(recipe, config, processor, own=False).problems()
+    assert len(problems) == (words is not None)
+    assert words is None or words in problems[0]
 
 
 def test_all_stages_are_looked_at_whatever_is_wrong_with_the_first(try_out):

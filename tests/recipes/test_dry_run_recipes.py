@@ -4,7 +4,6 @@ import pytest
 
 from seecal.recipes.dry_run import dry_run
 from seecal.recipes.layers import SHIPPED
-from tests.support.no_network import no_network
 
 # A recipe for each class; fewer tiles than the recipe has, where they are many
 CLASSES = {
