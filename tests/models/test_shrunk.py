@@ -18,7 +18,8 @@ TOKENS = {
     "mgm-2b": 576,
     "mgm-hd-7b": 2880,
     "qwen3-vl-8b": 22 * 22,
-    "internvl3-8b": 10 * 256,
+    "internvl3-8b": 5
+    * 256,  # 2 × 2 tiles, as 700² is more than half of 896² and less than half of 1344², and the whole
     "smolvlm-2.2b": 17 * 81,
     "paligemma2-3b": 256,
     "gemma3-4b": 256,

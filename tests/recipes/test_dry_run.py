@@ -25,7 +25,12 @@ def try_out(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def go(**changes):
-        settings = {"model": str(tiny / "model"), "data": str(tiny / "data.json"), "output_dir": "out", "max_length": 512}
+        settings = {
+            "model": str(tiny / "model"),
+            "data": str(tiny / "data.json"),
+            "output_dir": "out",
+            "max_length": 512,
+        }
         file = tmp_path / "recipe.yaml"
         file.write_text(yaml.safe_dump({**settings, **changes}))
         found = dry_run(file)
@@ -70,7 +75,10 @@ NO_IMAGES = "{% for m in messages %}{{ m.role }}{% for p in m.content %}{{ p.tex
 LORA = {"train": ["projector", "lora"], "lora": {"r": 2}}
 # What is wrong, and the words that name it
 PLANTED = {
-    "a group that the model lacks": ({"train": ["projector", "image_newline"]}, "has no image_newline that seecal knows"),
+    "a group that the model lacks": (
+        {"train": ["projector", "image_newline"]},
+        "has no image_newline that seecal knows",
+    ),
     "a learning rate of what is frozen": (
         {"train": "projector", "learning_rates": {"vision_tower": 1e-6}},
         "learning_rates: vision_tower does not train here; what trains is projector",
@@ -78,14 +86,20 @@ PLANTED = {
     "groups that exclude each other": ({"train": ["lora", "language_model"]}, "train: lora and language_model"),
     "a missing data file": ({"data": "gone/data.json"}, "data: gone/data.json: not there"),
     "a template without answers": ({"chat_template": NO_ANSWERS}, "leaves out its message 1 (role 'assistant')"),
-    "a template that is no Jinja": ({"chat_template": "{% for m in messages %}{{ m.role }"}, "cannot render its messages"),
+    "a template that is no Jinja": (
+        {"chat_template": "{% for m in messages %}{{ m.role }"},
+        "cannot render its messages",
+    ),
     "a template without images": ({"chat_template": NO_IMAGES}, "wrote no placeholder ('<image>') for its 1 images"),
     "an unknown setting of the processor": ({"processor_kwargs": {"max_pixel": 9}}, "has no setting 'max_pixel'"),
     "images of another size than the tower's": (
         {"processor_kwargs": {"size": {"height": 64, "width": 64}, "crop_size": {"height": 64, "width": 64}}},
         "makes pictures of 64 × 64 pixels, and the vision tower sees 32 × 32",
     ),
-    "images longer than max_length": ({"max_length": 16}, "is 16 image tokens, which cannot be cut, and leaves 0 for text"),
+    "images longer than max_length": (
+        {"max_length": 16},
+        "is 16 image tokens, which cannot be cut, and leaves 0 for text",
+    ),
     "options that contradict each other": ({"pool_scope": "released"}, "pool_scope='released' with contrast='drop'"),
     "an unknown weighting": ({"weighting": "call"}, "weighting='call' is not in seecal.WEIGHTINGS"),
     "features cached where pixels change": (
@@ -93,7 +107,10 @@ PLANTED = {
         "cache_vision_features with contrast: blur",
     ),
     "two precisions": ({"bf16": True, "fp16": True}, "bf16 and fp16 are both true"),
-    "a DeepSpeed file that is not there": ({"deepspeed": "gone/zero2.json"}, "deepspeed: gone/zero2.json: no such file"),
+    "a DeepSpeed file that is not there": (
+        {"deepspeed": "gone/zero2.json"},
+        "deepspeed: gone/zero2.json: no such file",
+    ),
     "scores that are not there": ({"weights": "gone"}, "weights: gone: no such folder"),
     "4 bits without adapters": (
         {"model_init_kwargs": {"quantization_config": {"load_in_4bit": True}}},
@@ -137,7 +154,10 @@ GRID = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
     ("changes", "words"),
     [
         ({}, None),
-        ({"processor_kwargs": {"image_grid_pinpoints": [[300, 672]]}}, "[300, 672] is no whole number of tiles: the vision"),
+        (
+            {"processor_kwargs": {"image_grid_pinpoints": [[300, 672]]}},
+            "[300, 672] is no whole number of tiles: the vision",
+        ),
         ({"processor_kwargs": {"image_grid_pinpoints": GRID[:3]}}, "They have to be the same, in the same order"),
         ({"max_length": 2048}, "is 2,928 image tokens, which cannot be cut, and leaves 0 for text"),
         ({"max_length": 2940, "on_long": "drop"}, "leaves 12 for text: such records are left out"),
@@ -167,7 +187,9 @@ def test_a_bad_record_among_the_first(try_out, tiny, tmp_path):
     rows = json.loads((tiny / "data.json").read_text())
     rows[3]["image"] = "images/gone.png"
     (tiny / "bad.json").write_text(json.dumps(rows))
-    assert "record 'r3' (entry 3): image 'images/gone.png' is not in" in try_out(data=str(tiny / "bad.json")).problems[0]
+    assert (
+        "record 'r3' (entry 3): image 'images/gone.png' is not in" in try_out(data=str(tiny / "bad.json")).problems[0]
+    )
     skipped = try_out(data=str(tiny / "bad.json"), on_bad="skip")
     assert skipped.problems == []
     rows[3]["image"] = rows[2]["image"]
@@ -206,7 +228,16 @@ def test_shipped_recipes_leave_paths_to_their_user(tmp_path, monkeypatch):
 
 def test_the_command(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    given = ["--model", str(tiny / "model"), "--data", str(tiny / "data.json"), "--output_dir", "out", "--train", "projector"]
+    given = [
+        "--model",
+        str(tiny / "model"),
+        "--data",
+        str(tiny / "data.json"),
+        "--output_dir",
+        "out",
+        "--train",
+        "projector",
+    ]
     assert run(given) == 0
     assert "Nothing found" in capsys.readouterr().out
     assert run([*given, "--data", "gone.json"]) == 2

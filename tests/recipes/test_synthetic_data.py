@@ -8,8 +8,8 @@ from seecal.data.sources.readers import READERS
 from seecal.recipes.recipe import Source
 from seecal.recipes.synthetic_data import write_synthetic
 
+PATHS = [*(f"data{suffix}" for suffix in READERS), "a-folder", "LLaVA-1.5"]
 OPTIONS = {
-    "plain": {},
     "columns": {"columns": {"picture": "image", "note": None}},
     "listed": {"columns": {"pictures": "images"}},
     "split": {"split": "train"},
@@ -17,15 +17,25 @@ OPTIONS = {
 }
 
 
+def check(source, folder):
+    """Eight records load, and all but one have an image, or all of them where there is no other kind."""
+    made = write_synthetic(source, folder, 8)
+    records = load_records(made.path, **made.options())
+    captions = source.format == "captions" or (source.format is None and source.path.endswith(("csv", "tsv")))
+    assert len(records) == 8
+    assert sum(bool(record["images"]) for record in records) == (8 if captions else 7)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", [None, *FORMATS])
+def test_every_kind_of_file_in_every_format(path, name, tmp_path):
+    check(Source(path, format=name), tmp_path)
+
+
+@pytest.mark.parametrize("path", ["data.json", "data.csv", "data.parquet", "data.tar", "a-folder"])
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("path", [*(f"data{suffix}" for suffix in READERS), "a-folder", "LLaVA-1.5"])
-def test_every_kind_of_file_in_every_format(path, options, tmp_path):
-    for number, name in enumerate([None, *FORMATS]):
-        source = write_synthetic(Source(path, format=name, **OPTIONS[options]), tmp_path / str(number), 16)
-        records = load_records(source.path, **source.options())
-        captions = name == "captions" or (name is None and path.endswith(("csv", "tsv")))
-        assert len(records) == 16
-        assert sum(bool(record["images"]) for record in records) == (16 if captions else 14)
+def test_keys_splits_and_roots_are_called_as_the_recipe_has_them(path, options, tmp_path):
+    check(Source(path, **OPTIONS[options]), tmp_path)
 
 
 def test_records_are_of_many_kinds(tmp_path):
