@@ -7,12 +7,14 @@ write: a plain transformers model with processor and Vicuna's chat template.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 import transformers as hf
 
-from seecal.data.chat_templates import chat_template
+import seecal
 
+TEMPLATE = (Path(seecal.__file__).parent / "data" / "templates" / "vicuna_v1.jinja").read_text("utf8")
 CLASSES = {
     "llava": (hf.LlavaConfig, hf.LlavaForConditionalGeneration, hf.LlavaImageProcessor, hf.LlavaProcessor),
     "llava_next": (
@@ -64,7 +66,7 @@ def build(family: str, language_model: str, vision_tower: str):
         patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=chat_template("vicuna_v1"),
+        chat_template=TEMPLATE,
     )
     return model, processor
 

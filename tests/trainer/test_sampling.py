@@ -29,7 +29,12 @@ def drawn(case, seed=0):
     """(lengths, with_image, batch size, micro-batches of a step) of a case."""
     count, share, batch_size, batches = CASES[case]
     numbers = random.Random(seed)
-    return [numbers.randint(0, 500) for _ in range(count)], [numbers.random() < share for _ in range(count)], batch_size, batches
+    return (
+        [numbers.randint(0, 500) for _ in range(count)],
+        [numbers.random() < share for _ in range(count)],
+        batch_size,
+        batches,
+    )
 
 
 def sampler(case, seed=0):
@@ -164,7 +169,10 @@ def test_images_are_told_without_being_opened(tmp_path):
     lengths, found = lengths_by_modality(as_set, "length")
     assert found == expected
     assert min(n for n, one in zip(lengths, found, strict=True) if one) > 576
-    assert lengths_by_modality(as_set.add_column("length", [1, 2, 3, 4, 5, 6]), "length") == ([1, 2, 3, 4, 5, 6], expected)
+    assert lengths_by_modality(as_set.add_column("length", [1, 2, 3, 4, 5, 6]), "length") == (
+        [1, 2, 3, 4, 5, 6],
+        expected,
+    )
     records = load_records(tiny_folder(tmp_path) / "data.json")
     assert lengths_by_modality(records, "length")[1] == [bool(row["images"]) for row in records]
 
@@ -175,7 +183,7 @@ def test_what_cannot_be_put_in_that_order_is_refused(tmp_path):
     transformed = tiny_dataset(2).with_transform(lambda rows: rows)
     with pytest.raises(ValueError, match=r"Give it a column 'length'"):
         trainer(tmp_path, transformed).train()
-    with pytest.raises(ValueError, match=r"group_by_modality_length.*nothing tells which samples of a Dataset have an image"):
+    with pytest.raises(ValueError, match=r"nothing tells which samples of a Dataset have an image"):
         lengths_by_modality(tiny_dataset(2).add_column("length", [1, 2]).with_transform(lambda rows: rows), "length")
-    with pytest.raises(ValueError, match=r"train_sampling_strategy='group_by_modality': expected one of random, sequential"):
+    with pytest.raises(ValueError, match=r"='group_by_modality': expected one of random, sequential"):
         sgd_config(tmp_path, 1, 1, train_sampling_strategy="group_by_modality")
