@@ -49,6 +49,7 @@ FLOORS = {
         {"vision"},
         {"quarantine"},
     ],
+    "models.mgm": [{"configuration", "mining"}, {"modeling", "processing"}, {"original_keys"}],
     "models": [
         {"quantised", "efficientnet_lite", "feature_cache", "trusted_files"},
         {"loading"},

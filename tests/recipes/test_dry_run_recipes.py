@@ -1,4 +1,4 @@
-"""The shipped recipes pass a dry run without a model, data or network; one of each model class always, all of them if asked."""
+"""The shipped recipes pass a dry run without a model, data or network: one of each model class always, all when asked."""
 
 import pytest
 
