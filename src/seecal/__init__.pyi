@@ -25,6 +25,7 @@ from .ops.linear_cross_entropy import weighted_linear_cross_entropy as weighted_
 from .pages.alignment import alignment as alignment
 from .pages.report import report as report
 from .recipes.check_data import check_data as check_data
+from .recipes.dry_run import dry_run as dry_run
 from .recipes.export import export as export
 from .recipes.preview import preview as preview
 from .scoring.calibration import calibrate as calibrate
