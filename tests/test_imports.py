@@ -49,11 +49,14 @@ FLOORS = {
         {"vision"},
         {"quarantine"},
     ],
+    "models.mgm": [{"configuration", "mining"}, {"modeling", "processing"}, {"original_keys"}],
     "models": [
+        {"assembly", "chat_templates", "hub_layout", "new_folder"},
         {"quantised", "efficientnet_lite", "feature_cache", "trusted_files"},
-        {"loading"},
-        {"generate", "micro"},
+        {"loading", "build_start"},
+        {"generate", "micro", "export"},
     ],
+    "models.convert": [{"configs", "names", "tensors"}, {"lora"}, {"folders"}, {"mgm"}, {"run"}],
     "scoring": [
         {"manifest", "previewed", "spans", "vocabulary", "write_back"},
         {"shards"},
@@ -85,14 +88,14 @@ FLOORS = {
     ],
     "recipes": [
         {"launch", "schema", "tiny", "trainable", "yaml_text"},
-        {"overrides", "stage_trainer", "layers"},
+        {"overrides", "stage_trainer", "layers", "model_card"},
         {"recipe"},
-        {"help", "folder"},
+        {"help", "folder", "export"},
         {"preview", "stage_runner"},
         {"check_data", "run"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
-    "cli": [{"alignment", "bench", "check_data", "families", "preview", "replay", "score"}, {"report"}, {"main"}],
+    "cli": [{"alignment", "bench", "build_start", "check_data", "convert", "export", "families", "preview", "replay", "score"}, {"report"}, {"main"}],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.

@@ -38,6 +38,7 @@ _PREFIXES = (
 )
 # Buffers that old versions saved and that are computed now
 _COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$|\.embeddings\.position_ids$")
+_CLIPS_OTHER_HALF = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 T = TypeVar("T")
 
 
@@ -54,6 +55,11 @@ def hub_to_original(state: Mapping[str, T], where: Any) -> dict[str, T]:
 def transformers_to_hub(state: Mapping[str, T], level: bool = True) -> dict[str, T]:
     """Any of transformers' layouts in the hub's."""
     return {hub_name(name, level): one for name, one in state.items() if not _COMPUTED.search(name)}
+
+
+def vision_half(state: Mapping[str, T]) -> dict[str, T]:
+    """A CLIP's tensors without those of its text part."""
+    return {name: one for name, one in state.items() if not name.startswith(_CLIPS_OTHER_HALF)}
 
 
 def tower_to_hub(state: Mapping[str, T]) -> dict[str, T]:
@@ -79,26 +85,29 @@ def _renamed(state: Mapping[str, T], pairs: list[tuple[str, str]], where: Any) -
     return found, computed
 
 
-def check_complete(state: Mapping[str, Any], config: Any, where: Any) -> None:
+def check_complete(state: Mapping[str, Any], config: Any, where: Any, hub: bool = True) -> None:
     """ValueError unless ``state`` holds exactly the tensors of a model of ``config``, in their shapes.
 
     Args:
         state: tensors (or what has their ``shape``) by hub names.
-        config: a LlavaConfig or LlavaNextConfig.
+        config: of a model for images and text.
         where: how errors call it.
+        hub: whether the names are the hub's, or those in memory.
     """
     import torch
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
         made = AutoModelForImageTextToText.from_config(config)
-    wanted = transformers_to_hub({name: tuple(one.shape) for name, one in made.state_dict().items()}, has_level(config))
-    if config.tie_word_embeddings and HEAD not in state:
-        wanted.pop(HEAD, None)
+    wanted = {name: tuple(one.shape) for name, one in made.state_dict().items()}
+    wanted = transformers_to_hub(wanted, has_level(config)) if hub else wanted
+    head = HEAD if hub else "lm_head.weight"
+    if config.tie_word_embeddings and head not in state:
+        wanted.pop(head, None)
     if missing := sorted(wanted.keys() - state.keys()):
         raise ValueError(
             f"{where}: lacks {len(missing)} of the model's tensors, {missing[0]} for one ({len(wanted)} are needed). Copy "
-            "it again, or give what it is to come from (language_model, vision_tower)."
+            "it again, or give what it is to come from (language_model, vision_tower, aux_tower)."
         )
     if unknown := sorted(state.keys() - wanted.keys()):
         raise ValueError(f"{where}: it holds {unknown[0]}, for which a {config.model_type} of its config has no place.")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 # Shards without an index
-_SHARDS = ("model*.safetensors", "pytorch_model*.bin")
+_SHARDS = ("model*.safetensors", "pytorch_model*.bin", "open_clip*.safetensors", "open_clip*.bin")
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,13 @@ def _of_torch(path: Path) -> dict[str, Lazy]:
 
 
 def write_weights(state: Mapping[str, Lazy], folder: Path, max_shard_size: str = "5GB", pickled: bool = False) -> None:
-    """The tensors as ``model*.safetensors``, in shards with an index where one file would be larger than asked.
+    """The tensors as ``model*.safetensors`` in their order, in shards with an index where one would be larger than asked.
 
     Args:
         state: what to write.
         folder: where; it is there.
         max_shard_size: of one file, as "5GB".
-        pickled: as ``pytorch_model*.bin``, which the original code of Mini-Gemini reads.
+        pickled: as ``pytorch_model*.bin`` and always with an index: the original code of Mini-Gemini reads nothing else.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
@@ -146,6 +146,6 @@ def write_weights(state: Mapping[str, Lazy], folder: Path, max_shard_size: str =
             torch.save(tensors, folder / file)
         else:
             save_file(tensors, folder / file, metadata={"format": "pt"})
-    if plan.is_sharded:
+    if plan.is_sharded or pickled:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / f"{whole}.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf8")

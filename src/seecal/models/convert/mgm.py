@@ -1,0 +1,243 @@
+"""A Mini-Gemini (MGM, MGM-HD) checkpoint of the original code as a transformers model, and back.
+
+``seecal.models.mgm.original_keys`` knows the names; here are the files around them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import assembly
+from ..chat_templates import chat_template_for
+from ..mgm import MGMConfig
+from ..mgm.original_keys import (
+    config_from_original,
+    config_to_original,
+    convnext_from_timm,
+    to_original,
+    to_transformers,
+)
+from . import configs, names
+from .folders import (
+    PROJECTOR_FILE,
+    Converted,
+    Source,
+    copy_vocabulary,
+    folder_of,
+    original_tokenizer,
+    resized,
+    rows_of_original,
+)
+from .tensors import Lazy, weights_of, write_weights
+
+ORIGINALS = ("mgm", "mgm_gemma")
+_VOCABULARY = ("model.language_model.embed_tokens.weight", "lm_head.weight")
+_TOWER, _AUX = "model.vision_tower.", "model.vision_tower_aux."
+# What stage 1 trains, beside which its file has the towers
+_STAGE_1 = ("model.mm_projector.", "model.vlm_uni_")
+_TEMPLATES = {"mgm": None, "mgm_gemma": "gemma"}
+
+
+class Import:
+    """Original → transformers."""
+
+    def __init__(
+        self,
+        source: Path,
+        found: Source,
+        vision_tower: str | None,
+        aux_tower: str | None,
+        images: str | None,
+        template: str | None,
+    ) -> None:
+        self.notes: list[str] = []
+        self.source, self.found, self.original = source, found, found.config
+        if images is not None:
+            self.original = {**self.original, "image_aspect_ratio": images}
+        if (found_images := self.original.get("image_aspect_ratio") or "pad") not in ("square", "pad"):
+            raise ValueError(f"images: {found_images}: Mini-Gemini has square and pad")
+        self.images = found_images
+        self.template = template or _TEMPLATES[self.original["model_type"]]
+        self.tower, self.aux = (None if one is None else folder_of(one) for one in (vision_tower, aux_tower))
+
+    def write(self, part: Path, max_shard_size: str) -> Converted:
+        try:
+            config = config_from_original(self.original, **self._tower_configs())
+            state = self._renamed(config)
+        except ValueError as error:
+            raise ValueError(f"{self.source}: {error}") from None
+        self._add_towers(state)
+        if _VOCABULARY[0] not in state:
+            raise ValueError(
+                f"{self.source}: lacks model.embed_tokens.weight, so it is no whole checkpoint. Copy it again."
+            )
+        tokenizer = assembly.tokenizer_of(str(self.found.tokenizer))
+        assembly.add_tokens(tokenizer)
+        rows = assembly.padded_rows(before := state[_VOCABULARY[0]].shape[0], tokenizer.pad_token_id + 1)
+        if rows != before:
+            self.notes.append(f"vocabulary: {before} rows padded to {rows}, for {tokenizer.pad_token}")
+        text: Any = config.text_config
+        text.vocab_size, text.pad_token_id = rows, tokenizer.pad_token_id
+        config.image_token_id = tokenizer.convert_tokens_to_ids(assembly.PLACEHOLDER)
+        config.dtype = self.original.get("torch_dtype") or state[_VOCABULARY[0]].dtype
+        state = resized(state, _VOCABULARY, rows)
+        names.check_complete(state, config, self.source, hub=False)
+        mgm_processor(
+            tokenizer, config, images=self.images, template=chat_template_for(tokenizer, self.template)
+        ).save_pretrained(part)
+        config.architectures = ["MGMForConditionalGeneration"]
+        config.save_pretrained(part)
+        copy_vocabulary(self.found.tokenizer, part)
+        write_weights(state, part, max_shard_size)
+        return Converted(part, config.model_type, len(state), self.notes)
+
+    def _tower_configs(self) -> dict[str, Any]:
+        """Of the towers' own folders, where those are given."""
+        found: dict[str, Any] = {}
+        if self.tower is not None:
+            found["vision_config"] = configs.vision_config_of(str(self.tower), self.original, self.source).to_dict()
+        if self.aux is not None and (self.aux / "config.json").is_file():
+            aux = configs.read_json(self.aux / "config.json")
+            if aux.get("model_type") == "convnext":  # transformers'; timm's and OpenCLIP's say it in other words
+                found["vision_aux_config"] = {name: aux[name] for name in ("hidden_sizes", "depths") if name in aux}
+        return found
+
+    def _renamed(self, config: MGMConfig) -> dict[str, Lazy]:
+        made: dict[str, Any] = to_transformers(self.found.state, config)  # type: ignore[arg-type]
+        return {name: one if isinstance(one, Lazy) else Lazy.of(one) for name, one in made.items()}
+
+    def _add_towers(self, state: dict[str, Lazy]) -> None:
+        for prefix, folder, option, read in (
+            (_TOWER, self.tower, "vision_tower", clip_in),
+            (_AUX, self.aux, "aux_tower", convnext_in),
+        ):
+            if any(name.startswith(prefix) for name in state):
+                self.notes.append(f"{option}: the checkpoint's own")
+            elif folder is None:
+                named = self.original.get(f"mm_{option}", self.original.get("mm_vision_tower_aux"))
+                raise ValueError(
+                    f"{self.source}: {option} is not in it ({named}). Give its folder: {option} "
+                    f"(--{option.replace('_', '-')})."
+                )
+            else:
+                state |= {prefix + name: one for name, one in read(folder).items()}
+                self.notes.append(f"{option}: from {folder}")
+
+
+def clip_in(folder: Path) -> dict[str, Lazy]:
+    """The tensors of a CLIP's vision part, as transformers 5 calls them."""
+    found = names.tower_to_hub(names.vision_half(weights_of(folder)))
+    return {name.removeprefix("vision_tower.vision_model."): one for name, one in found.items()}
+
+
+def convnext_in(folder: Path) -> dict[str, Lazy]:
+    """The tensors of a ConvNeXt, of transformers', timm's or OpenCLIP's files, as transformers calls them.
+
+    Raises:
+        ValueError: no ConvNeXt there.
+    """
+    state = weights_of(folder)
+    if any(name.removeprefix("convnext.").startswith("embeddings.") for name in state):
+        inner = {name.removeprefix("convnext."): one for name, one in state.items()}
+        found = {name: one for name, one in inner.items() if not name.startswith("classifier.")}
+    else:
+        trunk = {n.removeprefix("visual.trunk."): t for n, t in state.items() if n.startswith("visual.trunk.")} or state
+        found = {new: one for name, one in trunk.items() if (new := convnext_from_timm(name)) is not None}
+    if not found:
+        raise ValueError(
+            f"{folder}: no ConvNeXt here. Give OpenCLIP's folder, timm's, or one of transformers' ConvNext."
+        )
+    if "layernorm.weight" not in found:  # a norm that Mini-Gemini does not use, and timm has not
+        last = max((name for name in found if name.endswith(".dwconv.weight")), key=_stage)
+        width, dtype = found[last].shape[0], found[last].dtype
+        found["layernorm.weight"] = Lazy.of(torch.ones(width, dtype=dtype))
+        found["layernorm.bias"] = Lazy.of(torch.zeros(width, dtype=dtype))
+    return found
+
+
+def _stage(name: str) -> int:
+    return int(name.split("stages.")[1].split(".")[0])
+
+
+def mgm_processor(tokenizer: Any, config: MGMConfig, *, images: str, template: str) -> Any:
+    """MGMProcessor of a model: "square" takes the middle of an image, "pad" all of it on a square."""
+    from transformers import LlavaImageProcessor
+
+    from ..mgm import MGMProcessor
+
+    vision: Any = config.vision_config
+    side = config.image_size_aux
+    return MGMProcessor(
+        image_processor=LlavaImageProcessor(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_pad=images == "pad"
+        ),
+        tokenizer=tokenizer,
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        image_grid=config.image_grid,
+        image_global=config.image_global,
+        chat_template=template,
+    )
+
+
+class Export:
+    """transformers → original."""
+
+    def __init__(self, source: Path, language_model: str | None, vision_tower: str | None, images: str | None) -> None:
+        from transformers import AutoConfig
+
+        self.source, self.tower, self.images = source, vision_tower, images
+        self.language_model = None if language_model is None else folder_of(language_model)
+        self.config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        self.state = weights_of(source)
+        names.check_complete(self.state, self.config, source, hub=False)
+
+    def write(self, part: Path, max_shard_size: str) -> Converted:
+        before = self.state[_VOCABULARY[0]].shape[0]
+        kept = self.config.original_config
+        rows = rows_of_original(kept, self.source, before)
+        try:
+            original = {**self._original_config(rows, kept or {}), "optimize_vision_tower_aux": True}
+            state: dict[str, Any] = to_original(resized(self.state, _VOCABULARY, rows), self.config)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"{self.source}: {error}") from None
+        notes = original_tokenizer(self.language_model or self.source, part, rows, self.language_model is None)
+        (part / "config.json").write_text(json.dumps(original, indent=2) + "\n", "utf8")
+        # Its loader wants each tower whole in one shard, and in one that has the mining
+        first = sorted(state, key=lambda name: not name.startswith(("model.vision_tower", "model.vlm_uni")))
+        write_weights({name: state[name] for name in first}, part, max_shard_size, pickled=True)
+        if rows != before:
+            notes.append(f"vocabulary: {rows} of {before} rows; the others stand for tokens the original has not")
+        notes.append(
+            "towers: in it; optimize_vision_tower_aux: true, without which the original would not read the second"
+        )
+        return Converted(part, original["model_type"], len(state), notes)
+
+    def _original_config(self, rows: int, kept: dict[str, Any]) -> dict[str, Any]:
+        """As the original's code wrote it, with the vocabulary and padding that it had."""
+        config = copy.deepcopy(self.config)
+        text: Any = config.text_config
+        text.vocab_size, text.pad_token_id = rows, kept.get("pad_token_id", text.pad_token_id)
+        found = config_to_original(config)
+        if self.images is not None:
+            found["image_aspect_ratio"] = self.images
+        if self.tower is not None:
+            found["mm_vision_tower"] = self.tower
+        return found
+
+    def write_projector(self, part: Path) -> Converted:
+        """``mm_projector.bin``: the projector and the mining. The towers are read from their own folders."""
+        try:
+            state: dict[str, Any] = to_original(self.state, self.config)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"{self.source}: {error}") from None
+        tensors = {name: one.read().clone() for name, one in state.items() if name.startswith(_STAGE_1)}
+        torch.save(tensors, part / PROJECTOR_FILE)
+        return Converted(
+            part, self.config.model_type, len(tensors), ["only projector and mining: no other tensor is in it"]
+        )
