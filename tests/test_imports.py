@@ -51,12 +51,12 @@ FLOORS = {
     ],
     "models.mgm": [{"configuration", "mining"}, {"modeling", "processing"}, {"original_keys"}],
     "models": [
-        {"assembly", "chat_templates", "hub_layout", "new_folder"},
-        {"quantised", "efficientnet_lite", "feature_cache", "trusted_files"},
+        {"assembly", "chat_templates", "hub_layout", "new_folder", "weight_files"},
+        {"quantised", "efficientnet_lite", "feature_cache", "towers", "trusted_files"},
         {"loading", "build_start"},
         {"generate", "micro", "export"},
     ],
-    "models.convert": [{"configs", "names", "tensors"}, {"lora"}, {"folders"}, {"mgm"}, {"run"}],
+    "models.convert": [{"configs", "names"}, {"lora"}, {"folders"}, {"llava", "mgm"}, {"run"}],
     "scoring": [
         {"manifest", "previewed", "spans", "vocabulary", "write_back"},
         {"shards"},

@@ -209,6 +209,7 @@ def _load_again(folder: Path, dtype: Any) -> tuple[Any, dict[str, Any]]:
         trust_remote_code=False,
         use_safetensors=True,
     )
+    model, report = made
     return model.eval(), report
 
 

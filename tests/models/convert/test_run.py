@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 import seecal
-from seecal.models.convert.tensors import weights_of
 from tests.support import original_llava as original
 
 KINDS = ("llava", "llava_next")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import assembly
+from ..weight_files import Lazy, folder_of, weights_in, weights_of
 from .configs import read_json
 from .lora import merged
-from .tensors import Lazy, weights_in, weights_of
 
 VOCABULARY_FILES = ("tokenizer.model",)
 _TOKENIZER_FILES = (
@@ -59,29 +59,6 @@ class Converted:
     model: str
     tensors: int
     notes: list[str] = field(default_factory=list)
-
-
-def folder_of(model: str | Path) -> Path:
-    """A model's folder; a hub id is fetched: its config, tokenizer and weights, nothing else."""
-    folder = Path(model)
-    if folder.is_dir():
-        return folder
-    if (
-        folder.exists()
-        or str(model).count("/") != 1
-        or str(model).startswith((".", "/", "~"))
-        or folder.parent.is_dir()
-    ):
-        raise ValueError(f"{model}: no such folder. Give a model's folder, or a hub id (owner/name).")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.model", "merges.txt", "*.jinja"]
-    try:
-        return Path(snapshot_download(str(model), allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(f"{model}: cannot be fetched from the hub: {first}") from None
 
 
 def read_source(source: Path, language_model: str | None) -> Source:

@@ -10,19 +10,19 @@ import torch
 
 from .. import assembly
 from ..chat_templates import chat_template_for
+from ..towers import clip_tensors
+from ..weight_files import Lazy, folder_of, weights_of, write_weights
 from . import configs, names
 from .folders import (
     PROJECTOR_FILE,
     Converted,
     Source,
     copy_vocabulary,
-    folder_of,
     longest,
     original_tokenizer,
     resized,
     rows_of_original,
 )
-from .tensors import Lazy, weights_of, write_weights
 
 _CLASSES = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
 
@@ -89,7 +89,7 @@ class Import:
                 f"{self.source}: no vision tower in it; it was not trained, and is {named}. Give its folder or hub id: "
                 "vision_tower (--vision-tower)."
             )
-        state |= names.tower_to_hub(names.vision_half(weights_of(folder)))
+        state |= {f"{names.TOWER}vision_model.{name}": one for name, one in clip_tensors(folder).items()}
         self.notes.append(f"vision tower: from {folder}")
 
     def _settle_newline(self, state: dict[str, Lazy], config: Any) -> None:

@@ -18,22 +18,21 @@ from ..mgm import MGMConfig
 from ..mgm.original_keys import (
     config_from_original,
     config_to_original,
-    convnext_from_timm,
     to_original,
     to_transformers,
 )
+from ..towers import clip_tensors, convnext_sizes, convnext_tensors
+from ..weight_files import Lazy, folder_of, weights_of, write_weights
 from . import configs, names
 from .folders import (
     PROJECTOR_FILE,
     Converted,
     Source,
     copy_vocabulary,
-    folder_of,
     original_tokenizer,
     resized,
     rows_of_original,
 )
-from .tensors import Lazy, weights_of, write_weights
 
 ORIGINALS = ("mgm", "mgm_gemma")
 _VOCABULARY = ("model.language_model.embed_tokens.weight", "lm_head.weight")
@@ -87,7 +86,7 @@ class Import:
         config.dtype = self.original.get("torch_dtype") or state[_VOCABULARY[0]].dtype
         state = resized(state, _VOCABULARY, rows)
         names.check_complete(state, config, self.source, hub=False)
-        mgm_processor(
+        assembly.mgm_processor(
             tokenizer, config, images=self.images, template=chat_template_for(tokenizer, self.template)
         ).save_pretrained(part)
         config.architectures = ["MGMForConditionalGeneration"]
@@ -101,10 +100,9 @@ class Import:
         found: dict[str, Any] = {}
         if self.tower is not None:
             found["vision_config"] = configs.vision_config_of(str(self.tower), self.original, self.source).to_dict()
-        if self.aux is not None and (self.aux / "config.json").is_file():
-            aux = configs.read_json(self.aux / "config.json")
-            if aux.get("model_type") == "convnext":  # transformers'; timm's and OpenCLIP's say it in other words
-                found["vision_aux_config"] = {name: aux[name] for name in ("hidden_sizes", "depths") if name in aux}
+        if self.aux is not None:
+            sizes = convnext_sizes(convnext_tensors(self.aux))
+            found["vision_aux_config"] = dict(zip(("hidden_sizes", "depths"), sizes, strict=True))
         return found
 
     def _renamed(self, config: MGMConfig) -> dict[str, Lazy]:
@@ -113,8 +111,8 @@ class Import:
 
     def _add_towers(self, state: dict[str, Lazy]) -> None:
         for prefix, folder, option, read in (
-            (_TOWER, self.tower, "vision_tower", clip_in),
-            (_AUX, self.aux, "aux_tower", convnext_in),
+            (_TOWER, self.tower, "vision_tower", clip_tensors),
+            (_AUX, self.aux, "aux_tower", convnext_tensors),
         ):
             if any(name.startswith(prefix) for name in state):
                 self.notes.append(f"{option}: the checkpoint's own")
@@ -127,62 +125,6 @@ class Import:
             else:
                 state |= {prefix + name: one for name, one in read(folder).items()}
                 self.notes.append(f"{option}: from {folder}")
-
-
-def clip_in(folder: Path) -> dict[str, Lazy]:
-    """The tensors of a CLIP's vision part, as transformers 5 calls them."""
-    found = names.tower_to_hub(names.vision_half(weights_of(folder)))
-    return {name.removeprefix("vision_tower.vision_model."): one for name, one in found.items()}
-
-
-def convnext_in(folder: Path) -> dict[str, Lazy]:
-    """The tensors of a ConvNeXt, of transformers', timm's or OpenCLIP's files, as transformers calls them.
-
-    Raises:
-        ValueError: no ConvNeXt there.
-    """
-    state = weights_of(folder)
-    if any(name.removeprefix("convnext.").startswith("embeddings.") for name in state):
-        inner = {name.removeprefix("convnext."): one for name, one in state.items()}
-        found = {name: one for name, one in inner.items() if not name.startswith("classifier.")}
-    else:
-        trunk = {n.removeprefix("visual.trunk."): t for n, t in state.items() if n.startswith("visual.trunk.")} or state
-        found = {new: one for name, one in trunk.items() if (new := convnext_from_timm(name)) is not None}
-    if not found:
-        raise ValueError(
-            f"{folder}: no ConvNeXt here. Give OpenCLIP's folder, timm's, or one of transformers' ConvNext."
-        )
-    if "layernorm.weight" not in found:  # a norm that Mini-Gemini does not use, and timm has not
-        last = max((name for name in found if name.endswith(".dwconv.weight")), key=_stage)
-        width, dtype = found[last].shape[0], found[last].dtype
-        found["layernorm.weight"] = Lazy.of(torch.ones(width, dtype=dtype))
-        found["layernorm.bias"] = Lazy.of(torch.zeros(width, dtype=dtype))
-    return found
-
-
-def _stage(name: str) -> int:
-    return int(name.split("stages.")[1].split(".")[0])
-
-
-def mgm_processor(tokenizer: Any, config: MGMConfig, *, images: str, template: str) -> Any:
-    """MGMProcessor of a model: "square" takes the middle of an image, "pad" all of it on a square."""
-    from transformers import LlavaImageProcessor
-
-    from ..mgm import MGMProcessor
-
-    vision: Any = config.vision_config
-    side = config.image_size_aux
-    return MGMProcessor(
-        image_processor=LlavaImageProcessor(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_pad=images == "pad"
-        ),
-        tokenizer=tokenizer,
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
-        image_grid=config.image_grid,
-        image_global=config.image_global,
-        chat_template=template,
-    )
 
 
 class Export:

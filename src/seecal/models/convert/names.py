@@ -38,7 +38,6 @@ _PREFIXES = (
 )
 # Buffers that old versions saved and that are computed now
 _COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$|\.embeddings\.position_ids$")
-_CLIPS_OTHER_HALF = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 T = TypeVar("T")
 
 
@@ -55,18 +54,6 @@ def hub_to_original(state: Mapping[str, T], where: Any) -> dict[str, T]:
 def transformers_to_hub(state: Mapping[str, T], level: bool = True) -> dict[str, T]:
     """Any of transformers' layouts in the hub's."""
     return {hub_name(name, level): one for name, one in state.items() if not _COMPUTED.search(name)}
-
-
-def vision_half(state: Mapping[str, T]) -> dict[str, T]:
-    """A CLIP's tensors without those of its text part."""
-    return {name: one for name, one in state.items() if not name.startswith(_CLIPS_OTHER_HALF)}
-
-
-def tower_to_hub(state: Mapping[str, T]) -> dict[str, T]:
-    """The vision part of a CLIP model's folder, a whole CLIP's or a tower's alone, saved by any transformers."""
-    inner = {name.removeprefix("vision_model."): one for name, one in state.items() if name.startswith("vision_model.")}
-    found = inner or dict(state)
-    return {f"vision_tower.vision_model.{name}": one for name, one in found.items() if not _COMPUTED.search(f".{name}")}
 
 
 def _renamed(state: Mapping[str, T], pairs: list[tuple[str, str]], where: Any) -> tuple[dict[str, T], list[str]]:

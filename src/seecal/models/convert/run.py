@@ -9,7 +9,11 @@ from . import configs, llava, mgm
 from .folders import Converted, read_source
 
 _TO = ("transformers", "original", "projector")
-_OF_TRANSFORMERS = {"llava": llava.Export, "llava_next": llava.Export, "mgm": mgm.Export}
+_OF_TRANSFORMERS: dict[str, type[llava.Export | mgm.Export]] = {
+    "llava": llava.Export,
+    "llava_next": llava.Export,
+    "mgm": mgm.Export,
+}
 
 
 def convert(

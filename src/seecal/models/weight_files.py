@@ -34,6 +34,37 @@ class Lazy:
         return Lazy(shape or self.shape, self.dtype, lambda: change(self.read()))
 
 
+def folder_of(model: str | Path) -> Path:
+    """A model's folder; a hub id is fetched: its config, tokenizer and weights, nothing else."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if (
+        folder.exists()
+        or str(model).count("/") != 1
+        or str(model).startswith((".", "/", "~"))
+        or folder.parent.is_dir()
+    ):
+        raise ValueError(f"{model}: no such folder. Give a model's folder, or a hub id (owner/name).")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [
+        "*.json",
+        "*.safetensors",
+        "pytorch_model*.bin",
+        "open_clip*.bin",
+        "tokenizer.model",
+        "merges.txt",
+        "*.jinja",
+    ]
+    try:
+        return Path(snapshot_download(str(model), allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(f"{model}: cannot be fetched from the hub: {first}") from None
+
+
 def weights_of(folder: Path) -> dict[str, Lazy]:
     """All tensors of a model's folder by name: one file or shards, safetensors or PyTorch's, with or without an index.
 
