@@ -61,7 +61,7 @@ def test_logits_are_the_originals(made, size):
 
 
 def test_back_bit_for_bit(made, tmp_path):
-    kind, state, source, folder, _ = made
+    _, state, source, folder, _ = made
     told = seecal.convert(folder, tmp_path / "back", to="original")
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert back.keys() == state.keys()
