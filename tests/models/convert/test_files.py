@@ -134,7 +134,7 @@ def language_model(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
 @pytest.mark.parametrize("prefix", ["model.", "base_model.model.model.", ""])
 def test_a_projector_of_stage_1(kind, prefix, place, language_model, tmp_path):
-    folder, state, clip = place
+    _, state, clip = place
     projector = {name: one for name, one in state.items() if "mm_projector" in name}
     torch.save({prefix + n.removeprefix("model."): t for n, t in projector.items()}, tmp_path / "mm_projector.bin")
     parts = {"language_model": str(language_model), "vision_tower": clip}
@@ -149,7 +149,7 @@ def test_a_projector_of_stage_1(kind, prefix, place, language_model, tmp_path):
     assert model.config.vision_feature_layer == -2
     seecal.convert(tmp_path / "hf", tmp_path / "again", to="projector")
     assert same(torch.load(tmp_path / "again" / "mm_projector.bin", weights_only=True), projector)
-    with pytest.raises(ValueError, match="a projector alone.*--language-model"):
+    with pytest.raises(ValueError, match=r"a projector alone.*--language-model"):
         seecal.convert(tmp_path / "mm_projector.bin", tmp_path / "other", vision_tower=clip)
 
 
@@ -174,7 +174,7 @@ def test_a_lora_of_the_original(place, language_model, tmp_path):
     other = name.replace("q_proj", "k_proj")
     assert torch.equal(held[f"language_model.{other}.weight"], text[f"{other}.weight"])
     assert torch.equal(held["multi_modal_projector.linear_1.bias"], state["model.mm_projector.0.bias"])
-    with pytest.raises(ValueError, match="LLaVA's LoRA.*--language-model"):
+    with pytest.raises(ValueError, match=r"LLaVA's LoRA.*--language-model"):
         seecal.convert(source, tmp_path / "other", vision_tower=clip)
     (source / "non_lora_trainables.bin").unlink()
     with pytest.raises(ValueError, match=r"an adapter without non_lora_trainables\.bin"):
@@ -254,7 +254,7 @@ def test_a_pickle_with_code_is_not_run(name, place, language_model, tmp_path):
     text = str(language_model) if name.startswith("mm") else None
     with pytest.raises(ValueError, match="more than tensors"):
         seecal.convert(tmp_path / "original", tmp_path / "hf", vision_tower=place[2], language_model=text)
-    assert left_no(tmp_path / "mark")
+    left_no(tmp_path / "mark")
 
 
 def test_damaged_and_doubled_files_are_named(place, tmp_path):
