@@ -36,8 +36,8 @@ def _watch_processors(module: Any) -> None:
     wrapt.wrap_function_wrapper(module, "ProcessorMixin.get_processor_dict", _meet_our_classes)
 
 
-# The demo's vision tower and Mini-Gemini are classes of ours, and their checkpoints load after `import seecal`, before or after
-# transformers. Registering them at import would change transformers' registries for everybody who imports seecal; so it waits
-# until such a checkpoint's config is read. The hooks import nothing: `seecal --help` stays fast.
+# The demo's vision tower and Mini-Gemini are classes of ours, and their checkpoints load after `import seecal`, before or
+# after transformers. Registering them at import would change transformers' registries for everybody who imports seecal; so
+# it waits until such a checkpoint's config is read. The hooks import nothing: `seecal --help` stays fast.
 wrapt.register_post_import_hook(_watch_configs, "transformers.configuration_utils")
 wrapt.register_post_import_hook(_watch_processors, "transformers.processing_utils")

@@ -1,7 +1,7 @@
 """Mini-Gemini once more, straightforward: the forward of the original's checkpoints, by their own names of tensors.
 
-Token after token and cell after cell, with nothing of seecal in it. ``state`` is what the original saves (MGM-7B's layout, or
-MGM-2B's with Gemma), towers included; all is computed in the precision of its tensors. Equations and orders: MGM's
+Token after token and cell after cell, with nothing of seecal in it. ``state`` is what the original saves (MGM-7B's layout,
+or MGM-2B's with Gemma), towers included; all is computed in the precision of its tensors. Equations and orders: MGM's
 ``mgm/model/mgm_arch.py`` (``unified_resampler``, ``encode_images``), timm's ConvNeXt, CLIP's vision transformer.
 """
 

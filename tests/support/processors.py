@@ -254,7 +254,9 @@ def mllama():
 def mgm(grid=1):
     """``grid=2``: as MGM-HD, with the whole picture."""
     side = 32 * grid * 2
-    images = hf.LlavaImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_pad=True)
+    images = hf.LlavaImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_pad=True
+    )
     made = tokenizer("<image>", bos="<s>", eos="</s>", begins=True)
     tiles = {"image_grid": grid, "image_global": grid > 1}
     return MGMProcessor(images, made, image_size=32, patch_size=8, chat_template=vicuna(), **tiles)

@@ -94,8 +94,8 @@ def patches(model: Any) -> dict[str, Tensor]:
 
 
 def two_resolutions(model: Any) -> dict[str, Tensor]:
-    """Mini-Gemini: the picture as CLIP takes it (with tiles [1, tiles + whole, 3, s, s]) and as ConvNeXt does, whose side must be
-    a multiple of 32 pixels and hold a whole number of its cells of 4 pixels for each token."""
+    """Mini-Gemini: the picture as CLIP takes it (with tiles [1, tiles + whole, 3, s, s]) and as ConvNeXt does, whose side
+    must be a multiple of 32 pixels and hold a whole number of its cells of 4 pixels for each token."""
     config = model.config
     size = _size(model)
     pictures = () if config.pictures == 1 else (config.pictures,)

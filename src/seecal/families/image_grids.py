@@ -98,8 +98,8 @@ def whole_last(config: Any, inputs: Mapping[str, Any], runs: Sequence[int], imag
 
 
 def mined(config: Any, inputs: Mapping[str, Any], runs: Sequence[int], images: int) -> list[ImageGrid]:
-    """Mini-Gemini: every image has the same number of tokens, a square; with tiles the whole picture's square comes first and
-    the tiles' are left out, while in ``pixel_values`` the whole picture comes last."""
+    """Mini-Gemini: every image has the same number of tokens, a square; with tiles the whole picture's square comes first
+    and the tiles' are left out, while in ``pixel_values`` the whole picture comes last."""
     each, rest = divmod(sum(runs), images)
     if rest or each != config.image_seq_length:
         raise ValueError(f"{sum(runs)} image tokens for {images} images, which have {config.image_seq_length} each")

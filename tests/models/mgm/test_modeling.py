@@ -13,9 +13,9 @@ from seecal.models.mgm.mining import MGMMining, tiled, windows
 from seecal.models.mgm.original_keys import to_original
 from tests.support import mgm_reference as reference
 from tests.support import processors
+from tests.support.builders import Row
 from tests.support.processes import environment, limit
 from tests.support.zoo import batch_of, model_of, scaled
-from tests.support.builders import Row
 from tests.support.zoo_models import ZOO, mgm
 from tests.support.zoo_parts import IMAGE, VOCABULARY, convnext
 
@@ -31,7 +31,7 @@ def double(request):
     kind = ZOO[request.param]
     model = scaled(kind.model(), kind).double().eval()
     with torch.no_grad():
-        for name, one in model.named_parameters():
+        for one in model.parameters():
             if one.ndim == 1:  # norms and biases that do something
                 one.add_(torch.randn_like(one) * 0.1)
     batch = batch_of(request.param, ROWS)
@@ -209,9 +209,15 @@ def test_inputs_that_do_not_fit_are_refused():
         ("pixel_values without pixel_values_aux", {"input_ids": ids, "pixel_values": pixels}),
         ("pixel_values_aux without pixel_values", {"input_ids": ids, "pixel_values_aux": large}),
         ("16 image tokens in input_ids, but 2 images", {"input_ids": ids, **_twice(pixels, large)}),
-        ("image_grid=1", {"input_ids": ids, "pixel_values": pixels.expand(5, -1, -1, -1)[None], "pixel_values_aux": large}),
+        (
+            "image_grid=1",
+            {"input_ids": ids, "pixel_values": pixels.expand(5, -1, -1, -1)[None], "pixel_values_aux": large},
+        ),
         ("either input_ids or inputs_embeds", {}),
-        ("read off input_ids", {"inputs_embeds": torch.zeros(1, 4, 64), "pixel_values": pixels, "pixel_values_aux": large}),
+        (
+            "read off input_ids",
+            {"inputs_embeds": torch.zeros(1, 4, 64), "pixel_values": pixels, "pixel_values_aux": large},
+        ),
     ):
         with pytest.raises(ValueError, match=said):
             model(**given)
@@ -316,7 +322,11 @@ def test_a_folder_opens_after_import_seecal_alone(tmp_path):
 
 def test_drop_path_is_off_unless_asked_for():
     def rates(model):
-        return [getattr(layer.drop_path, "drop_prob", 0.0) for s in model.model.vision_tower_aux.encoder.stages for layer in s.layers]
+        return [
+            getattr(layer.drop_path, "drop_prob", 0.0)
+            for s in model.model.vision_tower_aux.encoder.stages
+            for layer in s.layers
+        ]
 
     assert rates(mgm()) == [0.0] * 5
     asked = mgm(vision_aux_config=convnext(drop_path_rate=0.1))

@@ -109,7 +109,9 @@ def shapes_of_original(head_dim=12, tied=False):
         of_stage = f"{at}.vision_stages.{stage}"
         if stage:
             before = CHANNELS[stage - 1]
-            shapes |= named(f"{of_stage}.downsample", **{"0": ((before,), (before,)), "1": ((width, before, 2, 2), (width,))})
+            shapes |= named(
+                f"{of_stage}.downsample", **{"0": ((before,), (before,)), "1": ((width, before, 2, 2), (width,))}
+            )
         for block in range(depth):
             one = f"{of_stage}.blocks.{block}"
             shapes[f"{one}.gamma"] = (width,)
@@ -200,7 +202,10 @@ def test_gemmas_factor_is_in_the_config_or_folded_into_the_projector():
 
 def test_a_factor_that_is_a_power_of_two_is_folded_bit_for_bit():
     config = MGMConfig(
-        **TOWERS, text_config=T.GemmaConfig(hidden_size=64, num_hidden_layers=1), image_feature_scale=1.0, image_size_aux=64
+        **TOWERS,
+        text_config=T.GemmaConfig(hidden_size=64, num_hidden_layers=1),
+        image_feature_scale=1.0,
+        image_size_aux=64,
     )
     state = {"model.mm_projector.2.weight": torch.randn(64, 64), "model.mm_projector.2.bias": torch.randn(64)}
     ours = to_transformers(state, config)
@@ -260,7 +265,9 @@ def test_an_unknown_key_is_an_error_that_names_it(name):
         to_transformers({**made_up(), name: torch.ones(1)}, config)
 
 
-@pytest.mark.parametrize("name", ["model.mm_projector.0.weight", "model.language_model.layers.9.mlp.up_proj.weight", "x"])
+@pytest.mark.parametrize(
+    "name", ["model.mm_projector.0.weight", "model.language_model.layers.9.mlp.up_proj.weight", "x"]
+)
 def test_an_unknown_key_of_ours_too(name):
     with pytest.raises(ValueError, match=name.replace(".", r"\.") + ": no tensor of this model"):
         to_original({name: torch.ones(1)}, config_from_original(ORIGINAL, **TOWERS))
@@ -280,7 +287,9 @@ def test_timms_names_are_transformers():
 # ---- config.json ----
 
 
-@pytest.mark.parametrize("original", [ORIGINAL, GEMMA, {**ORIGINAL, "image_grid": 2, "image_global": True, "image_size_aux": 128}])
+@pytest.mark.parametrize(
+    "original", [ORIGINAL, GEMMA, {**ORIGINAL, "image_grid": 2, "image_global": True, "image_size_aux": 128}]
+)
 def test_a_config_comes_back_as_it_was(original, tmp_path):
     config = config_from_original(original, **TOWERS)
     assert config.image_grid == original["image_grid"]

@@ -14,7 +14,10 @@ from tests.support import processors
 from tests.support.raw_data import records
 from tests.support.zoo_models import mgm
 
-MEAN, STD = (torch.tensor(one)[:, None, None] for one in ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]))
+MEAN, STD = (
+    torch.tensor(one)[:, None, None]
+    for one in ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+)
 
 
 def noise(width, height, seed=0):
@@ -69,7 +72,10 @@ def test_each_image_is_as_many_tokens_as_the_model_makes_of_it():
     for grid in (1, 2):
         processor = processors.mgm(grid)
         config = MGMConfig(
-            vision_config={"image_size": 32, "patch_size": 8}, image_grid=grid, image_global=grid > 1, image_size_aux=64 * grid
+            vision_config={"image_size": 32, "patch_size": 8},
+            image_grid=grid,
+            image_global=grid > 1,
+            image_size_aux=64 * grid,
         )
         made = processor(text=["a<image>b<image>", "c"], images=[[noise(9, 9), noise(9, 7)], []], padding=True)
         ids = torch.tensor(made["input_ids"])
@@ -99,7 +105,7 @@ def test_saved_and_loaded_again(grid, tmp_path):
 
 def test_a_tokenizer_without_the_image_token_is_refused():
     made = processors.tokenizer(bos="<s>", eos="</s>")
-    with pytest.raises(ValueError, match="no token '<image>'. Add it"):
+    with pytest.raises(ValueError, match=r"no token '<image>'\. Add it"):
         MGMProcessor(T.LlavaImageProcessor(), made)
 
 
@@ -129,7 +135,9 @@ def test_a_question_about_an_image_is_answered(tmp_path):
     """``seecal chat``, from a folder."""
     processor = processors.mgm()
     words = len(processor.tokenizer)
-    text = T.LlamaConfig(vocab_size=words, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    text = T.LlamaConfig(
+        vocab_size=words, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
     model = mgm(text)
     model.config.image_token_id = processor.image_token_id
     model.save_pretrained(tmp_path)

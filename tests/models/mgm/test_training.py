@@ -1,4 +1,4 @@
-"""CAL on Mini-Gemini: which parts train in which stage, one look at the images for both passes, steps through the trainer."""
+"""CAL on Mini-Gemini: what trains in which stage, one look at the images for both passes, steps through the trainer."""
 
 import pytest
 import torch
@@ -19,7 +19,10 @@ from tests.support.zoo_parts import convnext, llama
 
 PROJECTOR = ("model.mining.", "model.multi_modal_projector.")
 LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
-STAGES = {"stage 1": (["projector"], PROJECTOR), "stage 2": (["projector", "language_model"], PROJECTOR + LANGUAGE_MODEL)}
+STAGES = {
+    "stage 1": (["projector"], PROJECTOR),
+    "stage 2": (["projector", "language_model"], PROJECTOR + LANGUAGE_MODEL),
+}
 ROWS = [Row([3, "image", 2, "image", -4]), Row([5, -3]), Row([2, "image", -2])]
 
 # It moves all scores of a window alike: its gradient is nothing but rounding
@@ -75,7 +78,11 @@ def test_towers_train_when_asked_and_what_no_feature_depends_on_is_left_out():
     assert found == {key for key, one in model.named_parameters() if one.requires_grad}
     assert any(key.startswith("model.vision_tower_aux.encoder.stages.3") for key in found)
     assert any(key.startswith("model.vision_tower.encoder.layers.0") for key in found)
-    unused = ("model.vision_tower.encoder.layers.1", "model.vision_tower.post_layernorm", "model.vision_tower_aux.layernorm")
+    unused = (
+        "model.vision_tower.encoder.layers.1",
+        "model.vision_tower.post_layernorm",
+        "model.vision_tower_aux.layernorm",
+    )
     assert not any(key.startswith(unused) for key in found)
     assert all(key.startswith("model.vision_tower") for key in found)
 
@@ -138,7 +145,9 @@ def test_images_side_by_side_and_tiles():
     grids = image_grids.mined(plain, {}, [32, 16], 3)
     assert [(grid.rows, grid.first, grid.tokens, grid.pixels) for grid in grids] == [(4, 0, 16, (n,)) for n in range(3)]
     grids = image_grids.mined(large, {}, [160], 2)
-    assert [(grid.rows, grid.first, grid.tokens, grid.pixels) for grid in grids] == [(4, 0, 80, (n, 4)) for n in range(2)]
+    assert [(grid.rows, grid.first, grid.tokens, grid.pixels) for grid in grids] == [
+        (4, 0, 80, (n, 4)) for n in range(2)
+    ]
     with pytest.raises(ValueError, match="79 image tokens for 1 images, which have 80 each"):
         image_grids.mined(large, {}, [79], 1)
     with pytest.raises(ValueError, match="tiles alone"):
@@ -148,7 +157,9 @@ def test_images_side_by_side_and_tiles():
 # ---- the trainer ----
 
 
-@pytest.mark.parametrize(("grid", "options"), [(1, {}), (2, {"image_grid": 2, "image_global": True, "image_size_aux": 128})])
+@pytest.mark.parametrize(
+    ("grid", "options"), [(1, {}), (2, {"image_grid": 2, "image_global": True, "image_size_aux": 128})]
+)
 def test_steps_through_the_trainer(grid, options, tmp_path):
     """From messages and images: three images, one and none in a batch. The loss of what was seen goes down."""
     processor = processors.mgm(grid)

@@ -1,7 +1,7 @@
-"""Mini-Gemini (MGM, MGM-HD; arXiv 2403.18814) in transformers' own form: ``from_pretrained``, ``generate``, the Auto classes.
+"""Mini-Gemini (MGM, MGM-HD; arXiv 2403.18814) in transformers' own form: ``from_pretrained``, ``generate``, Auto classes.
 
-Importing this package registers the classes. After ``import seecal`` that happens by itself when a folder that names them is
-read. Read :mod:`.mining` first (what is special about MGM), then :mod:`.modeling`.
+Importing this package registers the classes. After ``import seecal`` that happens by itself when a folder that names them
+is read. Read :mod:`.mining` first (what is special about MGM), then :mod:`.modeling`.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor

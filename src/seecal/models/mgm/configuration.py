@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -42,8 +42,8 @@ class MGMConfig(PreTrainedConfig):
             0.1, and never puts the tower in eval mode. Both passes of CAL share one pass through the towers, so Δ has
             no noise from it.
         text_config: of the language model, any that AutoModel knows.
-        image_token_id: what stands for an image token in ``input_ids``; None: the first id after the vocabulary. It needs no
-            row among the embeddings.
+        image_token_id: what stands for an image token in ``input_ids``; None: the first id after the vocabulary. It needs
+            no row among the embeddings.
         image_grid: tiles a side; 2 in MGM-HD.
         image_global: whether the whole picture is read too, before the tiles. Only with tiles.
         image_size_aux: side of the high-resolution picture in pixels: 768, 1536 in MGM-HD.
@@ -59,7 +59,11 @@ class MGMConfig(PreTrainedConfig):
     """
 
     model_type = "mgm"
-    sub_configs = {"vision_config": AutoConfig, "vision_aux_config": AutoConfig, "text_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {
+        "vision_config": AutoConfig,
+        "vision_aux_config": AutoConfig,
+        "text_config": AutoConfig,
+    }
 
     vision_config: dict | PreTrainedConfig | None = None
     vision_aux_config: dict | PreTrainedConfig | None = None
@@ -79,8 +83,8 @@ class MGMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if "mm_vision_tower" in kwargs:
             raise ValueError(
-                "this config.json is one of MGM's original code (it has mm_vision_tower). Run `seecal convert` on the folder "
-                "and load what it writes."
+                "this config.json is one of MGM's original code (it has mm_vision_tower). Run `seecal convert` on the "
+                "folder and load what it writes."
             )
         for name, (kind, options) in _DEFAULTS.items():
             given = getattr(self, name)
@@ -99,7 +103,6 @@ class MGMConfig(PreTrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        vision: Any = self.vision_config
         if self.image_grid < 1 or (self.image_global and self.image_grid == 1):
             raise ValueError(
                 f"image_grid={self.image_grid}, image_global={self.image_global}: one tile is the whole picture. Set "
@@ -113,9 +116,9 @@ class MGMConfig(PreTrainedConfig):
         step = 4 * self.image_grid * self.tokens_per_side
         if self.image_size_aux % step:
             raise ValueError(
-                f"image_size_aux={self.image_size_aux}: the ConvNeXt makes a cell of 4 pixels, and each of {self.image_grid} × "
-                f"{vision.image_size // vision.patch_size} low-resolution tokens a side mines a whole number of cells. Set a "
-                f"multiple of {step}."
+                f"image_size_aux={self.image_size_aux}: the ConvNeXt makes a cell of 4 pixels, and each of "
+                f"{self.image_grid} × {self.tokens_per_side} low-resolution tokens a side mines a whole number of cells. "
+                f"Set a multiple of {step}."
             )
 
     @property

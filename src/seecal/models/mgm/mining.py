@@ -3,11 +3,11 @@
     q = W_q LN(x_n);  k_m = W_k LN(y_m);  v_m = W_v LN(y_m)          m over the window of token n
     e_n = sum_m softmax_m(q·k_m / sqrt(C)) v_m;  the token becomes x_n + e_n
 
-Shapes: n pictures, S tokens a side of a picture, C channels of the low-resolution tower; H cells a side of the high-resolution
-map and A channels of it; a token's window is p × p cells, p = H / S.
+Shapes: n pictures, S tokens a side of a picture, C channels of the low-resolution tower; H cells a side of the
+high-resolution map and A channels of it; a token's window is p × p cells, p = H / S.
 
-Source: ``unified_resampler`` in MGM's ``mgm/model/mgm_arch.py`` (arXiv 2403.18814, section 3.2). Not carried over: NaN and infinite
-scores were made finite there. Here they go on, and training stops at the first of them.
+Source: ``unified_resampler`` in MGM's ``mgm/model/mgm_arch.py`` (arXiv 2403.18814, section 3.2). Not carried over: NaN and
+infinite scores were made finite there. Here they go on, and training stops at the first of them.
 """
 
 from __future__ import annotations

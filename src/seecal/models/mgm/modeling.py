@@ -60,9 +60,9 @@ class MGMPreTrainedModel(PreTrainedModel):
     config: MGMConfig
     config_class = MGMConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]  # as transformers' own models have it
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -72,7 +72,7 @@ class MGMPreTrainedModel(PreTrainedModel):
         """As in transformers. The ConvNeXt, which has no attention and would refuse, is left out."""
         given = attn_implementation
         if isinstance(given, str):
-            given = {name: given for name in ("", *self.config.sub_configs)}
+            given = dict.fromkeys(("", *self.config.sub_configs), given)
         super().set_attn_implementation({**given, "vision_aux_config": "eager"}, *args, **kwargs)
 
 
@@ -125,7 +125,8 @@ class MGMModel(MGMPreTrainedModel):
         if self.config.image_global:
             features = features.roll(1, dims=1)  # the whole picture to the front
         return BaseModelOutputWithPooling(
-            last_hidden_state=tokens, pooler_output=tuple(features.flatten(1, 2))  # type: ignore[arg-type]
+            last_hidden_state=tokens,
+            pooler_output=tuple(features.flatten(1, 2)),  # type: ignore[arg-type]
         )
 
     def _pictures(self, pixel_values: Tensor, pixel_values_aux: Tensor | None) -> Tensor:
@@ -183,7 +184,7 @@ class MGMModel(MGMPreTrainedModel):
         features = None
         if inputs_embeds is None:
             assert input_ids is not None
-            is_image = input_ids == self.config.image_token_id
+            is_image = input_ids.eq(self.config.image_token_id)  # type: ignore[arg-type]
             # The image's id may lie beyond the vocabulary
             inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
             if pixel_values is not None:
@@ -225,7 +226,7 @@ class MGMForConditionalGeneration(MGMPreTrainedModel, GenerationMixin):
     Source: arXiv 2403.18814; ``encode_images`` in MGM's ``mgm/model/mgm_arch.py``.
     """
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: MGMConfig) -> None:
         super().__init__(config)
@@ -295,7 +296,7 @@ class MGMForConditionalGeneration(MGMPreTrainedModel, GenerationMixin):
         )
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        made: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
+        made: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         if made.get("pixel_values") is None:  # transformers leaves it out after the first step, but knows no second one
             made.pop("pixel_values_aux", None)
         return made

@@ -2,8 +2,9 @@
 
     to_original(to_transformers(state, config), config) == state        bit for bit
 
-No tensor is changed on the way but the projector's second layer, and that only where the config does not hold Gemma's factor
-(:func:`_fold`). The original's names follow from its modules (``mgm/model/mgm_arch.py``, ``multimodal_encoder``) and timm's ConvNeXt.
+No tensor is changed on the way but the projector's second layer, and that only where the config does not hold Gemma's
+factor (:func:`_fold`). The original's names follow from its modules (``mgm/model/mgm_arch.py``, ``multimodal_encoder``) and
+timm's ConvNeXt.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from transformers import CONFIG_MAPPING
 from .configuration import CLIP_L_336, CONVNEXT_L, MGMConfig, scale_of_embeddings
 
 # The original's name, ours. {i} and {j} are numbers, {end} is weight or bias, {rest} anything that our module has.
-_NAMES = (
+_OTHER_NAMES = (
     ("lm_head.weight", "lm_head.weight"),
     ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight"),
     ("model.norm.weight", "model.language_model.norm.weight"),
@@ -44,7 +45,7 @@ _CONVNEXT_NAMES = (
     ("stages.{i}.blocks.{j}.mlp.fc2.{end}", "encoder.stages.{i}.layers.{j}.pwconv2.{end}"),
     ("stages.{i}.blocks.{j}.gamma", "encoder.stages.{i}.layers.{j}.layer_scale_parameter"),
 )
-_NAMES += tuple((f"{_AUX}vision_{theirs}", f"{_AUX}{ours}") for theirs, ours in _CONVNEXT_NAMES)
+_NAMES = (*_OTHER_NAMES, *((f"{_AUX}vision_{theirs}", f"{_AUX}{ours}") for theirs, ours in _CONVNEXT_NAMES))
 # Buffers that older versions saved: they follow from the config
 _DROPPED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq|.*\.embeddings\.position_ids")
 # transformers' ConvNextModel ends in a norm whose result MGM does not use, and the original does not have
@@ -83,8 +84,8 @@ def to_original(state: dict[str, Tensor], config: MGMConfig) -> dict[str, Tensor
 
 
 def convnext_from_timm(name: str) -> str | None:
-    """timm's name of a ConvNeXt's tensor (``stem.…``, ``stages.…``) as transformers' ConvNextModel calls it; None for its norm
-    and head, which MGM does not use. OpenCLIP's checkpoints have ``visual.trunk.`` before it."""
+    """timm's name of a ConvNeXt's tensor (``stem.…``, ``stages.…``) as transformers' ConvNextModel calls it; None for its
+    norm and head, which MGM does not use. OpenCLIP's checkpoints have ``visual.trunk.`` before it."""
     found = _renaming(0)(f"{_AUX}vision_{name}")
     return None if found is None else found.removeprefix(_AUX)
 
@@ -146,8 +147,8 @@ def _factor(config: MGMConfig) -> float:
 
 
 def _fold(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """The projector's last layer times ``factor``. 1 for Llama, and for Gemma as long as the config has its factor, so that the
-    weights stay as they are: √2048 rounds, and multiplying and dividing again would not always give the same bits."""
+    """The projector's last layer times ``factor``. 1 for Llama, and for Gemma as long as the config has its factor, so that
+    the weights stay as they are: √2048 rounds, and multiplying and dividing again would not always give the same bits."""
     if factor == 1.0:
         return state
     return {n: (t.double() * factor).to(t.dtype) if n in _SCALED else t for n, t in state.items()}
@@ -159,8 +160,8 @@ _TEXT_KINDS = {"mgm": "llama", "mgm_gemma": "gemma"}
 _ARCHITECTURES = {"mgm": "MGMLlamaForCausalLM", "mgm_gemma": "MGMGemmaForCausalLM"}
 _TEXT_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "pad_token_id", "bos_token_id",
-    "eos_token_id", "attention_bias", "attention_dropout", "tie_word_embeddings",
+    "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "pad_token_id",
+    "bos_token_id", "eos_token_id", "attention_bias", "attention_dropout", "tie_word_embeddings",
 )  # fmt: skip
 _ROPE_FIELDS = ("rope_theta", "rope_scaling")
 _PROJECTOR = "mlp2x_gelu"
@@ -204,7 +205,9 @@ def config_from_original(
         )
     for field in ("mm_projector_type", "mm_vision_select_feature"):
         if original.get(field, _FIXED[field]) != _FIXED[field]:
-            raise ValueError(f"{field} is {original[field]!r}: converted is {_FIXED[field]!r}, as all released models have it.")
+            raise ValueError(
+                f"{field} is {original[field]!r}: converted is {_FIXED[field]!r}, as all released models have it."
+            )
     text = {name: original[name] for name in (*_TEXT_FIELDS, *_ROPE_FIELDS) if name in original}
     if kind == "gemma" and original.get("hidden_activation"):
         text["hidden_act"] = original["hidden_activation"]

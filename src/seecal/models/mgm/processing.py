@@ -16,14 +16,14 @@ class MGMProcessor(ProcessorMixin):
     """Texts and images as :class:`MGMForConditionalGeneration` takes them.
 
     ``processor(text=..., images=...)`` gives ``input_ids``, ``attention_mask`` and of n images ``pixel_values_aux``
-    [n, 3, S, S] and ``pixel_values`` [n, 3, s, s]; with tiles [n, P, 3, s, s], the tiles row by row, then the whole picture.
-    The low-resolution picture is the normalised high-resolution one, interpolated (bilinear, no antialiasing), and the whole
-    picture of MGM-HD is interpolated from that once more: the original does no other resizing of the image.
+    [n, 3, S, S] and ``pixel_values`` [n, 3, s, s]; with tiles [n, P, 3, s, s], the tiles row by row, then the whole
+    picture. The low-resolution picture is the normalised high-resolution one, interpolated (bilinear, no antialiasing), and
+    the whole picture of MGM-HD is interpolated from that once more: the original does no other resizing of the image.
 
     Args:
-        image_processor: a LlavaImageProcessor for S × S. ``do_pad=False``: the image's short side becomes S and its middle is
-            taken ("square", the original's stage 1). ``do_pad=True``: it is first padded to a square in the mean colour
-            ("pad", its stage 2 and inference).
+        image_processor: a LlavaImageProcessor for S × S (LlavaImageProcessorPil resizes with Pillow, as the original did).
+            ``do_pad=False``: the image's short side becomes S and its middle is taken ("square", the original's stage 1).
+            ``do_pad=True``: it is first padded to a square in the mean colour ("pad", its stage 2 and inference).
         tokenizer: with ``image_token`` among its tokens.
         image_size: s, the side of the low-resolution tower's pictures in pixels.
         patch_size: of that tower, in pixels.
