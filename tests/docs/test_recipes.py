@@ -1,10 +1,13 @@
 """docs/recipes.md: its recipes and commands run, every key is on it; the paper's recipes run on a tiny start model."""
 
+import json
 import re
 import shlex
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from scripts.options_table import with_section
 from transformers import (
     AutoModelForImageTextToText,
@@ -94,6 +97,11 @@ def parts(tmp_path_factory):
     return folder
 
 
+def newline(folder):
+    (tensor,) = (one for name, one in load_file(folder / "model.safetensors").items() if name.endswith("image_newline"))
+    return tensor
+
+
 @pytest.mark.parametrize(("family", "recipe"), [("llava", "llava-1.5-7b"), ("llava_next", "llava-next-7b")])
 def test_the_papers_recipe_from_its_start_model(family, recipe, parts, there, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
@@ -101,7 +109,7 @@ def test_the_papers_recipe_from_its_start_model(family, recipe, parts, there, tm
 
     for part in start_model.build(family, str(parts / "text"), str(parts / "vision")):
         part.save_pretrained(tmp_path / "start")
-    small = "--max_steps 1 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --dataloader_num_workers 0"
+    small = "--max_steps 1 --warmup_steps 0 --per_device_train_batch_size 2 --dataloader_num_workers 0"
     here = f"--model {tmp_path / 'start'} --output_dir {tmp_path / 'run'} --data out/tiny/data.json"
     run = f"--config {recipe} {here} {small} --use_cpu --bf16 false --disable_tqdm"
     assert train.run(shlex.split(run)) == 0
@@ -110,3 +118,10 @@ def test_the_papers_recipe_from_its_start_model(family, recipe, parts, there, tm
     assert ("vision_tower" in said.split("stage 2 of 2")[1].split("frozen")[0]) == (family == "llava_next")
     template = (tmp_path / "run" / "final" / "chat_template.jinja").read_text()
     assert "ASSISTANT" in template, "the model's own template, not that of stage 1"
+    aligned, tuned = tmp_path / "run" / "stage-1" / "model", tmp_path / "run" / "final"
+    padded = [json.loads((one / "processor_config.json").read_text())["image_processor"]["do_pad"] for one in (aligned, tuned)]
+    assert padded == ([False, True] if family == "llava" else [True, True]), "square, then pad; NeXT has tiles"
+    if family == "llava_next":
+        start, after_1, after_2 = (newline(one) for one in (tmp_path / "start", aligned, tuned))
+        assert torch.equal(start, after_1), "frozen while the projector alone trains"
+        assert not torch.equal(after_1, after_2)

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from seecal import CALConfig
-from seecal.core.options import CALOptions
 from seecal.recipes import accelerate_config
 from seecal.recipes.help import config_fields, text
 from seecal.recipes.recipe import KEYS, NOT_HERE, arguments, read
