@@ -18,6 +18,7 @@ from ..mgm import MGMConfig
 from ..mgm.original_keys import (
     config_from_original,
     config_to_original,
+    convnext_from_timm,
     to_original,
     to_transformers,
 )
@@ -36,7 +37,7 @@ from .folders import (
 
 ORIGINALS = ("mgm", "mgm_gemma")
 _VOCABULARY = ("model.language_model.embed_tokens.weight", "lm_head.weight")
-_TOWER, _AUX = "model.vision_tower.", "model.vision_tower_aux."
+_TOWER, _AUX, _TIMM = "model.vision_tower.", "model.vision_tower_aux.", "model.vision_tower_aux.vision_"
 # What stage 1 trains, beside which its file has the towers
 _STAGE_1 = ("model.mm_projector.", "model.vlm_uni_")
 _TEMPLATES = {"mgm": None, "mgm_gemma": "gemma"}
@@ -96,13 +97,16 @@ class Import:
         return Converted(part, config.model_type, len(state), self.notes)
 
     def _tower_configs(self) -> dict[str, Any]:
-        """Of the towers' own folders, where those are given."""
+        """Of the towers: CLIP's from its folder where that is given, ConvNeXt's as its tensors tell."""
         found: dict[str, Any] = {}
         if self.tower is not None:
             found["vision_config"] = configs.vision_config_of(str(self.tower), self.original, self.source).to_dict()
-        if self.aux is not None:
-            sizes = convnext_sizes(convnext_tensors(self.aux))
-            found["vision_aux_config"] = dict(zip(("hidden_sizes", "depths"), sizes, strict=True))
+        held = {n.removeprefix(_TIMM): one for n, one in self.found.state.items() if n.startswith(_TIMM)}
+        state = {new: one for name, one in held.items() if (new := convnext_from_timm(name)) is not None}
+        if not state and self.aux is not None:
+            state = convnext_tensors(self.aux)
+        if state:
+            found["vision_aux_config"] = dict(zip(("hidden_sizes", "depths"), convnext_sizes(state), strict=True))
         return found
 
     def _renamed(self, config: MGMConfig) -> dict[str, Lazy]:
