@@ -150,8 +150,10 @@ def test_towers_from_their_own_folders(made, tmp_path):
         if ".bin" not in one.name:
             (source / one.name).write_bytes(one.read_bytes())
     torch.save({name: one for name, one in state.items() if "vision_tower" not in name}, source / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"vision_tower is not in it .*--vision-tower"):
-        seecal.convert(source, tmp_path / "hf")
+    with pytest.raises(ValueError, match=r"the tower model_zoo/OpenAI/clip.* is not in it.*--vision-tower"):
+        seecal.convert(source, tmp_path / "hf", aux_tower=str(folder / "clip"))
+    with pytest.raises(ValueError, match=r"the tower model_zoo/OpenAI/openclip.* is not in it.*--aux-tower"):
+        seecal.convert(source, tmp_path / "hf", vision_tower=str(folder / "clip"))
     given = {"vision_tower": clip(tmp_path / "clip"), "aux_tower": str(tmp_path / "aux")}
     (tmp_path / "aux").mkdir()
     tower = "model.vision_tower.vision_tower."

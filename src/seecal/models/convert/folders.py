@@ -181,12 +181,15 @@ def original_tokenizer(source: Path, part: Path, rows: int, cut: bool) -> list[s
             shutil.copyfile(source / name, part / name)
     if not cut:
         return [f"tokenizer: from {source}"]
-    gone = {assembly.PLACEHOLDER, assembly.PAD}
+    gone: set[str] = set()
     if (part / "tokenizer.json").is_file():
         whole = read_json(part / "tokenizer.json")
         gone |= {one["content"] for one in whole.get("added_tokens", []) if one["id"] >= rows}
         whole["added_tokens"] = [one for one in whole.get("added_tokens", []) if one["id"] < rows]
         _write_json(part / "tokenizer.json", whole)
+    if (part / "tokenizer_config.json").is_file():
+        decoder = read_json(part / "tokenizer_config.json").get("added_tokens_decoder") or {}
+        gone |= {str(_text(what)) for one, what in decoder.items() if int(one) >= rows}
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json"):
         if (part / name).is_file():
             _write_json(part / name, _without(read_json(part / name), gone, rows))
@@ -207,7 +210,9 @@ def _without(config: dict[str, Any], gone: set[str], rows: int) -> dict[str, Any
             value = [one for one in value if _text(one) not in gone]
         elif name == "pad_token" and _text(value) in gone:
             value = config.get("unk_token")
-        elif name in ("pad_token_id", "processor_class", "chat_template", "image_token") or name in gone:
+        elif name in ("pad_token_id", "processor_class", "chat_template", "image_token"):
+            continue
+        elif name in gone:  # added_tokens.json
             continue
         found[name] = value
     return found

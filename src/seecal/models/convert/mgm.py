@@ -64,6 +64,10 @@ class Import:
         self.images = found_images
         self.template = template or _TEMPLATES[self.original["model_type"]]
         self.tower, self.aux = (None if one is None else folder_of(one) for one in (vision_tower, aux_tower))
+        for prefix, folder, option in ((_TOWER, self.tower, "vision-tower"), (_AUX, self.aux, "aux-tower")):
+            if folder is None and not any(name.startswith(prefix) for name in found.state):
+                named = self.original.get("mm_vision_tower" if prefix == _TOWER else "mm_vision_tower_aux")
+                raise ValueError(f"{source}: the tower {named} is not in it. Give its folder or hub id: --{option}.")
 
     def write(self, part: Path, max_shard_size: str) -> Converted:
         try:
@@ -114,19 +118,11 @@ class Import:
         return {name: one if isinstance(one, Lazy) else Lazy.of(one) for name, one in made.items()}
 
     def _add_towers(self, state: dict[str, Lazy]) -> None:
-        for prefix, folder, option, read in (
-            (_TOWER, self.tower, "vision_tower", clip_tensors),
-            (_AUX, self.aux, "aux_tower", convnext_tensors),
-        ):
+        parts = ((_TOWER, self.tower, "vision_tower", clip_tensors), (_AUX, self.aux, "aux_tower", convnext_tensors))
+        for prefix, folder, option, read in parts:
             if any(name.startswith(prefix) for name in state):
                 self.notes.append(f"{option}: the checkpoint's own")
-            elif folder is None:
-                named = self.original.get(f"mm_{option}", self.original.get("mm_vision_tower_aux"))
-                raise ValueError(
-                    f"{self.source}: {option} is not in it ({named}). Give its folder: {option} "
-                    f"(--{option.replace('_', '-')})."
-                )
-            else:
+            elif folder is not None:
                 state |= {prefix + name: one for name, one in read(folder).items()}
                 self.notes.append(f"{option}: from {folder}")
 
