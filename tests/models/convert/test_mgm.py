@@ -70,7 +70,7 @@ def test_logits_are_the_originals(made):
     short = ids[~seen | (torch.cumsum(seen, 0) == 1)]
     pictures, (large,) = batch["pixel_values"], batch["pixel_values_aux"]
     text = model.config.text_config
-    text.vocab_size = config["vocab_size"]
+    text.vocab_size, text.pad_token_id = config["vocab_size"], None
     expected = mgm_reference.logits(
         {name: one.double() for name, one in state.items()},
         text,
@@ -143,7 +143,7 @@ def test_the_projector_alone(made, tmp_path):
 
 def test_towers_from_their_own_folders(made, tmp_path):
     """CLIP's as it is published, ConvNeXt's in OpenCLIP's file."""
-    state, config, folder, _ = made
+    state, _, folder, _ = made
     source = tmp_path / "original"
     source.mkdir()
     for one in (folder / "original").iterdir():

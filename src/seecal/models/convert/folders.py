@@ -210,10 +210,8 @@ def _without(config: dict[str, Any], gone: set[str], rows: int) -> dict[str, Any
             value = [one for one in value if _text(one) not in gone]
         elif name == "pad_token" and _text(value) in gone:
             value = config.get("unk_token")
-        elif name in ("pad_token_id", "processor_class", "chat_template", "image_token"):
-            continue
-        elif name in gone:  # added_tokens.json
-            continue
+        elif name in ("pad_token_id", "processor_class", "chat_template", "image_token") or name in gone:
+            continue  # the last: in added_tokens.json
         found[name] = value
     return found
 
