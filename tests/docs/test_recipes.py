@@ -116,7 +116,8 @@ def test_the_papers_recipe_from_its_start_model(family, recipe, parts, there, tm
     template = (tmp_path / "run" / "final" / "chat_template.jinja").read_text()
     assert "ASSISTANT" in template, "the model's own template, not that of stage 1"
     aligned, tuned = tmp_path / "run" / "stage-1" / "model", tmp_path / "run" / "final"
-    padded = [json.loads((one / "processor_config.json").read_text())["image_processor"]["do_pad"] for one in (aligned, tuned)]
+    settings = [json.loads((one / "processor_config.json").read_text()) for one in (aligned, tuned)]
+    padded = [one["image_processor"]["do_pad"] for one in settings]
     assert padded == ([False, True] if family == "llava" else [True, True]), "square, then pad; NeXT has tiles"
     if family == "llava_next":
         start, after_1, after_2 = (newline(one) for one in (tmp_path / "start", aligned, tuned))

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import seecal
 from seecal.cli.main import app
-from tests.support.tiny import tiny_tokenizer
+from tests.support import processors
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 CHATML = (
@@ -25,8 +25,7 @@ CHAT = [
 def parts(tmp_path_factory):
     """Folders by name: two language models and two towers, tiny, as the hub has them."""
     folder = tmp_path_factory.mktemp("parts")
-    made = tiny_tokenizer()
-    plain = {"tokenizer_object": made._tokenizer, "bos_token": "<s>", "eos_token": "<|end|>"}
+    made = processors.tokenizer(pad=None, bos="<s>", eos="<|end|>")
     texts = {
         "llama": hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(made), **SIZES)),
         "qwen": hf.Qwen2ForCausalLM(
@@ -35,8 +34,8 @@ def parts(tmp_path_factory):
     }
     for name, model in texts.items():
         model.to(torch.bfloat16).save_pretrained(folder / name)
-        template = CHATML if name == "qwen" else None
-        hf.PreTrainedTokenizerFast(**plain, chat_template=template).save_pretrained(folder / name)
+        made.chat_template = CHATML if name == "qwen" else None
+        made.save_pretrained(folder / name)
     vision = {"image_size": 32, "patch_size": 8, **SIZES}
     hf.CLIPVisionModel(hf.CLIPVisionConfig(**vision)).save_pretrained(folder / "clip")
     siglip = hf.SiglipConfig(vision_config=vision, text_config={"vocab_size": 40, **SIZES})
@@ -196,7 +195,7 @@ def as_timm(name):
         ({"vision_tower": "llama"}, "llama, whose image_size is None"),
         ({"language_model": "clip"}, "clip: "),
         ({"language_model": "nowhere"}, "nowhere: its tokenizer cannot be loaded"),
-        ({"out": "clip"}, "it holds files already"),
+        ({"out": "qwen"}, "it holds files already"),
     ],
 )
 def test_what_cannot_be_built_is_told(changes, said, parts, tmp_path):
