@@ -95,7 +95,11 @@ FLOORS = {
         {"check_data", "run"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
-    "cli": [{"alignment", "bench", "build_start", "check_data", "convert", "export", "families", "preview", "replay", "score"}, {"report"}, {"main"}],
+    "cli": [
+        {"alignment", "bench", "build_start", "check_data", "convert", "export", "families", "preview", "replay", "score"},
+        {"report"},
+        {"main"},
+    ],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.

@@ -45,7 +45,7 @@ def test_the_merged_model_computes_what_the_adapter_does(place, tmp_path):
     adapted = PeftModel.from_pretrained(base, place / "adapter")
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     expected = adapted.eval()(**synthetic_batch(merged)).logits
-    torch.testing.assert_close(logits(merged), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=0)
     assert (expected - before).abs().max() > 0.1, "the adapter does something"
     assert 0 < saved.moved < 1e-5
     assert AutoProcessor.from_pretrained(tmp_path / "out").chat_template
