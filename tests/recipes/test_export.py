@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import transformers as hf
 import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import seecal
 from seecal.cli.main import app
 from seecal.recipes import run as train
+from tests.support import processors
 from tests.support.recipe_files import recipe_file
 
 STAGES = [
@@ -128,3 +130,19 @@ def test_the_command(run, tmp_path):
     assert "loaded again, the logits are equal" in done.output
     with pytest.raises(ValueError, match="it holds files already"):
         CliRunner().invoke(app, call, catch_exceptions=False)
+
+
+def test_a_family_of_our_own(tmp_path):
+    """Mini-Gemini keeps the names of its own saving."""
+    folder = tmp_path / "parts"
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    made = processors.tokenizer(pad=None, bos="<s>", eos="</s>", begins=True)
+    made.save_pretrained(folder / "text")
+    hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(made), **sizes)).save_pretrained(folder / "text")
+    hf.CLIPVisionModel(hf.CLIPVisionConfig(image_size=32, patch_size=8, **sizes)).save_pretrained(folder / "clip")
+    aux = hf.ConvNextConfig(hidden_sizes=[4, 6, 8, 10], depths=[1, 1, 1, 1])
+    hf.ConvNextModel(aux).save_pretrained(folder / "aux")
+    parts = [str(folder / name) for name in ("text", "clip")]
+    start = seecal.build_start("mgm_hd", *parts, tmp_path / "start", aux_tower=str(folder / "aux"))
+    seecal.export(start, tmp_path / "out")
+    assert tensors(tmp_path / "out").keys() == tensors(start).keys()

@@ -46,21 +46,18 @@ def folder_of(model: str | Path) -> Path:
         or folder.parent.is_dir()
     ):
         raise ValueError(f"{model}: no such folder. Give a model's folder, or a hub id (owner/name).")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import list_repo_files, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    patterns = [
-        "*.json",
-        "*.safetensors",
-        "pytorch_model*.bin",
-        "open_clip*.bin",
-        "tokenizer.model",
-        "merges.txt",
-        "*.jinja",
-    ]
+    wanted = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+    pickled = ["pytorch_model*.bin", "open_clip*.bin"]
     try:
-        return Path(snapshot_download(str(model), allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        try:
+            there = any(name.endswith(".safetensors") for name in list_repo_files(str(model)))
+        except OfflineModeIsEnabled:
+            there = False  # what was fetched before
+        return Path(snapshot_download(str(model), allow_patterns=wanted if there else [*wanted, *pickled]))
+    except (HfHubHTTPError, OSError) as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(f"{model}: cannot be fetched from the hub: {first}") from None
 
