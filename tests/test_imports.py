@@ -51,11 +51,12 @@ FLOORS = {
     ],
     "models.mgm": [{"configuration", "mining"}, {"modeling", "processing"}, {"original_keys"}],
     "models": [
-        {"quantised", "efficientnet_lite", "feature_cache", "shrunk", "trusted_files"},
-        {"loading"},
-        {"generate", "micro"},
-        {"stand_in"},
+        {"assembly", "chat_templates", "hub_layout", "new_folder", "weight_files"},
+        {"quantised", "efficientnet_lite", "feature_cache", "shrunk", "towers", "trusted_files"},
+        {"loading", "build_start"},
+        {"generate", "micro", "export", "stand_in"},
     ],
+    "models.convert": [{"configs", "names"}, {"lora"}, {"folders"}, {"llava", "mgm"}, {"run"}],
     "scoring": [
         {"manifest", "previewed", "spans", "vocabulary", "write_back"},
         {"shards"},
@@ -87,15 +88,19 @@ FLOORS = {
     ],
     "recipes": [
         {"launch", "schema", "tiny", "trainable", "yaml_text"},
-        {"overrides", "stage_trainer", "layers"},
+        {"overrides", "stage_trainer", "layers", "model_card"},
         {"recipe"},
-        {"help", "folder", "synthetic_data"},
+        {"help", "folder", "export", "synthetic_data"},
         {"preview", "small_recipe", "stage_runner"},
         {"check_data", "real_size", "run"},
         {"dry_run"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
-    "cli": [{"alignment", "bench", "check_data", "families", "preview", "replay", "score"}, {"report"}, {"main"}],
+    "cli": [
+        {"alignment", "bench", "build_start", "check_data", "convert", "export", "families", "preview", "replay", "score"},
+        {"report"},
+        {"main"},
+    ],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.

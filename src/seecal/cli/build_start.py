@@ -11,13 +11,14 @@ from .. import verbosity
 
 
 def build_start(
-    family: Annotated[str, typer.Argument(help="llava, or llava_next (tiles).")],
+    family: Annotated[str, typer.Argument(help="llava, llava_next (tiles), mgm or mgm_hd (Mini-Gemini).")],
     language_model: Annotated[str, typer.Argument(help="Folder or hub id of a causal language model.")],
     vision_tower: Annotated[str, typer.Argument(help="Folder or hub id of a vision tower: CLIP, SigLIP, …")],
     out: Annotated[Path, typer.Argument(help="Folder to write: a transformers model with its processor.")],
-    images: Annotated[
-        str, typer.Option(help="llava: pad (the whole image on a square) or square (its middle).")
-    ] = "pad",
+    aux_tower: Annotated[
+        str | None, typer.Option(help="mgm: folder or hub id of its ConvNeXt.", show_default=False)
+    ] = None,
+    images: Annotated[str, typer.Option(help="pad (the whole image on a square) or square (its middle).")] = "pad",
     template: Annotated[
         str | None,
         typer.Option(
@@ -40,6 +41,7 @@ def build_start(
         language_model,
         vision_tower,
         out,
+        aux_tower=aux_tower,
         images=images,
         template=template,
         vision_feature_layer=vision_feature_layer,

@@ -23,6 +23,9 @@ def convert(
     vision_tower: Annotated[
         str | None, typer.Option(help="CLIP's folder or hub id, where SOURCE has none.", show_default=False)
     ] = None,
+    aux_tower: Annotated[
+        str | None, typer.Option(help="Mini-Gemini's ConvNeXt: its folder, where SOURCE has none.", show_default=False)
+    ] = None,
     images: Annotated[
         str | None, typer.Option(help="square, pad or anyres, in place of what SOURCE says.", show_default=False)
     ] = None,
@@ -32,7 +35,7 @@ def convert(
     max_shard_size: Annotated[str, typer.Option(help="Of one file of weights.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="A model that lies in OUT may go.")] = False,
 ) -> None:
-    """Convert a LLaVA, LLaVA-NeXT or CAL checkpoint to transformers, or a transformers model back."""
+    """Convert a LLaVA, LLaVA-NeXT, CAL or Mini-Gemini checkpoint to transformers, or a transformers model back."""
     verbosity.quiet()
     from ..models.convert.run import convert as run
 
@@ -42,6 +45,7 @@ def convert(
         to=to,
         language_model=language_model,
         vision_tower=vision_tower,
+        aux_tower=aux_tower,
         images=images,
         template=template,
         max_shard_size=max_shard_size,

@@ -121,3 +121,23 @@ def llava_processor(
         image_token=PLACEHOLDER,
         chat_template=template,
     )
+
+
+def mgm_processor(tokenizer: Any, config: Any, *, images: str, template: str) -> Any:
+    """MGMProcessor for an MGMConfig: "square" takes the middle of an image, "pad" all of it on a square."""
+    from transformers import LlavaImageProcessor
+
+    from .mgm import MGMProcessor
+
+    side = config.image_size_aux
+    return MGMProcessor(
+        image_processor=LlavaImageProcessor(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_pad=images == "pad"
+        ),
+        tokenizer=tokenizer,
+        image_size=config.vision_config.image_size,
+        patch_size=config.vision_config.patch_size,
+        image_grid=config.image_grid,
+        image_global=config.image_global,
+        chat_template=template,
+    )

@@ -12,10 +12,14 @@ from . import assembly
 from .chat_templates import chat_template_for
 from .hub_layout import save_in_hub_layout
 from .new_folder import new_folder
+from .towers import convnext_sizes, convnext_tensors
+from .weight_files import folder_of
 
-FAMILIES = ("llava", "llava_next")
+FAMILIES = ("llava", "llava_next", "mgm", "mgm_hd")
 # Tokens of a tower beside its patches: the first one, or none
 _STRATEGY = {1: "default", 0: "full"}
+# (tiles a side, side of the high-resolution image in pixels for a tower of 336) of Mini-Gemini
+_MGM = {"mgm": (1, 768), "mgm_hd": (2, 1536)}
 
 
 def build_start(
@@ -24,6 +28,7 @@ def build_start(
     vision_tower: str,
     out: str | Path,
     *,
+    aux_tower: str | None = None,
     images: str = "pad",
     template: str | None = None,
     vision_feature_layer: int = -2,
@@ -32,18 +37,19 @@ def build_start(
     max_shard_size: str = "5GB",
     overwrite: bool = False,
 ) -> Path:
-    """Put a LLaVA or LLaVA-NeXT together from a causal language model, a vision tower and a new projector.
+    """Put a model to train together: a causal language model, a vision tower and a new projector.
 
     The vocabulary gets an image token and, where the language model has none of its own, a padding token, and is padded
     to a multiple of 64 with the mean of its rows. The projector starts as torch initialises it, image_newline at
-    N(0, 1)/√D. Both parts are loaded once and saved as they are: the memory of one model.
+    N(0, 1)/√D. The parts are loaded once and saved as they are: the memory of one model.
 
     Args:
-        family: "llava", or "llava_next" (tiles).
+        family: "llava", "llava_next" (tiles), "mgm" or "mgm_hd" (Mini-Gemini: a second tower for details).
         language_model: folder or hub id of any causal language model of transformers.
         vision_tower: folder or hub id of a vision model of transformers (CLIP, SigLIP, …), or of a model that has one.
         out: the folder to write.
-        images: of llava: "pad" puts the whole image on a square, "square" cuts its middle out. llava_next has tiles.
+        aux_tower: of Mini-Gemini: folder or hub id of a ConvNeXt, in transformers', timm's or OpenCLIP's files.
+        images: "pad" puts the whole image on a square, "square" cuts its middle out. llava_next has tiles.
         template: "vicuna_v1", "gemma", "own" (the language model's, with images put into its texts), or a file; None:
             its own where it has one, else vicuna_v1.
         vision_feature_layer: which layer of the tower the projector reads; −2 is the last but one.
@@ -63,79 +69,138 @@ def build_start(
         raise ValueError(f"family: {family}: known are {', '.join(FAMILIES)}")
     if images not in ("pad", "square"):
         raise ValueError(f"images: {images}: known are pad and square")
-    with new_folder(out, overwrite=overwrite, sources=(language_model, vision_tower)) as part:
-        tokenizer = assembly.tokenizer_of(language_model)
-        assembly.add_tokens(tokenizer)
-        chat_template = chat_template_for(tokenizer, template)
-        tower = load_tower(vision_tower, dtype)
-        check_tower(tower.config, vision_tower)
-        text = load_text(language_model, dtype)
-        grow_vocabulary(text, len(tokenizer))
-        tower.to(text.dtype)
-        model = _joined(family, text, tower, tokenizer, vision_feature_layer, seed)
-        extra = extra_tokens(tower.config, vision_tower)
-        mean, std = colours_of(vision_tower, tower.config)
-        processor = assembly.llava_processor(
-            tokenizer,
-            side=tower.config.image_size,
-            patch=tower.config.patch_size,
-            images="anyres" if family == "llava_next" else images,
-            template=chat_template,
-            strategy=_STRATEGY[extra],
-            extra_tokens=extra,
-            grid=getattr(model.config, "image_grid_pinpoints", None),
-            mean=mean,
-            std=std,
+    if (family in _MGM) != (aux_tower is not None):
+        raise ValueError(
+            f"aux_tower: {aux_tower}: Mini-Gemini ({', '.join(_MGM)}) has a second tower, others have none"
         )
+    with new_folder(out, overwrite=overwrite, sources=(language_model, vision_tower, aux_tower)) as part:
+        parts = _Parts(language_model, vision_tower, template, dtype, seed)
+        if aux_tower is None:
+            model, processor = parts.llava("anyres" if family == "llava_next" else images, vision_feature_layer)
+        else:
+            model, processor = parts.mgm(aux_tower, *_MGM[family], images, vision_feature_layer)
         save_in_hub_layout(model, part, max_shard_size)
         processor.save_pretrained(part)
     return Path(out)
 
 
-def _joined(family: str, text: Any, tower: Any, tokenizer: Any, layer: int, seed: int) -> Any:
-    """The model, made of the two that are given."""
-    import transformers as hf
+class _Parts:
+    """A language model with room for two tokens more, and a tower in its precision."""
 
-    vision, options = tower.config, {}
-    if family == "llava_next":
-        options["image_grid_pinpoints"] = assembly.grid_pinpoints(vision.image_size)
-    extra = extra_tokens(vision, family)
-    make_config: Any = hf.LlavaNextConfig if family == "llava_next" else hf.LlavaConfig
-    make_model: Any = (
-        hf.LlavaNextForConditionalGeneration if family == "llava_next" else hf.LlavaForConditionalGeneration
-    )
-    config = make_config(
-        vision_config=vision,
-        text_config=text.config,
-        image_token_index=tokenizer.convert_tokens_to_ids(assembly.PLACEHOLDER),
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        vision_feature_layer=layer,
-        vision_feature_select_strategy=_STRATEGY[extra],
-        tie_word_embeddings=text.config.tie_word_embeddings,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype=text.dtype,
-        **options,
-    )
-    config.text_config.pad_token_id = tokenizer.pad_token_id
-    with torch.device("meta"):  # the big parts come next: no room for a second set of them
-        model = make_model(config)
-    torch.manual_seed(seed)
-    for name, module in model.model.multi_modal_projector.named_children():
-        if isinstance(module, torch.nn.Linear):
-            fresh = torch.nn.Linear(module.in_features, module.out_features, dtype=text.dtype)
-            setattr(model.model.multi_modal_projector, name, fresh)
-    if family == "llava_next":
-        newline = assembly.random_newline(config.text_config.hidden_size, text.dtype, seed)
-        model.model.image_newline = torch.nn.Parameter(newline)
-    model.model.language_model, model.lm_head, model.model.vision_tower = text.base_model, text.lm_head, tower
-    model.generation_config = text.generation_config
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    left = [name for name, one in [*model.named_parameters(), *model.named_buffers()] if one.device.type == "meta"]
-    if left:
-        raise ValueError(
-            f"{left[0]}: no part has it, so a {text.config.model_type} language model cannot be put in here."
+    def __init__(self, language_model: str, vision_tower: str, template: str | None, dtype: Any, seed: int) -> None:
+        self.names, self.seed = (language_model, vision_tower), seed
+        self.tokenizer = assembly.tokenizer_of(language_model)
+        assembly.add_tokens(self.tokenizer)
+        self.template = chat_template_for(self.tokenizer, template)
+        self.tower = load_tower(vision_tower, dtype)
+        self.vision = self.tower.config
+        check_tower(self.vision, vision_tower)
+        self.extra = extra_tokens(self.vision, vision_tower)
+        self.text = load_text(language_model, dtype)
+        grow_vocabulary(self.text, len(self.tokenizer))
+        self.tower.to(self.text.dtype)
+
+    def llava(self, images: str, layer: int) -> tuple[Any, Any]:
+        """(model, processor) of a LLaVA; of a LLaVA-NeXT for "anyres"."""
+        import transformers as hf
+
+        options, vision = {}, self.vision
+        if images == "anyres":
+            options["image_grid_pinpoints"] = assembly.grid_pinpoints(vision.image_size)
+        make_config: Any = hf.LlavaNextConfig if options else hf.LlavaConfig
+        make_model: Any = hf.LlavaNextForConditionalGeneration if options else hf.LlavaForConditionalGeneration
+        config = make_config(
+            **self._settings(layer),
+            image_token_index=self.tokenizer.convert_tokens_to_ids(assembly.PLACEHOLDER),
+            image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+            **options,
         )
-    return model
+        model = self._joined(make_model, config)
+        if options:
+            newline = assembly.random_newline(config.text_config.hidden_size, self.text.dtype, self.seed)
+            model.model.image_newline = torch.nn.Parameter(newline)
+        mean, std = colours_of(self.names[1], vision)
+        processor = assembly.llava_processor(
+            self.tokenizer,
+            side=vision.image_size,
+            patch=vision.patch_size,
+            images=images,
+            template=self.template,
+            strategy=_STRATEGY[self.extra],
+            extra_tokens=self.extra,
+            grid=options.get("image_grid_pinpoints"),
+            mean=mean,
+            std=std,
+        )
+        return self._whole(model), processor
+
+    def mgm(self, aux_tower: str, grid: int, side: int, images: str, layer: int) -> tuple[Any, Any]:
+        """(model, processor) of a Mini-Gemini; of an MGM-HD where ``grid`` is 2.
+
+        Args:
+            aux_tower: its ConvNeXt's folder or hub id.
+            grid: tiles a side.
+            side: of the high-resolution image for a tower that sees 336 pixels; for others in proportion.
+            images: "square" or "pad".
+            layer: of the tower, which the projector reads.
+        """
+        from .mgm import MGMConfig, MGMForConditionalGeneration
+
+        state = convnext_tensors(folder_of(aux_tower))
+        channels, depths = convnext_sizes(state)
+        cell = 4 * grid * (self.vision.image_size // self.vision.patch_size)  # every token has as many cells
+        side = max(round(side * self.vision.image_size / 336 / cell), 1) * cell
+        config = MGMConfig(
+            **self._settings(layer),
+            vision_aux_config={"hidden_sizes": channels, "depths": depths, "image_size": side},
+            image_token_id=self.tokenizer.convert_tokens_to_ids(assembly.PLACEHOLDER),
+            image_grid=grid,
+            image_global=grid > 1,
+            image_size_aux=side,
+        )
+        model = self._joined(MGMForConditionalGeneration, config)
+        tensors = {name: one.read().to(self.text.dtype) for name, one in state.items()}
+        try:
+            model.model.vision_tower_aux.load_state_dict(tensors, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"{aux_tower}: no whole ConvNeXt: {' '.join(str(error).split())[:300]}") from None
+        return self._whole(model), assembly.mgm_processor(self.tokenizer, config, images=images, template=self.template)
+
+    def _settings(self, layer: int) -> dict[str, Any]:
+        """What the configs of all families have."""
+        self.text.config.pad_token_id = self.tokenizer.pad_token_id
+        return {
+            "vision_config": self.vision,
+            "text_config": self.text.config,
+            "vision_feature_layer": layer,
+            "vision_feature_select_strategy": _STRATEGY[self.extra],
+            "tie_word_embeddings": self.text.config.tie_word_embeddings,
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "dtype": self.text.dtype,
+        }
+
+    def _joined(self, make_model: Any, config: Any) -> Any:
+        """The model, made of the parts, and what is new in it drawn."""
+        with torch.device("meta"):  # the big parts come next: no room for a second set of them
+            model = make_model(config)
+        model.model.language_model, model.lm_head = self.text.base_model, self.text.lm_head
+        model.model.vision_tower = self.tower
+        torch.manual_seed(self.seed)
+        for name in ("multi_modal_projector", "mining"):
+            for module in getattr(model.model, name, torch.nn.Module()).modules():
+                if isinstance(module, (torch.nn.Linear, torch.nn.LayerNorm)):
+                    module.to_empty(device="cpu").to(self.text.dtype)
+                    module.reset_parameters()
+        model.generation_config = self.text.generation_config
+        model.generation_config.pad_token_id = self.tokenizer.pad_token_id
+        return model
+
+    def _whole(self, model: Any) -> Any:
+        left = [name for name, one in (*model.named_parameters(), *model.named_buffers()) if one.device.type == "meta"]
+        if left:
+            kinds = f"{self.text.config.model_type} and {self.vision.model_type}"
+            raise ValueError(f"{left[0]}: no part has it, so {kinds} cannot be joined here.")
+        return model
 
 
 def load_text(language_model: str, dtype: Any = "auto") -> Any:

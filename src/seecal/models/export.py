@@ -201,7 +201,7 @@ def _names_of(model: Any) -> set[str] | None:
 def _load_again(folder: Path, dtype: Any) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoModelForImageTextToText
 
-    model, report = AutoModelForImageTextToText.from_pretrained(
+    made: Any = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=dtype,
         output_loading_info=True,
@@ -209,6 +209,7 @@ def _load_again(folder: Path, dtype: Any) -> tuple[Any, dict[str, Any]]:
         trust_remote_code=False,
         use_safetensors=True,
     )
+    model, report = made
     return model.eval(), report
 
 

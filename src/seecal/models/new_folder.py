@@ -20,12 +20,15 @@ def new_folder(
         sources: what is read to write it, which must not lie there.
 
     Raises:
-        ValueError: ``out`` is a file, holds something, or is one of ``sources``.
+        ValueError: ``out`` is a file, holds something, or one of ``sources`` lies there.
     """
     out = Path(out)
     for source in sources:
-        if source is not None and Path(source).exists() and Path(source).resolve() == out.resolve():
-            raise ValueError(f"{out}: this is what is read. Give another folder to write.")
+        if source is None or not Path(source).exists():
+            continue  # a hub id
+        read = Path(source).resolve()
+        if out.resolve() == read or (out.exists() and out.resolve() in read.parents):
+            raise ValueError(f"{out}: {source} is what is read, and lies there. Give another folder to write.")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: this is a file. Give a folder to write.")
     if out.is_dir() and any(out.iterdir()):
@@ -36,8 +39,10 @@ def new_folder(
         if not any((out / name).exists() for name in ("config.json", "adapter_config.json")):
             raise ValueError(f"{out}: it holds files, and no model that could be overwritten. Give another folder.")
     part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+    except FileExistsError:
+        raise ValueError(f"{part}: it is left from a run that was killed, or is written just now. Remove it.") from None
     try:
         yield part
         if out.exists():

@@ -30,9 +30,8 @@ def model_card(name: str, run: Path | None, config: Any, parameters: int, moved:
     recipe = {} if run is None else _recipe(run / "recipe.yaml")
     stages = recipe.get("stages") or ([recipe] if recipe else [])
     found = _metrics(run, len(stages)) if run is not None else []
-    template = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True).from_string(
-        Path(__file__).with_name("model_card.md.j2").read_text("utf8")
-    )
+    settings = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, trim_blocks=True)
+    template = settings.from_string(Path(__file__).with_name("model_card.md.j2").read_text("utf8"))
     base = recipe.get("model")
     return template.render(
         metadata=_metadata(base),

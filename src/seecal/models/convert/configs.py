@@ -143,7 +143,8 @@ def to_transformers(
         options["image_grid_pinpoints"] = [[high, wide] for wide, high in pinpoints] if pinpoints else own
     feature = original.get("mm_vision_select_feature", "patch")
     patches = (vision.image_size // vision.patch_size) ** 2
-    return (LlavaNextConfig if options else LlavaConfig)(
+    make: Any = LlavaNextConfig if options else LlavaConfig
+    return make(
         vision_config=vision,
         text_config=text,
         image_token_index=image_token,

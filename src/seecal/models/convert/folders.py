@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import assembly
+from ..weight_files import Lazy, folder_of, weights_in, weights_of
 from .configs import read_json
 from .lora import merged
-from .tensors import Lazy, weights_in, weights_of
 
 VOCABULARY_FILES = ("tokenizer.model",)
 _TOKENIZER_FILES = (
@@ -19,7 +21,7 @@ _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "generation_config.json"),
 )
-_PROJECTOR, _REST, _ADAPTER = "mm_projector.bin", "non_lora_trainables.bin", "adapter_config.json"
+PROJECTOR_FILE, _REST, _ADAPTER = "mm_projector.bin", "non_lora_trainables.bin", "adapter_config.json"
 # What the released stage 1 has, where no config.json says it
 _STAGE_1 = {
     "model_type": "llava_llama",
@@ -29,6 +31,7 @@ _STAGE_1 = {
     "mm_vision_tower": "openai/clip-vit-large-patch14-336",
     "image_aspect_ratio": "square",
 }
+_STAGE_1_MGM = {"llama": "mgm", "gemma": "mgm_gemma"}
 
 
 @dataclass(frozen=True)
@@ -41,27 +44,21 @@ class Source:
     projector_only: bool = False
 
 
-def folder_of(model: str | Path) -> Path:
-    """A model's folder; a hub id is fetched: its config, tokenizer and weights, nothing else."""
-    folder = Path(model)
-    if folder.is_dir():
-        return folder
-    if (
-        folder.exists()
-        or str(model).count("/") != 1
-        or str(model).startswith((".", "/", "~"))
-        or folder.parent.is_dir()
-    ):
-        raise ValueError(f"{model}: no such folder. Give a model's folder, or a hub id (owner/name).")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+@dataclass
+class Converted:
+    """What ``convert`` wrote.
 
-    patterns = ["*.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.model", "merges.txt", "*.jinja"]
-    try:
-        return Path(snapshot_download(str(model), allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(f"{model}: cannot be fetched from the hub: {first}") from None
+    Attributes:
+        folder: where.
+        model: its model_type there.
+        tensors: how many.
+        notes: what was left out, taken from elsewhere, or made up; a line each.
+    """
+
+    folder: Path
+    model: str
+    tensors: int
+    notes: list[str] = field(default_factory=list)
 
 
 def read_source(source: Path, language_model: str | None) -> Source:
@@ -73,7 +70,7 @@ def read_source(source: Path, language_model: str | None) -> Source:
     folder = source if source.is_dir() else source.parent
     if source.is_dir() and (source / _ADAPTER).is_file():
         return _lora(source, language_model)
-    projector = source if source.is_file() else source / _PROJECTOR
+    projector = source if source.is_file() else source / PROJECTOR_FILE
     if projector.is_file() and (source.is_file() or not _has_weights(source)):
         return _projector(projector, folder, language_model)
     if language_model is not None:
@@ -97,15 +94,19 @@ def _projector(file: Path, folder: Path, language_model: str | None) -> Source:
             "(--language-model), and the tower: vision_tower (--vision-tower)."
         )
     model = folder_of(language_model)
-    named = {f"model.mm_projector.{name.rpartition('mm_projector.')[2]}": one for name, one in tensors.items()}
-    # The original's loading splits at "mm_projector." too, whatever stands before it
-    if other := sorted(name for name in tensors if "mm_projector." not in name):
-        raise ValueError(
-            f"{file}: it holds {other[0]}, which is no tensor of a projector. A file that has embeddings "
-            "too (mm_use_im_start_end) is not read."
-        )
     text = read_json(model / "config.json")
-    config = {**_STAGE_1, "model_type": text.get("model_type", "llama"), **_text_fields(text)}
+    if any("vlm_uni" in name for name in tensors):  # Mini-Gemini's has the mining and both towers too
+        kind = _STAGE_1_MGM.get(str(text.get("model_type")), "mgm")
+        config, named = {**_text_fields(text), "model_type": kind, "image_aspect_ratio": "square"}, tensors
+    else:
+        config = {**_STAGE_1, "model_type": text.get("model_type", "llama"), **_text_fields(text)}
+        # The original's loading splits at "mm_projector." too, whatever stands before it
+        named = {f"model.mm_projector.{name.rpartition('mm_projector.')[2]}": one for name, one in tensors.items()}
+        if other := sorted(name for name in tensors if "mm_projector." not in name):
+            raise ValueError(
+                f"{file}: it holds {other[0]}, which is no tensor of a projector. A file that has embeddings too "
+                "(mm_use_im_start_end) is not read."
+            )
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
     return Source({**weights_of(model), **named}, config, model, projector_only=True)
@@ -133,6 +134,46 @@ def _lora(folder: Path, language_model: str | None) -> Source:
     return Source(state, read_json(folder / "config.json"), model)
 
 
+def resized(state: Mapping[str, Lazy], vocabulary: tuple[str, ...], rows: int) -> dict[str, Lazy]:
+    """The state with that many rows in the matrices of its vocabulary: padded, or cut."""
+    found = dict(state)
+    for name in vocabulary:
+        if name in found and found[name].shape[0] != rows:
+            change = functools.partial(assembly.pad_rows if found[name].shape[0] < rows else _first_rows, rows=rows)
+            found[name] = found[name].then(change, (rows, *found[name].shape[1:]))
+    return found
+
+
+def _first_rows(matrix: Any, rows: int) -> Any:
+    return matrix[:rows]
+
+
+def rows_of_original(kept: dict[str, Any] | None, source: Path, rows: int) -> int:
+    """How many rows of a transformers model's vocabulary the original has: as it was told, else those before our tokens."""
+    if kept and kept.get("vocab_size"):
+        return min(int(kept["vocab_size"]), rows)
+    tokenizer = assembly.tokenizer_of(str(source))
+    added = tokenizer.get_added_vocab()
+    return min([rows, *(added[one] for one in (assembly.PLACEHOLDER, assembly.PAD) if one in added)])
+
+
+def longest(source: Path, config: Any) -> int:
+    """``tokenizer_model_max_length``: the tokenizer's, else the language model's positions."""
+    try:
+        limit = int(read_json(source / "tokenizer_config.json").get("model_max_length") or 0)
+    except (ValueError, OverflowError):
+        limit = 0
+    # none is written as a very large number
+    return limit if 0 < limit <= 1_000_000 else int(config.text_config.max_position_embeddings)
+
+
+def copy_vocabulary(source: Path, part: Path) -> None:
+    """The file that the original code's tokenizer is made from, so that the way back can copy it."""
+    for name in VOCABULARY_FILES:
+        if (source / name).is_file() and not (part / name).exists():
+            shutil.copyfile(source / name, part / name)
+
+
 def original_tokenizer(source: Path, part: Path, rows: int, cut: bool) -> list[str]:
     """The tokenizer's files for the original code, where it is ``cut`` without the tokens from ``rows`` on; notes on it."""
     for name in _TOKENIZER_FILES:
@@ -140,12 +181,15 @@ def original_tokenizer(source: Path, part: Path, rows: int, cut: bool) -> list[s
             shutil.copyfile(source / name, part / name)
     if not cut:
         return [f"tokenizer: from {source}"]
-    gone = {assembly.PLACEHOLDER, assembly.PAD}
+    gone: set[str] = set()
     if (part / "tokenizer.json").is_file():
         whole = read_json(part / "tokenizer.json")
         gone |= {one["content"] for one in whole.get("added_tokens", []) if one["id"] >= rows}
         whole["added_tokens"] = [one for one in whole.get("added_tokens", []) if one["id"] < rows]
         _write_json(part / "tokenizer.json", whole)
+    if (part / "tokenizer_config.json").is_file():
+        decoder = read_json(part / "tokenizer_config.json").get("added_tokens_decoder") or {}
+        gone |= {str(_text(what)) for one, what in decoder.items() if int(one) >= rows}
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json"):
         if (part / name).is_file():
             _write_json(part / name, _without(read_json(part / name), gone, rows))
@@ -167,7 +211,7 @@ def _without(config: dict[str, Any], gone: set[str], rows: int) -> dict[str, Any
         elif name == "pad_token" and _text(value) in gone:
             value = config.get("unk_token")
         elif name in ("pad_token_id", "processor_class", "chat_template", "image_token") or name in gone:
-            continue
+            continue  # the last: in added_tokens.json
         found[name] = value
     return found
 

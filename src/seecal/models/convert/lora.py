@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..weight_files import Lazy, weights_in
 from .configs import read_json
-from .tensors import Lazy, weights_in
 
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _PAIR = re.compile(r"^(?:base_model\.model\.)?(?P<name>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")

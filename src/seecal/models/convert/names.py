@@ -56,13 +56,6 @@ def transformers_to_hub(state: Mapping[str, T], level: bool = True) -> dict[str,
     return {hub_name(name, level): one for name, one in state.items() if not _COMPUTED.search(name)}
 
 
-def tower_to_hub(state: Mapping[str, T]) -> dict[str, T]:
-    """The vision part of a CLIP model's folder, a whole CLIP's or a tower's alone, saved by any transformers."""
-    inner = {name.removeprefix("vision_model."): one for name, one in state.items() if name.startswith("vision_model.")}
-    found = inner or dict(state)
-    return {f"vision_tower.vision_model.{name}": one for name, one in found.items() if not _COMPUTED.search(f".{name}")}
-
-
 def _renamed(state: Mapping[str, T], pairs: list[tuple[str, str]], where: Any) -> tuple[dict[str, T], list[str]]:
     found, computed = {}, []
     for name, one in state.items():
@@ -79,26 +72,29 @@ def _renamed(state: Mapping[str, T], pairs: list[tuple[str, str]], where: Any) -
     return found, computed
 
 
-def check_complete(state: Mapping[str, Any], config: Any, where: Any) -> None:
+def check_complete(state: Mapping[str, Any], config: Any, where: Any, hub: bool = True) -> None:
     """ValueError unless ``state`` holds exactly the tensors of a model of ``config``, in their shapes.
 
     Args:
         state: tensors (or what has their ``shape``) by hub names.
-        config: a LlavaConfig or LlavaNextConfig.
+        config: of a model for images and text.
         where: how errors call it.
+        hub: whether the names are the hub's, or those in memory.
     """
     import torch
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
         made = AutoModelForImageTextToText.from_config(config)
-    wanted = transformers_to_hub({name: tuple(one.shape) for name, one in made.state_dict().items()}, has_level(config))
-    if config.tie_word_embeddings and HEAD not in state:
-        wanted.pop(HEAD, None)
+    wanted = {name: tuple(one.shape) for name, one in made.state_dict().items()}
+    wanted = transformers_to_hub(wanted, has_level(config)) if hub else wanted
+    head = HEAD if hub else "lm_head.weight"
+    if config.tie_word_embeddings and head not in state:
+        wanted.pop(head, None)
     if missing := sorted(wanted.keys() - state.keys()):
         raise ValueError(
             f"{where}: lacks {len(missing)} of the model's tensors, {missing[0]} for one ({len(wanted)} are needed). Copy "
-            "it again, or give what it is to come from (language_model, vision_tower)."
+            "it again, or give what it is to come from (language_model, vision_tower, aux_tower)."
         )
     if unknown := sorted(state.keys() - wanted.keys()):
         raise ValueError(f"{where}: it holds {unknown[0]}, for which a {config.model_type} of its config has no place.")

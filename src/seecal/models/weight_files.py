@@ -14,7 +14,7 @@ from torch import Tensor
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 # Shards without an index
-_SHARDS = ("model*.safetensors", "pytorch_model*.bin")
+_SHARDS = ("model*.safetensors", "pytorch_model*.bin", "open_clip*.safetensors", "open_clip*.bin")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,34 @@ class Lazy:
     def then(self, change: Callable[[Tensor], Tensor], shape: tuple[int, ...] | None = None) -> Lazy:
         """The tensor changed after it is read, into ``shape`` where that is another one."""
         return Lazy(shape or self.shape, self.dtype, lambda: change(self.read()))
+
+
+def folder_of(model: str | Path) -> Path:
+    """A model's folder; a hub id is fetched: its config, tokenizer and weights, nothing else."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if (
+        folder.exists()
+        or str(model).count("/") != 1
+        or str(model).startswith((".", "/", "~"))
+        or folder.parent.is_dir()
+    ):
+        raise ValueError(f"{model}: no such folder. Give a model's folder, or a hub id (owner/name).")
+    from huggingface_hub import list_repo_files, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    wanted = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+    pickled = ["pytorch_model*.bin", "open_clip*.bin"]
+    try:
+        try:
+            there = any(name.endswith(".safetensors") for name in list_repo_files(str(model)))
+        except OfflineModeIsEnabled:
+            there = False  # what was fetched before
+        return Path(snapshot_download(str(model), allow_patterns=wanted if there else [*wanted, *pickled]))
+    except (HfHubHTTPError, OSError) as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(f"{model}: cannot be fetched from the hub: {first}") from None
 
 
 def weights_of(folder: Path) -> dict[str, Lazy]:
@@ -123,13 +151,13 @@ def _of_torch(path: Path) -> dict[str, Lazy]:
 
 
 def write_weights(state: Mapping[str, Lazy], folder: Path, max_shard_size: str = "5GB", pickled: bool = False) -> None:
-    """The tensors as ``model*.safetensors``, in shards with an index where one file would be larger than asked.
+    """The tensors as ``model*.safetensors`` in their order, in shards with an index where one would be larger than asked.
 
     Args:
         state: what to write.
         folder: where; it is there.
         max_shard_size: of one file, as "5GB".
-        pickled: as ``pytorch_model*.bin``, which the original code of Mini-Gemini reads.
+        pickled: as ``pytorch_model*.bin`` and always with an index: the original code of Mini-Gemini reads nothing else.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
@@ -146,6 +174,6 @@ def write_weights(state: Mapping[str, Lazy], folder: Path, max_shard_size: str =
             torch.save(tensors, folder / file)
         else:
             save_file(tensors, folder / file, metadata={"format": "pt"})
-    if plan.is_sharded:
+    if plan.is_sharded or pickled:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / f"{whole}.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf8")
