@@ -54,7 +54,7 @@ FLOORS = {
         {"assembly", "chat_templates", "hub_layout", "new_folder", "weight_files"},
         {"quantised", "efficientnet_lite", "feature_cache", "shrunk", "towers", "trusted_files"},
         {"loading", "build_start"},
-        {"generate", "micro", "export", "stand_in"},
+        {"generate", "micro", "export", "known", "stand_in"},
     ],
     "models.convert": [{"configs", "names"}, {"lora"}, {"folders"}, {"llava", "mgm"}, {"run"}],
     "scoring": [
@@ -95,9 +95,18 @@ FLOORS = {
         {"check_data", "real_size", "run"},
         {"dry_run"},
     ],
+    "planning": [
+        {"memory", "published", "storageless"},
+        {"cost"},
+        {"stage_model", "workload"},
+        {"activations", "flops"},
+        {"table"},
+        {"plan"},
+    ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
     "cli": [
-        {"alignment", "bench", "build_start", "check_data", "convert", "export", "families", "preview", "replay", "score"},
+        {"alignment", "bench", "build_start", "check_data", "convert", "export", "families", "plan", "preview", "replay"}
+        | {"score"},
         {"report"},
         {"main"},
     ],

@@ -24,6 +24,8 @@ from .models.export import merge as merge
 from .ops.linear_cross_entropy import weighted_linear_cross_entropy as weighted_linear_cross_entropy
 from .pages.alignment import alignment as alignment
 from .pages.report import report as report
+from .planning.plan import Plan as Plan
+from .planning.plan import plan as plan
 from .recipes.check_data import check_data as check_data
 from .recipes.dry_run import dry_run as dry_run
 from .recipes.export import export as export

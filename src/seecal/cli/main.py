@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import verbosity
-from . import build_start, check_data, convert, export, preview, replay, report, score
+from . import build_start, check_data, convert, export, plan, preview, replay, report, score
 
 # typer does not export it, and has moved it between versions: unknown options, missing arguments, wrong types
 _UsageError: Any = typer.BadParameter.__base__
@@ -183,6 +183,7 @@ app.command("build-start")(build_start.build_start)
 app.command()(convert.convert)
 app.command()(export.merge)
 app.command()(export.export)
+app.command(context_settings=_KEYS_TOO)(plan.plan)
 
 
 def _write(text: str) -> None:

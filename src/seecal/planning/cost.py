@@ -1,4 +1,4 @@
-"""What one token costs in a model's decoder and one image in its tower: operations, and bytes kept for the backward.
+"""What one token costs in a model's decoder and one image in its tower: operations, and bytes held.
 
 Measured on the model without storage, layer by layer, with what trains and what is frozen as in the stage. n tokens of a
 row, D width, V vocabulary.
@@ -6,15 +6,15 @@ row, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..families.dummy_images import features
-from ..families.module_groups import module_groups
 from ..families.table import decoder_of, head_of
 from .storageless import Counted, counting
 
@@ -34,27 +34,42 @@ class Flops:
 
 
 @dataclass(frozen=True)
-class DecoderCost:
-    """The text decoder.
+class Bytes:
+    """Of one token, or of one record's images.
 
     Attributes:
-        forward, backward: operations; what is recomputed under gradient checkpointing is one more ``layers``.
-        layers: the part of ``forward`` that lies in the layers.
-        saved: bytes a token kept for the backward, in all.
-        layer: bytes a token that the largest layer keeps.
-        between: bytes a token of what stands between two layers, the input of one.
+        kept: held from the forward to the backward.
+        working: made and dropped again in the backward, at most.
+    """
+
+    kept: float = 0.0
+    working: float = 0.0
+
+
+@dataclass(frozen=True)
+class DecoderCost:
+    """The text decoder. Bytes are those of a token.
+
+    Attributes:
+        forward, backward: operations.
+        recomputed: operations more in the backward under gradient checkpointing. Not all of a layer: it ends once all that
+            the backward needs is there again.
+        plain, checkpointed: what is held without and with gradient checkpointing.
+        alone: what a forward without gradients works with.
+        between: what stands between two layers.
+        key_values: the keys and values of all layers, one head of each group.
         count: how many layers.
-        key_values: bytes a token of the keys and values of all layers, one head of each group.
     """
 
     forward: Flops
     backward: Flops
-    layers: Flops
-    saved: float
-    layer: float
+    recomputed: Flops
+    plain: Bytes
+    checkpointed: Bytes
+    alone: float
     between: float
-    count: int
     key_values: float
+    count: int
 
 
 @dataclass(frozen=True)
@@ -63,29 +78,25 @@ class ImageCost:
 
     Attributes:
         tokens: features, which stand for as many tokens in the text.
-        forward, backward: operations.
-        layers: operations of the tower's own forward, computed again under checkpointing where it trains.
-        saved: bytes kept for the backward.
-        layer: bytes that one layer of the tower works with.
-        between: bytes of the inputs of all its layers.
-        tower_trains: whether anything in the tower does.
-        features: bytes of the features and the pixels.
+        forward, backward, recomputed: operations, as of the decoder.
+        plain, checkpointed: what is held, as of the decoder.
+        forward_peak: what the forward works with, at most.
+        pixels: bytes of the vision inputs.
     """
 
     tokens: int
     forward: float
     backward: float
-    layers: float
-    saved: float
-    layer: float
-    between: float
-    tower_trains: bool
-    features: float
+    recomputed: float
+    plain: Bytes
+    checkpointed: Bytes
+    forward_peak: float
+    pixels: float
 
 
 @dataclass(frozen=True)
 class HeadCost:
-    """The vocabulary projection: ``flops`` of one product a row, and its sizes."""
+    """The vocabulary projection."""
 
     width: int
     vocabulary: int
@@ -93,12 +104,45 @@ class HeadCost:
 
     @property
     def flops(self) -> float:
+        """Of one product of one row."""
         return 2.0 * self.width * self.vocabulary
 
 
 def head_cost(model: Any) -> HeadCost:
     weight = head_of(model).weight
     return HeadCost(weight.shape[1], weight.shape[0], weight.requires_grad)
+
+
+def image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> int:
+    """How many features the images give, and so tokens in the text."""
+    with counting(), torch.no_grad():
+        return sum(_rows(part) for part in features(model, dict(inputs)))
+
+
+def _rows(part: Tensor) -> int:
+    return part.reshape(-1, part.shape[-1]).shape[0]
+
+
+def image_cost(model: Any, inputs: Mapping[str, Tensor]) -> ImageCost:
+    """Of the images whose tensors (on the CPU, as the processor makes them) these are."""
+
+    def run() -> Tensor:
+        return torch.stack([part.float().sum() for part in features(model, dict(inputs))]).sum()
+
+    plain = _Passes.of(model, run)
+    with checkpointed(model):  # a frozen tower too: transformers has its embeddings ask for a gradient
+        again = _Passes.of(model, run)
+    size = next(model.parameters()).element_size()
+    return ImageCost(
+        image_tokens(model, inputs),
+        plain.forward.flops,
+        plain.backward.flops,
+        again.backward.flops - plain.backward.flops,
+        plain.bytes(),
+        again.bytes(),
+        plain.forward.peak,
+        sum(value.numel() for value in inputs.values() if value.is_floating_point()) * size,
+    )
 
 
 def decoder_cost(model: Any) -> DecoderCost:
@@ -109,107 +153,42 @@ def decoder_cost(model: Any) -> DecoderCost:
     """
     decoder = decoder_of(model)
     name, layers = layer_list(decoder)
-    parent = decoder.get_submodule(name.rpartition(".")[0])
-    leaf = name.rpartition(".")[2]
-    kinds = _kinds(layers)
+    parent, leaf = decoder.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
     try:
-        setattr(parent, leaf, nn.ModuleList())
-        around = _Fit.of(model, decoder)
         found = []
-        for representative, count in kinds:
-            setattr(parent, leaf, nn.ModuleList([representative]))
-            found.append((_Fit.of(model, decoder).minus(around), count))
+        for layer, count in _kinds(layers):
+            # What one more costs: what stands after the last layer is not kept as what stands between two is
+            setattr(parent, leaf, nn.ModuleList([layer]))
+            one = _Fit.of(model, decoder)
+            setattr(parent, leaf, nn.ModuleList([layer, layer]))
+            two = _Fit.of(model, decoder)
+            found.append((one, two, count))
     except (RuntimeError, NotImplementedError, AttributeError, TypeError, IndexError) as error:
+        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{model.config.model_type}: its decoder cannot be measured without numbers in it: {str(error).splitlines()[0]}"
+            f"{model.config.model_type}: its decoder cannot be measured without numbers in it: {reason}"
         ) from None
     finally:
         setattr(parent, leaf, layers)
-    total = around
-    for one, count in found:
-        total = total.plus(one, count)
+    one, two, _ = found[0]
+    total = one.plus(one, 1).plus(two, -1)  # what lies around the layers
+    for one, two, count in found:
+        total = total.plus(two, count).plus(one, -count)
     text = model.config.get_text_config()
     size = next(decoder.parameters()).element_size()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return DecoderCost(
-        total.forward,
-        total.backward,
-        Flops(total.forward.token - around.forward.token, total.forward.pair),
-        total.saved,
-        max(one.saved for one, _ in found),
+        Flops(total.forward, total.forward_pair),
+        Flops(total.backward, total.backward_pair),
+        Flops(total.again - total.backward, total.again_pair - total.backward_pair),
+        Bytes(total.kept, max(two.working for _, two, _ in found)),
+        Bytes(total.kept_again, max(two.working_again for _, two, _ in found)),
+        max(two.alone for _, two, _ in found),
         text.hidden_size * size,
-        len(layers),
         2.0 * heads * width * size * len(layers),
+        len(layers),
     )
-
-
-def image_cost(model: Any, inputs: Mapping[str, Tensor]) -> ImageCost:
-    """Of the images whose tensors (on the CPU, as the processor makes them) these are."""
-    groups = module_groups(model)
-    tower = [model.get_submodule(path) for path in groups["vision_tower"]]
-    inner = [parameter for one in tower for parameter in one.parameters()]
-    trains = any(parameter.requires_grad for parameter in inner)
-    with counting(model) as forward:
-        tokens, width, _ = _features(model, inputs)
-    with counting(model) as both:
-        _, _, total = _features(model, inputs)
-        if total.requires_grad:
-            total.backward()
-    # What the layers of the tower work with shows in what they would keep if they trained
-    needed = [parameter.requires_grad for parameter in inner]
-    between, whole = _between_layers(model, tower, inner, inputs)
-    for parameter, before in zip(inner, needed, strict=True):
-        parameter.requires_grad_(before)
-    count = sum(len(layer_list(one)[1]) for one in tower)
-    pixels = sum(value.numel() for value in inputs.values() if value.is_floating_point())
-    size = next(model.parameters()).element_size()
-    return ImageCost(
-        tokens,
-        forward.flops,
-        both.flops - forward.flops,
-        whole.flops if trains else 0.0,
-        forward.saved,
-        whole.saved / max(count, 1),
-        between,
-        trains,
-        (tokens * width + pixels) * size,
-    )
-
-
-def image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> int:
-    """How many features the images give, and so tokens in the text."""
-    with counting(model), torch.no_grad():
-        return _features(model, inputs)[0]
-
-
-def _features(model: Any, inputs: Mapping[str, Tensor]) -> tuple[int, int, Tensor]:
-    """(features of the images, their width, their sum)."""
-    parts = features(model, dict(inputs))
-    rows = sum(part.reshape(-1, part.shape[-1]).shape[0] for part in parts)
-    return rows, parts[0].shape[-1], torch.stack([part.float().sum() for part in parts]).sum()
-
-
-def _between_layers(
-    model: Any, tower: list[Any], inner: list[Any], inputs: Mapping[str, Tensor]
-) -> tuple[float, Counted]:
-    """(bytes of the inputs of all layers of the tower, what the tower costs if it trains)."""
-    sizes: list[int] = []
-
-    def note(module: Any, given: Any, named: Any) -> None:
-        hidden = next(one for one in (*given, *named.values()) if isinstance(one, Tensor))
-        sizes.append(hidden.numel() * hidden.element_size())
-
-    handles = [
-        layer.register_forward_pre_hook(note, with_kwargs=True) for one in tower for layer in layer_list(one)[1]
-    ]
-    for parameter in inner:
-        parameter.requires_grad_(True)
-    with counting(model) as counted:
-        _features(model, inputs)
-    for handle in handles:
-        handle.remove()
-    return float(sum(sizes)), counted
 
 
 def layer_list(module: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -230,52 +209,103 @@ def _kinds(layers: nn.ModuleList) -> list[tuple[nn.Module, int]]:
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """What a decoder costs, from rows of two lengths."""
+class _Passes:
+    """A forward and its backward."""
 
-    forward: Flops
-    backward: Flops
-    saved: float
+    forward: Counted
+    backward: Counted
+
+    @classmethod
+    def of(cls, model: Any, run: Callable[[], Tensor]) -> _Passes:
+        """``run`` gives a scalar."""
+        backward = Counted()
+        with counting() as forward:
+            total = run()
+        held = Counted(forward.flops, forward.kept, forward.peak)  # the backward frees it
+        if total.requires_grad:
+            with counting() as backward:
+                total.backward()
+            model.zero_grad(set_to_none=True)
+        return cls(held, backward)
+
+    def bytes(self) -> Bytes:
+        return Bytes(self.forward.kept, self.backward.peak)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What a decoder costs a token, from rows of two lengths; operations also a pair of tokens."""
+
+    forward: float
+    forward_pair: float
+    backward: float
+    backward_pair: float
+    again: float
+    again_pair: float
+    kept: float
+    working: float
+    kept_again: float
+    working_again: float
+    alone: float
 
     @classmethod
     def of(cls, model: Any, decoder: Any) -> _Fit:
-        runs = [_run(model, decoder, tokens) for tokens in (_ROW, 2 * _ROW)]
+        rows = (_ROW, 2 * _ROW)
+        runs = [_Passes.of(model, lambda row=row: _run(model, decoder, row)) for row in rows]
+        with checkpointed(model):
+            again = [_Passes.of(model, lambda row=row: _run(model, decoder, row)) for row in rows]
+        alone = []
+        for row in rows:
+            with counting() as counted, torch.no_grad():
+                _run(model, decoder, row)
+            alone.append(counted.peak)
         return cls(
-            _flops(runs[0][0].flops, runs[1][0].flops),
-            _flops(runs[0][1], runs[1][1]),
-            (runs[1][0].saved - runs[0][0].saved) / _ROW,
+            *_split(*(run.forward.flops for run in runs)),
+            *_split(*(run.backward.flops for run in runs)),
+            *_split(*(run.backward.flops for run in again)),
+            *(
+                (long - short) / _ROW
+                for short, long in (
+                    [run.forward.kept for run in runs],
+                    [run.backward.peak for run in runs],
+                    [run.forward.kept for run in again],
+                    [run.backward.peak for run in again],
+                    alone,
+                )
+            ),
         )
-
-    def minus(self, other: _Fit) -> _Fit:
-        return self.plus(other, -1)
 
     def plus(self, other: _Fit, times: int) -> _Fit:
-        def added(mine: Flops, theirs: Flops) -> Flops:
-            return Flops(mine.token + times * theirs.token, mine.pair + times * theirs.pair)
-
-        return _Fit(
-            added(self.forward, other.forward),
-            added(self.backward, other.backward),
-            self.saved + times * other.saved,
-        )
+        return _Fit(*(getattr(self, one.name) + times * getattr(other, one.name) for one in fields(_Fit)))
 
 
-def _flops(short: float, long: float) -> Flops:
-    """Through the costs of rows of ``_ROW`` and twice as many tokens."""
+def _split(short: float, long: float) -> tuple[float, float]:
+    """(a token, a pair) of the costs of rows of ``_ROW`` and twice as many tokens."""
     pair = (long - 2 * short) / (2 * _ROW**2)
-    return Flops(short / _ROW - pair * _ROW, pair)
+    return short / _ROW - pair * _ROW, pair
 
 
-def _run(model: Any, decoder: Any, tokens: int) -> tuple[Counted, float]:
-    """(forward, operations of the backward) over one row. Its input needs a gradient, as that of every layer but perhaps
-    the first does."""
+def _run(model: Any, decoder: Any, tokens: int) -> Tensor:
+    """A forward over one row. Its input needs a gradient, as that of every layer but perhaps the first does."""
     weight = next(decoder.parameters())
     width = model.config.get_text_config().hidden_size
-    with counting(model) as forward:
-        embeds = torch.empty(1, tokens, width, dtype=weight.dtype, device="meta", requires_grad=True)
-        arguments = {"position_ids": torch.arange(tokens, device="meta")[None], "use_cache": False}
-        hidden = decoder(inputs_embeds=embeds, **arguments)[0]
-    with counting(model) as backward:
-        hidden.sum().backward()
-    model.zero_grad(set_to_none=True)
-    return forward, float(backward.flops)
+    embeds = torch.empty(1, tokens, width, dtype=weight.dtype, device="meta", requires_grad=True)
+    positions = torch.arange(tokens, device="meta")[None]
+    hidden: Tensor = decoder(inputs_embeds=embeds, position_ids=positions, use_cache=False)[0]
+    return hidden.sum()
+
+
+@contextlib.contextmanager
+def checkpointed(model: Any) -> Iterator[None]:
+    """Inside the block every layer is checkpointed, as training does it."""
+    # transformers renamed it in 5.23
+    on = getattr(model, "activation_checkpointing_enable", None)
+    if on is not None:
+        on(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield
+    finally:
+        (getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable)()
+        model.disable_input_require_grads()  # which the line before leaves on

@@ -56,8 +56,8 @@ def _of_row(found: StageModel, row: Row) -> tuple[float, float, float, float, fl
     # The gradient of the hidden states, and of the head's weight where it trains
     backward = decoder.backward.of(row.tokens) + product * (1 + head.trains) + vision_back
     recomputed = 0.0
-    if found.settings.gradient_checkpointing:
-        recomputed = decoder.layers.of(row.tokens) + images.layers * share
+    if found.checkpointed:
+        recomputed = decoder.recomputed.of(row.tokens) + images.recomputed * share
     return forward, backward, recomputed, _contrast(found, row, vision), vision
 
 

@@ -154,7 +154,7 @@ _ENGINES = {
 
 
 def between_layers_width(engine: str, precision: Precision) -> int:
-    """Bytes of a number in what stands between two layers: under autocast as wide as the word table, else as the products."""
+    """Bytes of a number in what stands between two layers: as wide as the word table, or gathered in bfloat16."""
     if engine in ("single", "ddp"):
         return precision.width
     return _HALF

@@ -11,7 +11,7 @@ from typing import Any
 from ..recipes.recipe import Recipe, Stage, arguments, read
 from .activations import Activations, activations_of
 from .flops import StageFlops, flops_of
-from .memory import ENGINES, GB, Held, Precision, held, optimizer_named
+from .memory import ENGINES, GB, Held, Precision, held
 from .stage_model import StageModel, architecture_of, stage_model
 from .workload import Wanted, Workload, workload_of
 
@@ -27,11 +27,13 @@ class EnginePlan:
         held: bytes on a GPU of weights, gradients, optimizer and communication.
         activations: bytes on a GPU of a micro-batch as large as there can be.
         why_not: why this stage cannot be launched so; None: it can.
+        for_other_counts: it is for one GPU and there are several, or the reverse.
     """
 
     held: Held
     activations: Activations
     why_not: str | None
+    for_other_counts: bool = False
 
     @property
     def total(self) -> float:
@@ -91,6 +93,11 @@ class Plan:
     mfu: float
     peak_tflops: float
     stages: tuple[StagePlan, ...] = field(repr=False)
+
+    @property
+    def room(self) -> float:
+        """Bytes that may be filled on a GPU."""
+        return self.memory * GB * (1 - HEADROOM)
 
     @property
     def hours(self) -> float:
@@ -172,9 +179,7 @@ def _stage_plan(
     flops = flops_of(found, work, trained_on)
     engines = {engine: _engine_plan(engine, found, stage, work, gpus) for engine in ENGINES}
     room = memory * GB * (1 - HEADROOM)
-    chosen = next(
-        (one for one in ENGINES if engines[one].why_not is None and engines[one].total <= room), None
-    )
+    chosen = next((one for one in ENGINES if engines[one].why_not is None and engines[one].total <= room), None)
     return StagePlan(
         number=stage.number,
         name=stage.name,
@@ -204,12 +209,12 @@ def _steps(settings: Any, records: int, gpus: int) -> int:
 
 
 def _engine_plan(engine: str, found: StageModel, stage: Stage, work: Workload, gpus: int) -> EnginePlan:
-    known = optimizer_named(str(found.settings.optim.value if hasattr(found.settings.optim, "value") else found.settings.optim))
-    precision = Precision(found.width, found.bf16, known or "adamw")
+    precision = Precision(found.width, found.bf16, found.optimizer)
     return EnginePlan(
         held(engine, found.counts, gpus, precision),
         activations_of(engine, found, work, precision),
         _why_not(engine, found, stage, gpus),
+        for_other_counts=(engine == "single") != (gpus == 1),
     )
 
 
@@ -219,9 +224,9 @@ def _why_not(engine: str, found: StageModel, stage: Stage, gpus: int) -> str | N
         return "one GPU" if engine == "single" else "more than one GPU"
     shards = engine in ("fsdp2", "zero2", "zero3")
     if shards and found.counts.packed:
-        return "weights in 4 bits are not spread"
+        return "not in 4 bits"
     if shards and stage.cache_vision_features:
-        return "cache_vision_features needs whole weights"
+        return "not with cached features"
     if engine.startswith("zero") and settings.normalize == "global" and settings.gradient_accumulation_steps > 1:
-        return "normalize: global with accumulation"
+        return "refuses accumulation"
     return None

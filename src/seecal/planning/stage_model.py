@@ -21,7 +21,10 @@ from .cost import DecoderCost, HeadCost, ImageCost, decoder_cost, head_cost, ima
 from .memory import Counts, optimizer_named
 from .storageless import counting, storageless_model
 
-_BLOCK, _SCALES_BLOCK = 64, 256  # weights that share a scale in 4 bits, and scales that share one when quantised themselves
+_BLOCK, _SCALES_BLOCK = (
+    64,
+    256,
+)  # weights that share a scale in 4 bits, and scales that share one when quantised themselves
 
 
 @dataclass
@@ -34,6 +37,7 @@ class StageModel:
         settings: the stage's CALConfig.
         bf16: whether the stage computes in bfloat16.
         width: bytes of a weight as it is loaded.
+        optimizer: as ``memory.optimizer_named`` calls it.
         quantised: arguments of the quantisation; None: none.
         counts, decoder, images, head: set by :meth:`prepare`.
         notes: what is not as asked for.
@@ -44,6 +48,7 @@ class StageModel:
     settings: Any
     bf16: bool
     width: int
+    optimizer: str
     quantised: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     counts: Counts = field(init=False)
@@ -57,6 +62,11 @@ class StageModel:
         return 2 if self.bf16 else self.width
 
     @property
+    def checkpointed(self) -> bool:
+        """Whether layers are computed again in the backward. transformers renamed the setting in 5.23."""
+        return bool(getattr(self.settings, "activation_checkpointing", None) or self.settings.gradient_checkpointing)
+
+    @property
     def contrast(self) -> str | None:
         """How the image is taken away: drop, mask, or pixels; None: it is not."""
         if "without" not in passes_read(self.settings.weighting):
@@ -67,7 +77,7 @@ class StageModel:
     def prepare(self, stage: Stage, images: Mapping[str, Tensor]) -> None:
         """Freeze and adapt as training does, and measure. ``images``: the vision inputs of one record."""
         base, dtype = self.model, next(self.model.parameters()).dtype
-        with counting(base):
+        with counting():
             prepared = prepare(base, stage.train, stage.lora, stage.freeze, image=images)
         self.counts = self._counted(prepared.model)
         prepared.model.to(dtype)  # adapters are made in float32, and compute under autocast
@@ -139,8 +149,9 @@ def stage_model(recipe: Recipe, stage: Stage, name: str) -> StageModel:
     processor = load_processor(recipe.model) if here else None
     notes = []
     optim = str(getattr(settings.optim, "value", settings.optim))
-    if optimizer_named(optim) is None:
-        notes.append(f"optim: {optim}: what it keeps is not known here, counted as AdamW")
-    if given.get("dtype") == "auto" or wanted == "auto":
+    known = optimizer_named(optim)
+    if known is None:
+        notes.append(f"optim: {optim}: what it keeps is not known here, so it is counted as AdamW")
+    if wanted == "auto":
         notes.append("dtype: auto: counted as float32")
-    return StageModel(model, processor, settings, bf16, width, quantised, tuple(notes))
+    return StageModel(model, processor, settings, bf16, width, known or "adamw", quantised, tuple(notes))

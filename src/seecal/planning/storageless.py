@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 _ATTENTION = "seecal_storageless"
@@ -71,31 +72,60 @@ def _to_meta(one: Any) -> Any:
     return one.to("meta") if isinstance(one, Tensor) and not one.is_meta else one
 
 
+class _Live(TorchDispatchMode):
+    """Bytes of the storages that operations make, while somebody holds them."""
+
+    def __init__(self, counted: Counted) -> None:
+        super().__init__()
+        self._counted = counted
+        self._alive = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = {one.untyped_storage()._cdata for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        made = func(*args, **kwargs)
+        for one in tree_leaves(made):
+            if isinstance(one, Tensor) and one.is_meta and one.untyped_storage()._cdata not in given:
+                self._hold(one.untyped_storage())
+        return made
+
+    def _hold(self, storage: Any) -> None:
+        if storage not in self._seen:
+            self._seen.add(storage)
+            self._change(storage.nbytes())
+            weakref.finalize(storage, self._change, -storage.nbytes())
+
+    def _change(self, by: int) -> None:
+        self._alive += by
+        self._counted.peak = max(self._counted.peak, self._alive)
+        self._counted.kept = self._alive
+
+
 @dataclass
 class Counted:
     """What was computed in a block of :func:`counting`.
 
     Attributes:
         flops: floating-point operations of matrix products, convolutions and attention.
-        saved: bytes of the tensors kept for the backward, each storage once, weights aside.
+        kept: bytes of what was made in the block and is still held, for a backward or by the caller.
+        peak: the most of that at any time.
     """
 
     flops: int = 0
-    saved: int = 0
+    kept: int = 0
+    peak: int = 0
 
 
 @contextlib.contextmanager
-def counting(model: Any) -> Iterator[Counted]:
-    """Inside the block, forward and backward passes of the model are counted; ``flops`` and ``saved`` are set at its end."""
-    counted, kept = Counted(), dict[int, Tensor]()
-    weights = {parameter.untyped_storage()._cdata for parameter in (*model.parameters(), *model.buffers())}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    # The counter outside: what it sees has only tensors of one device
-    with _Mixed(), FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield counted
-    counted.flops = counter.get_total_flops()
-    counted.saved = sum(one.untyped_storage().nbytes() for storage, one in kept.items() if storage not in weights)
+def counting() -> Iterator[Counted]:
+    """Inside the block, forward and backward passes of models without storage are counted. Read it at the block's end."""
+    counted = Counted()
+    gc.freeze()  # so that collecting looks at what the block makes, and is quick
+    try:
+        with _Mixed(), FlopCounterMode(display=False) as counter, _Live(counted):
+            yield counted
+            gc.collect()  # transformers' outputs hold hidden states in circles
+            counted.flops = counter.get_total_flops()
+    finally:
+        gc.unfreeze()

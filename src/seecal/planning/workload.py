@@ -115,15 +115,13 @@ def workload_of(stage: Stage, settings: Any, model: Any, name: str, processor: A
     if wanted.records is None and len(known) < len(stage.data):
         lacking = next(source.path for source in stage.data if _known(source) is None)
         raise ValueError(
-            f"stage {stage.number}: data {lacking}: not there, and nothing is published of it. Give --records, or the data's "
-            "path"
+            f"stage {stage.number}: data {lacking}: not there, and nothing is published of it. Give --records, or the "
+            "data's path"
         )
     return _assumed(known, settings, model, name, processor, wanted)
 
 
-def _assumed(
-    known: list[Published], settings: Any, model: Any, name: str, processor: Any, wanted: Wanted
-) -> Workload:
+def _assumed(known: list[Published], settings: Any, model: Any, name: str, processor: Any, wanted: Wanted) -> Workload:
     known = known or [Published(wanted.records or 0, 1.0, *MIX, "")]
     total = sum(one.records for one in known)
 
@@ -149,9 +147,7 @@ def _assumed(
             f"({'given' if wanted.image_size else 'ASSUMED, --image-size'})"
         )
     longest = Row(features, 0, max(limit - features - 1, 0), 1, max(limit - features, 0))
-    return Workload(
-        records, (with_image,) * many + (without,) * (_SHARES - many), images, (longest,), tuple(notes)
-    )
+    return Workload(records, (with_image,) * many + (without,) * (_SHARES - many), images, (longest,), tuple(notes))
 
 
 def _limited(row: Row, limit: float) -> Row:
@@ -166,6 +162,14 @@ def _limited(row: Row, limit: float) -> Row:
 
 
 # ---- Vision inputs ----
+
+
+def size_named(text: str) -> tuple[int, int]:
+    """(width, height) of "640x480". ValueError for anything else."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise ValueError(f"--image-size {text}: expected WIDTHxHEIGHT in pixels, such as 640x480")
+    return int(width), int(height)
 
 
 def vision_inputs(model: Any, name: str, processor: Any, settings: Any, size: tuple[int, int]) -> dict[str, Tensor]:
@@ -223,7 +227,11 @@ def _known(source: Source) -> Published | None:
     with_image = sum(bool(record["images"]) for record in looked) / len(looked)
     # About four characters a token
     return Published(
-        len(found), with_image, letters // (4 * len(looked)) + 1, answers // (4 * len(looked)) + 1, f"{source.path}, counted"
+        len(found),
+        with_image,
+        letters // (4 * len(looked)) + 1,
+        answers // (4 * len(looked)) + 1,
+        f"{source.path}, counted",
     )
 
 
@@ -248,7 +256,7 @@ def _measured(stage: Stage, settings: Any, model: Any, processor: Any) -> Worklo
         if located.record is None or len(rows) == SAMPLE:
             continue
         batch = dict(collator([located.record]))
-        rows.append(_row_of(batch, ids))
+        rows.append(row_of(batch, ids))
         if rows[-1].image and rows[-1].image >= max(row.image for row in rows):
             images = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
     if not rows:
@@ -262,7 +270,8 @@ def _measured(stage: Stage, settings: Any, model: Any, processor: Any) -> Worklo
     return Workload(records, tuple(rows), images, tuple(by_length), (notes,))
 
 
-def _row_of(batch: Mapping[str, Tensor], image_ids_I: Tensor) -> Row:
+def row_of(batch: Mapping[str, Tensor], image_ids_I: Tensor) -> Row:
+    """A batch of one record as tokens. ``image_ids_I``: the ids that stand for images."""
     valid = batch["attention_mask"][0].bool()
     ids, labels = batch["input_ids"][0][valid], batch["labels"][0][valid]
     image = torch.isin(ids, image_ids_I)
