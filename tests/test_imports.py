@@ -51,10 +51,12 @@ FLOORS = {
     ],
     "models.mgm": [{"configuration", "mining"}, {"modeling", "processing"}, {"original_keys"}],
     "models": [
-        {"quantised", "efficientnet_lite", "feature_cache", "trusted_files"},
-        {"loading"},
-        {"generate", "micro", "known", "reference"},
+        {"assembly", "chat_templates", "hub_layout", "new_folder", "weight_files"},
+        {"quantised", "efficientnet_lite", "feature_cache", "shrunk", "towers", "trusted_files"},
+        {"loading", "build_start"},
+        {"generate", "micro", "export", "known", "reference", "stand_in"},
     ],
+    "models.convert": [{"configs", "names"}, {"lora"}, {"folders"}, {"llava", "mgm"}, {"run"}],
     "scoring": [
         {"manifest", "previewed", "spans", "vocabulary", "write_back"},
         {"shards"},
@@ -86,11 +88,12 @@ FLOORS = {
     ],
     "recipes": [
         {"launch", "schema", "tiny", "trainable", "yaml_text"},
-        {"overrides", "stage_trainer", "layers"},
+        {"overrides", "stage_trainer", "layers", "model_card"},
         {"recipe"},
-        {"help", "folder"},
-        {"preview", "stage_runner"},
-        {"check_data", "run"},
+        {"help", "folder", "export", "synthetic_data"},
+        {"preview", "small_recipe", "stage_runner"},
+        {"check_data", "real_size", "run"},
+        {"dry_run"},
     ],
     "planning": [
         {"memory", "published", "storageless"},
@@ -102,7 +105,8 @@ FLOORS = {
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
     "cli": [
-        {"alignment", "bench", "check_data", "families", "plan", "preview", "replay", "score"},
+        {"alignment", "bench", "build_start", "check_data", "convert", "export", "families", "plan", "preview", "replay"}
+        | {"score"},
         {"report"},
         {"main"},
     ],

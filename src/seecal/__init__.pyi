@@ -18,12 +18,17 @@ from .data.sources.mixture import mix as mix
 from .data.sources.reports import LoadReport as LoadReport
 from .families.table import FAMILIES as FAMILIES
 from .families.table import Family as Family
+from .models.build_start import build_start as build_start
+from .models.convert.run import convert as convert
+from .models.export import merge as merge
 from .ops.linear_cross_entropy import weighted_linear_cross_entropy as weighted_linear_cross_entropy
 from .pages.alignment import alignment as alignment
 from .pages.report import report as report
 from .planning.plan import Plan as Plan
 from .planning.plan import plan as plan
 from .recipes.check_data import check_data as check_data
+from .recipes.dry_run import dry_run as dry_run
+from .recipes.export import export as export
 from .recipes.preview import preview as preview
 from .scoring.calibration import calibrate as calibrate
 from .scoring.run import score as score

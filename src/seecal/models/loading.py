@@ -31,7 +31,7 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
     folder = Path(model)
     if not folder.is_dir():
         refuse_missing(model, folder)
-    elif _is_adapter(folder):
+    elif is_adapter(folder):
         return _with_adapter(folder, processor, {"dtype": dtype, **options})
     else:
         refuse_other_folders(folder)
@@ -88,8 +88,8 @@ def load_processor(model: str) -> Any:
     folder = Path(model)
     if not folder.is_dir():
         refuse_missing(model, folder)
-    elif _is_adapter(folder):
-        return _processor_beside(folder, _source_of(folder))
+    elif is_adapter(folder):
+        return processor_beside(folder, source_of(folder))
     else:
         refuse_other_folders(folder)
     try:
@@ -159,16 +159,16 @@ def _number(path: Path) -> int:
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").exists() or _is_adapter(folder)
+    return (folder / "config.json").exists() or is_adapter(folder)
 
 
-def _is_adapter(folder: Path) -> bool:
+def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists()
 
 
 def _with_adapter(adapter: Path, processor: bool, options: dict[str, Any]) -> tuple[Any, Any]:
     """What :func:`load_vlm` gives for the folder of an adapter, which names the model that it was trained on."""
-    source = _source_of(adapter)
+    source = source_of(adapter)
     try:
         network = merge(source, adapter, **options)
     except ValueError as error:
@@ -176,10 +176,10 @@ def _with_adapter(adapter: Path, processor: bool, options: dict[str, Any]) -> tu
             f"{adapter}: an adapter for the model that base_model_name_or_path in adapter_config.json names: {error} If it "
             f"lies elsewhere: {_ADAPTERS_MODEL}"
         ) from None
-    return network.eval(), _processor_beside(adapter, source) if processor else None
+    return network.eval(), processor_beside(adapter, source) if processor else None
 
 
-def _source_of(adapter: Path) -> str:
+def source_of(adapter: Path) -> str:
     """The model that an adapter was trained on."""
     config = adapter / "adapter_config.json"
     try:
@@ -192,7 +192,7 @@ def _source_of(adapter: Path) -> str:
     return str(source)
 
 
-def _processor_beside(adapter: Path, source: str) -> Any:
+def processor_beside(adapter: Path, source: str) -> Any:
     """The processor saved with an adapter, else its model's."""
     from transformers import AutoProcessor
 
@@ -218,10 +218,10 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
-    """The model in ``source`` with the adapter in its weights. ValueError if the adapter lacks a tensor.
+def adapted(source: str, adapter: Path, **init_kwargs: Any) -> Any:
+    """The model in ``source`` with the adapter on it, as PEFT's model. ValueError if the adapter lacks a tensor.
 
-    A model in 4 bits is merged as the float weights that the 4 bits stand for (:func:`quantised.dequantised`).
+    A model in 4 bits becomes the float weights that the 4 bits stand for (:func:`quantised.dequantised`).
     """
     from peft import PeftModel
 
@@ -231,9 +231,13 @@ def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
-            adapted: Any = PeftModel.from_pretrained(model, str(adapter))
+            return PeftModel.from_pretrained(model, str(adapter))
         except (UserWarning, KeyError) as error:
             raise ValueError(f"{adapter} does not hold all that was trained: {error}") from None
         except (RuntimeError, ValueError) as error:  # other shapes, other modules
             raise ValueError(f"{adapter} was not trained on {source}: {first_line(error)}") from None
-    return adapted.merge_and_unload()
+
+
+def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
+    """The model in ``source`` with the adapter in its weights: :func:`adapted`, merged."""
+    return adapted(source, adapter, **init_kwargs).merge_and_unload()
