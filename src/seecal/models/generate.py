@@ -79,7 +79,7 @@ def answers(
     """The model's greedy answers to the questions of ``records``, one text each, in their order.
 
     Args:
-        model: a vision-language model on its device; its modes are as before afterwards, and with CAL on it answers without.
+        model: a vision-language model on its device; its modes are as before afterwards, and CAL plays no part.
         processor: of the model, with a chat template (PaliGemma's needs none).
         records: in any format of ``seecal.FORMATS``; asked is everything before the last message where that is the
             assistant's, else everything. Rows with no, one or several images may stand in one batch.
