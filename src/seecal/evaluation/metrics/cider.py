@@ -18,9 +18,12 @@ SIGMA = 6.0  # of the penalty for another length, in words
 Grams = Counter[tuple[str, ...]]
 # Penn Treebank: what belongs to the word before or behind is cut off; words keep their inner hyphens and apostrophes
 _PIECES = re.compile(
-    r"\d+(?:[.,:/]\d+)*(?!\w)|(?:[a-z]\.){2,}|\w+(?:-\w+)*(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+(?:[-/]\w+)*|[^\w\s]", re.UNICODE
+    r"\d+(?:[.,:/]\d+)*(?!\w|-\w)|(?:[a-z]\.){2,}|\w+(?:-\w+)*(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+(?:[-/]\w+)*|[^\w\s]",
+    re.UNICODE,
 )
-_LEFT_OUT = frozenset({"'", '"', "`", "(", ")", "[", "]", "{", "}", ".", "?", "!", ",", ":", "-", ";", "''", "``", "--", "..."})
+_LEFT_OUT = frozenset(
+    {"'", '"', "`", "(", ")", "[", "]", "{", "}", ".", "?", "!", ",", ":", "-", ";", "''", "``", "--", "..."}
+)
 
 
 def tokens(text: str) -> list[str]:

@@ -25,11 +25,10 @@ _SHORT = """
     where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll
     y'all'd've you'd you'd've you'll you're you've
 """.split()
-_RESTORED = {
-    word[:at] + word[at + 1 :]: word for word in _SHORT for at, letter in enumerate(word) if letter == "'"
-} | {"somebody'd": "somebodyd"}  # as it stands in the field's table
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
-_COMMA_IN_NUMBER = re.compile(r"\d,+\d")
+_RESTORED = {word[:at] + word[at + 1 :]: word for word in _SHORT for at, letter in enumerate(word) if letter == "'"} | {
+    "somebody'd": "somebodyd"
+}  # as it stands in the field's table
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`!'  # "," and "?" are gone before
 _PERIOD = re.compile(r"\.(?!\d)")
 _PERIODS = 32  # at most so many are removed: the field's code gives a flag where the count belongs
 
@@ -60,10 +59,10 @@ def normalised(text: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """A sign is removed where it touches a blank anywhere in the text, or the text has a number with a comma; else it
-    becomes a blank. A period stays before a digit."""
-    changed, has_comma = text, _COMMA_IN_NUMBER.search(text) is not None
+    """A sign is removed where it touches a blank anywhere in the text; else it becomes a blank. A period stays before a
+    digit. (The field also removes it where a number has a comma; by then no comma is left.)"""
+    changed = text
     for sign in _PUNCTUATION:
         touches = f"{sign} " in text or f" {sign}" in text
-        changed = changed.replace(sign, "" if touches or has_comma else " ")
+        changed = changed.replace(sign, "" if touches else " ")
     return _PERIOD.sub("", changed, count=_PERIODS)
