@@ -66,8 +66,8 @@ def _in_place(text: str, place: str, letters: str) -> list[tuple[str, int]]:
 def choice_mmt(prediction: str, references: Sequence[str], record: Mapping[str, Any] | None = None) -> float:
     """1 if the letter of the prediction is the reference, else 0: "(A)", else " A ", else "A."; of several the last " A ".
 
-    Where no letter is found one of the record's options is drawn, as in the field; here the draw hangs on the record and the
-    answer alone, so that it is the same in every run.
+    Where no letter is found one of the record's options is drawn, as in the field; here the draw hangs on the record and
+    the answer alone, so that it is the same in every run.
 
     Args:
         record: its options are the keys A to I that are not empty; all of those letters if it has none.

@@ -10,21 +10,23 @@ AGREEING = 3  # others who say the same make an answer right
 # A text is as good as four equal answers can make it; with fewer no prediction could reach 1
 LEAST_ANSWERS = AGREEING + 1
 
-_NUMBERS = {word: str(number) for number, word in enumerate(
-    "zero one two three four five six seven eight nine ten".split()
-)} | {"none": "0"}  # fmt: skip
+_NUMBERS = {
+    **{"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"},
+    **{"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"},
+}
 _ARTICLES = ("a", "an", "the")
-# Words that are restored where an apostrophe of theirs is missing ("dont", "couldnt've"). "well", "were", "its", … are words
-# of their own and not among them.
+# Words that are restored where an apostrophe of theirs is missing ("dont", "couldnt've"). Not among them: those that are
+# other words without it, such as "well" and "its".
 _SHORT = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
-    how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've o'clock
-    oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
-    someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
-    they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
-    where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll
-    y'all'd've you'd you'd've you'll you're you've
-""".split()
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+    he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't
+    needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
+    somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll
+    that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've
+    weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've
+    why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
+    you've
+""".split()  # noqa: SIM905
 _RESTORED = {word[:at] + word[at + 1 :]: word for word in _SHORT for at, letter in enumerate(word) if letter == "'"} | {
     "somebody'd": "somebodyd"
 }  # as it stands in the field's table
