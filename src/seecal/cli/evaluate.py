@@ -28,12 +28,16 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many records.")] = None,
-    on_bad: Annotated[str, typer.Option(help="Records that cannot be asked: error, or skip (counted, named).")] = "error",
+    on_bad: Annotated[
+        str, typer.Option(help="Records that cannot be asked: error, or skip (counted, named).")
+    ] = "error",
     column: Annotated[
         list[str] | None, typer.Option(help="What a key of the data is called here: KEY=NAME. Can be repeated.")
     ] = None,
     format: Annotated[str | None, typer.Option(help="Format of the data, where its keys do not tell.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the data's.")] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder that image paths start from; else the data's.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Which split of a folder that has several.")] = None,
     dtype: Annotated[str, typer.Option(help="To load the model in: auto, float32, bfloat16, ….")] = "auto",
     paper: Annotated[
@@ -57,7 +61,11 @@ def evaluate(
     except KeyboardInterrupt:
         verbosity.say(f"{out}: stopped; the answers that are there stay, and the same command goes on.")
         raise
-    Console().print(found.table(beside))
+    first, *rest = found.sentences()
+    print(first)
+    Console(highlight=False).print(found.table(beside))
+    for line in rest:
+        print(line)
 
 
 def _columns(named: list[str]) -> dict[str, str]:

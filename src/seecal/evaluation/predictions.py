@@ -128,4 +128,6 @@ def _whole_lines(path: Path, cut: bool) -> Iterator[Line]:
             found = json.loads(line)
             yield Line(str(found["id"]), str(found["key"]), found["prediction"], found["error"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{path}: line {number} cannot be read ({error}). Take it and all behind it out.") from None
+            raise ValueError(
+                f"{path}: line {number} cannot be read ({error}). Take it and all behind it out."
+            ) from None

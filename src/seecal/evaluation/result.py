@@ -85,7 +85,7 @@ class Evaluation:
         from rich import box
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD, title=written_out(f"{self.metric}: {self.about}"), title_justify="left")
+        table = Table(box=box.SIMPLE_HEAD)
         table.add_column("")
         for name in (self.metric, "95 % interval", "records"):
             table.add_column(name, justify="right")
@@ -103,9 +103,16 @@ class Evaluation:
             table.add_row(name, f"{other.difference:+.2f}", _between(other.low, other.high, "+"), f"{other.records:,}")
         for system, before, with_cal in paper:
             table.add_row(f"  paper: {system}", f"{before} → {with_cal}", "", "")
-        if self.bad:
-            table.caption = f"{self.bad:,} records could not be asked. The first: {written_out(self.first_bad[0])}"
         return table
+
+    def sentences(self) -> list[str]:
+        """Lines around the table: what was measured, what could not be asked, where the answers lie."""
+        lines = [f"{self.data}, {self.metric}: {self.about}"]
+        if self.bad:
+            lines.append(f"{self.bad:,} records could not be asked and have no score. The first: {self.first_bad[0]}")
+        if self.folder is not None:
+            lines.append(f"the answers: {self.folder}")
+        return [written_out(line) for line in lines]
 
 
 def _shown(value: float) -> str:

@@ -64,8 +64,8 @@ def evaluate(
         processor, adapter, dtype: as of :func:`seecal.score`.
         against: another model, or a folder that another evaluation of the same data wrote: the difference of both, with
             its 95 % interval and p-value by the paired bootstrap over records. ``against_processor``: of a loaded one.
-        out: the folder for ``predictions.jsonl``, ``scores.jsonl``, ``result.json`` and ``_manifest.json``; None: nothing is
-            written.
+        out: the folder for ``predictions.jsonl``, ``scores.jsonl``, ``result.json`` and ``_manifest.json``; None: nothing
+            is written.
         answers: the column with the true answers, a text or a list; None: the last turn of each record.
         batch_size: records in one call of ``generate``.
         max_new_tokens: longest answer, in tokens.
@@ -91,7 +91,9 @@ def evaluate(
     with Progress(console) as progress:
         with progress.task("read the data") as task:
             known = asked.known(task.advance)
-        name, lines = _answered(asked, known, settings, lambda: loaded(model, processor, adapter, dtype), folder, progress)
+        name, lines = _answered(
+            asked, known, settings, lambda: loaded(model, processor, adapter, dtype), folder, progress
+        )
         result = _measured(metric, row, known, lines, seed, resamples)
         result = replace(result, model=name, data=asked.examples.name, folder=folder)
         if against is not None:
@@ -310,9 +312,7 @@ def _groups(pairs: Sequence[tuple[_Known, Line]]) -> list[str] | None:
     return groups if any(groups) else None
 
 
-def _details(
-    metric: Metric, pairs: Sequence[tuple[_Known, Line]]
-) -> tuple[dict[str, float], list[dict[str, float]]]:
+def _details(metric: Metric, pairs: Sequence[tuple[_Known, Line]]) -> tuple[dict[str, float], list[dict[str, float]]]:
     """(further figures, those of each record)."""
     if metric.details is None:
         return {}, [{} for _ in pairs]

@@ -159,7 +159,7 @@ def generated(
             "out, or load the processor from the model's folder."
         ) from error
     try:
-        with in_eval_mode(model), torch.inference_mode():
+        with in_eval_mode(model):  # without inference mode, whose tensors a training cannot go on with
             ids = model.generate(**batch, max_new_tokens=max_new_tokens, **settings)
     except Exception as error:
         smaller = " Set a smaller batch_size." if isinstance(error, torch.OutOfMemoryError) and len(prompts) > 1 else ""
