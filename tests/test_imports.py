@@ -65,11 +65,17 @@ FLOORS = {
         {"reference", "selection"},
         {"before_training", "calibration"},
     ],
+    "evaluation.metrics": [
+        {"anls", "choice", "cider", "exact", "iou", "ocr", "relaxed", "vqa"},
+        {"references"},
+        {"table"},
+    ],
+    "evaluation": [{"bootstrap", "paper", "predictions", "result"}, {"examples"}, {"run"}],
     "pages": [{"charts", "preview_text", "report_data", "templates", "thumbnails"}, {"alignment", "preview", "report"}],
     "trainer": [
         {"hangs", "metrics", "manifests", "options", "random_numbers", "samples", "token_backends"},
         {"sampling"},
-        {"cal_config", "token_logging"},
+        {"answer_metrics", "cal_config", "token_logging"},
         {
             "callbacks",
             "checkpoints",
@@ -105,7 +111,7 @@ FLOORS = {
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
     "cli": [
-        {"alignment", "bench", "build_start", "check_data", "convert", "export", "families", "plan", "preview", "replay"}
+        {"alignment", "bench", "build_start", "check_data", "convert", "evaluate", "export", "families", "plan", "preview", "replay"}
         | {"score"},
         {"report"},
         {"main"},
@@ -123,7 +129,7 @@ TORCH_ONLY = {
     "core.self_test",
     "trainer.metrics",
 }
-NO_TRL = {"constants", "verbosity", "ops", "families", "core", "data", "models", "scoring"}
+NO_TRL = {"constants", "verbosity", "ops", "families", "core", "data", "models", "scoring", "evaluation"}
 
 
 def modules():
@@ -194,7 +200,10 @@ def test_what_is_imported_is_asked_for():
     """The wheel brings in every library that the code imports, not only what another library happens to bring."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
     extras = project["optional-dependencies"]
-    asked = {re.match(r"[\w-]+", line)[0] for line in (*project["dependencies"], *extras["demo"], *extras["report"])}
+    asked = {
+        re.match(r"[\w-]+", line)[0]
+        for line in (*project["dependencies"], *extras["demo"], *extras["report"], *extras["eval"])
+    }
     distributions = {
         "PIL": "pillow",
         "yaml": "pyyaml",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import verbosity
-from . import build_start, check_data, convert, export, plan, preview, replay, report, score
+from . import build_start, check_data, convert, evaluate, export, plan, preview, replay, report, score
 
 # typer does not export it, and has moved it between versions: unknown options, missing arguments, wrong types
 _UsageError: Any = typer.BadParameter.__base__
@@ -184,6 +184,7 @@ app.command()(convert.convert)
 app.command()(export.merge)
 app.command()(export.export)
 app.command(context_settings=_KEYS_TOO)(plan.plan)
+app.command("eval")(evaluate.evaluate)
 
 
 def _write(text: str) -> None:
