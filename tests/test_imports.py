@@ -111,7 +111,19 @@ FLOORS = {
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
     "cli": [
-        {"alignment", "bench", "build_start", "check_data", "convert", "evaluate", "export", "families", "plan", "preview", "replay"}
+        {
+            "alignment",
+            "bench",
+            "build_start",
+            "check_data",
+            "convert",
+            "evaluate",
+            "export",
+            "families",
+            "plan",
+            "preview",
+            "replay",
+        }
         | {"score"},
         {"report"},
         {"main"},

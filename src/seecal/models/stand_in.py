@@ -192,7 +192,11 @@ def _qwen3_vl(config: Any, trained: str) -> StandIn:
 def _internvl(config: Any, trained: str) -> StandIn:
     side = _side(config.vision_config.image_size)
     size = {"height": side, "width": side}
-    marks: dict[str, Any] = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    marks: dict[str, Any] = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+    }
     tokenizer = _tokenizer(
         trained, "<|im_start|>", pad="<|endoftext|>", eos="<|im_end|>", **marks, video_token="<video>"
     )
