@@ -206,6 +206,8 @@ def test_a_delta_that_is_not_finite_stays_in_its_own_run(bad, window):
     alone = seecal.token_weights(delta[2:], runs[2:], 1.0, 5.0, window)
     assert torch.equal(got[2:], alone)
     assert got[2:].isfinite().all()
+    backwards = seecal.token_weights(delta.flip(0), runs.flip(0), 1.0, 5.0, window)
+    torch.testing.assert_close(backwards[:-2], alone.flip(0))
 
 
 def test_tokens_counts_over_the_whole_step(tmp_path):
