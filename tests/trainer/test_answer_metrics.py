@@ -1,8 +1,10 @@
 """Answers measured while training: the training stays the same, and the figure is that of seecal.evaluate."""
 
 import json
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -88,6 +90,28 @@ def test_losses_and_weights_are_the_same_to_the_bit(changes, tmp_path):
     for name, value in plain.model.state_dict().items():
         assert torch.equal(value, weights[name]), name
     assert asked.model.training == plain.model.training
+
+
+def test_modes_and_random_numbers_are_as_before(tmp_path):
+    trainer = trainer_of(tmp_path, questions(), **ASKED)
+    model = trainer.model.train()
+    model.model.vision_tower.eval()
+    modes = [module.training for module in model.modules()]
+    hook = model.register_forward_pre_hook(lambda *_: print(draws()))  # a model that draws
+
+    def draws():
+        return random.random(), np.random.rand(), torch.rand(3).tolist()
+
+    def seed():
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+
+    seed()
+    expected = draws()
+    seed()
+    assert trainer._answer_metric.measured(trainer.eval_dataset, "eval") == {"eval_exact": 0}
+    hook.remove()
+    assert draws() == expected
+    assert modes == [module.training for module in model.modules()]
 
 
 # ---- The figure ----
