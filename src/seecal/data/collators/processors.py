@@ -86,8 +86,9 @@ def processed(
     prefixes: Sequence[int],
     add_special_tokens: bool,
     pad_to_multiple_of: int | None = None,
+    padding_side: str = "right",
 ) -> BatchFeature:
-    """The processor's tensors for B texts [B, L] and the images of each, padded on the right.
+    """The processor's tensors for B texts [B, L] and the images of each.
 
     Args:
         texts: with one placeholder for each image.
@@ -95,8 +96,9 @@ def processed(
         prefixes: how many characters of each text stand before its first answer, for :func:`has_prefix`.
         add_special_tokens: whether the tokenizer puts in its own, as at the start.
         pad_to_multiple_of: in tokens.
+        padding_side: "right" as training wants it, or "left" so that answers can follow.
     """
-    settings = {"padding": True, "padding_side": "right", "pad_to_multiple_of": pad_to_multiple_of}
+    settings = {"padding": True, "padding_side": padding_side, "pad_to_multiple_of": pad_to_multiple_of}
     settings |= {"add_special_tokens": add_special_tokens, "return_tensors": "pt"}
     if has_prefix(processor):
         return _prefixed(processor, texts, images, prefixes, settings)
@@ -123,12 +125,14 @@ def _with_text_only_rows(
     length = max(pictured["input_ids"].shape[1], text_only["input_ids"].shape[1])
     whole = {}
     for name, value in pictured.items():
-        columns = length if name in text_only or name == "cross_attention_mask" else value.shape[1]
+        of_tokens = name in text_only or name == "cross_attention_mask"
+        columns = length if of_tokens else value.shape[1]
         fill = processor.tokenizer.pad_token_id if name == "input_ids" else 0
         whole[name] = value.new_full((len(texts), columns, *value.shape[2:]), fill)
-        whole[name][with_images, : value.shape[1]] = value
-        if name in text_only:
-            whole[name][without, : text_only[name].shape[1]] = text_only[name]
+        parts = [(with_images, value), *([(without, text_only[name])] if name in text_only else [])]
+        for rows, part in parts:
+            begin = columns - part.shape[1] if of_tokens and settings["padding_side"] == "left" else 0
+            whole[name][rows, begin : begin + part.shape[1]] = part
     return BatchFeature(whole)
 
 
