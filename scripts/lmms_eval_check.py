@@ -32,7 +32,7 @@ TASK, BATCH_SIZE, DOCUMENTS = "seecal_colours", 4, 24
 QUESTION = "What colour is it?"
 
 
-def micro_checkpoint(folder: Path, steps: int = 60) -> Path:
+def micro_checkpoint(folder: Path, steps: int = 30) -> Path:
     """A tiny LLaVA that has learnt some colours, with its processor."""
     import torch
 
@@ -54,14 +54,17 @@ def micro_checkpoint(folder: Path, steps: int = 60) -> Path:
 
 
 def documents_of(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Questions with an image, with two (the answer is the first one's colour) or none; id, question, answer, images."""
+    """Questions with an image, with two (the answer is the first one's colour), or none, where one can only guess.
+
+    Each has id, question, answer, images.
+    """
     from seecal.recipes.tiny import _COLOURS, tiny_image
 
     choose = random.Random(seed)
     found = []
     for number in range(count):
         colours = [choose.choice(sorted(_COLOURS)) for _ in range((1, 1, 2, 1, 0)[number % 5])]
-        answer = f"It is {colours[0]}." if colours else "It is a c."
+        answer = f"It is {colours[0] if colours else choose.choice(sorted(_COLOURS))}."
         images = [tiny_image(colour) for colour in colours]
         words = QUESTION + " b" * choose.randrange(6)
         found.append({"id": f"q{number}", "question": words, "answer": answer, "images": images})
