@@ -14,10 +14,11 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .module_state import ModuleState, functions_in
+from .kept_answers import KeptAnswers, state_of
 from .paper import PaperFigure, figures_for
 
 INSTALL = "python3 -m venv .venv-lmms && .venv-lmms/bin/pip install 'seecal[lmms]'"
@@ -83,7 +84,8 @@ def run_tasks(
             files are not read.
         batch_size: questions in one call of ``generate``.
         limit: only the first documents of each task, to try it: scores of a part are not those of the benchmark.
-        out: folder for ``results.json`` and a ``samples_TASK.jsonl`` for each task; what is there is replaced.
+        out: folder for ``results.json`` and a ``samples_TASK.jsonl`` for each task; what is there is replaced. A run that was
+            stopped goes on from its answers so far, if ``model`` is a folder that has not changed, or a hub id.
         max_new_tokens: instead of what the tasks set, in tokens.
         dtype: to load a model in that is not there yet.
         seed: of random, NumPy and torch, for tasks that guess where an answer holds no choice.
@@ -108,8 +110,11 @@ def run_tasks(
 
     manager = _task_manager(names, include_path)
     names = manager.known(names)
+    settings = {"batch_size": batch_size, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed}
     asked = SeecalModel(model, processor=processor, batch_size=batch_size, dtype=dtype)
     with _folder(out) as folder, manager.kept_modules():
+        if out is not None and isinstance(model, str | os.PathLike):
+            asked.kept = _kept_answers(folder, os.fspath(model), dtype)
         found = simple_evaluate(
             asked,
             tasks=names,
@@ -125,13 +130,21 @@ def run_tasks(
             cli_args=_arguments(folder),
             process_docs_parallel=1,  # threads would draw a task's random choices in another order each time
         )
-    if found is None:
-        return None
-    results = _results(found, str(model) if isinstance(model, str | os.PathLike) else asked.tokenizer_name)
-    results.about |= {"batch_size": batch_size, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed}
-    if out is not None:
-        results.file = _write(results, Path(out))
+    results = None
+    if found is not None:
+        results = _results(found, os.fspath(model) if isinstance(model, str | os.PathLike) else asked.tokenizer_name)
+        results.about |= settings
+        results.file = None if out is None else _write(results, Path(out))
+    if asked.kept is not None:
+        asked.kept.forget()
     return results
+
+
+def _kept_answers(folder: Path, model: str, dtype: Any) -> KeptAnswers:
+    """The answers of this rank so far, if this model gave them."""
+    about = {"model": str(Path(model).absolute()) if Path(model).is_dir() else model, "files": state_of(model)}
+    about |= {"dtype": str(dtype), "versions": [version("transformers"), version("torch")]}
+    return KeptAnswers(folder / f"answers-{os.environ.get('RANK', 0)}.jsonl", about)
 
 
 def _check_installed() -> None:
@@ -173,12 +186,6 @@ def _arguments(folder: Path) -> Namespace:
 
 
 def _results(found: Mapping[str, Any], model: str) -> TaskResults:
-    import lmms_eval
-    import transformers
-
-    del lmms_eval  # its version is that of the package
-    from importlib.metadata import version
-
     scores = {}
     for task, figures in {**found["results"], **found.get("groups", {})}.items():
         numbers = {name.removesuffix(",none"): value for name, value in figures.items() if _is_figure(name, value)}
@@ -188,7 +195,7 @@ def _results(found: Mapping[str, Any], model: str) -> TaskResults:
         "model": model,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "lmms_eval": version("lmms-eval"),
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
         "task_versions": dict(found["versions"]),
     }
     return TaskResults(scores, counts, {task: _plain(rows) for task, rows in found["samples"].items()}, about)

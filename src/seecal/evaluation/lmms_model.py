@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -25,6 +25,7 @@ class SeecalModel(lmms):
         device: None: this rank's GPU if there is one, else the CPU. Of a model that is given: where it is.
         dtype: to load it in; "auto": as it was saved.
         max_batch_size: of lmms-eval's search for a batch size, which is not done here.
+        kept: answers that need not be asked for again, by question; new ones are put in.
         load_options: more arguments of ``from_pretrained``.
 
     Raises:
@@ -42,10 +43,11 @@ class SeecalModel(lmms):
         device: str | None = None,
         dtype: Any = "auto",
         max_batch_size: Any = None,
+        kept: MutableMapping[str, str] | None = None,
         **load_options: Any,
     ) -> None:
         super().__init__()
-        self.batch_size = _batch_size(batch_size)
+        self.batch_size, self.kept = _batch_size(batch_size), kept
         if isinstance(pretrained, str | os.PathLike):
             self.model, self.processor = load_vlm(os.fspath(pretrained), dtype=dtype, **load_options)
             self.model.to(device or _own_device())
@@ -68,7 +70,8 @@ class SeecalModel(lmms):
         task_names = sorted({request.args[4] for request in requests})
         with Progress(shown=self.rank == 0) as progress:
             with progress.task(", ".join(task_names), total=len(requests), unit="answer") as task:
-                return answered(requests, self.task_dict, self._ask, batch_size=self.batch_size, tell=task.advance)
+                options: Any = {"batch_size": self.batch_size, "tell": task.advance, "kept": self.kept}
+                return answered(requests, self.task_dict, self._ask, **options)
 
     def _ask(self, records: list[dict[str, Any]], settings: Settings) -> list[str]:
         return answers(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lmms_eval.api.task import Task
@@ -12,6 +14,8 @@ from lmms_eval.tasks import TaskManager
 from tenacity import RetryError
 
 from .module_state import ModuleState, functions_in
+
+_ANSWERED = ("generate_until", "generate_until_agentic")  # the kinds of tasks that only ask for answers
 
 
 class Tasks(TaskManager):
@@ -27,8 +31,6 @@ class Tasks(TaskManager):
         for name in names:
             matching = self.match_tasks([name])
             if not matching:
-                import difflib
-
                 near = difflib.get_close_matches(name, self.all_tasks, n=1)
                 hint = f"Did you mean {near[0]}?" if near else "lmms-eval tasks list names all; your own: include_path."
                 raise ValueError(f"task {name}: lmms-eval has none of this name. {hint}")
@@ -44,19 +46,48 @@ class Tasks(TaskManager):
             except Exception as error:
                 raise ValueError(f"task {name}: {_why(error)}") from error
         for task in _tasks_in(loaded):
-            self._modules.append(ModuleState(functions_in(vars(task.config))))
+            name, kind = task.config.task, task.get_config("output_type")
+            if kind not in _ANSWERED:
+                raise ValueError(
+                    f"task {name}: it is of type {kind}, and seecal's models only generate. Take its variant of type "
+                    "generate_until, if it has one."
+                )
+            functions = [*functions_in(vars(task.config))]
+            if shutil.which("java") is None and any(_scores_captions(function) for function in functions):
+                raise ValueError(
+                    f"task {name}: its captions are scored by a program in Java, which is not installed. Install it (Debian: "
+                    "apt-get install default-jre-headless)."
+                )
+            self._modules.append(ModuleState(functions))
+            task.process_results = _named(task.process_results, name)
         return loaded
 
     @contextlib.contextmanager
     def kept_modules(self) -> Iterator[None]:
-        """What the tasks' modules hold is put back at the end; an error of a task's own scoring is told in one line."""
+        """What the tasks' modules hold is put back at the end."""
         try:
             yield
-        except RetryError as error:
-            raise ValueError(f"a task failed to score an answer: {_why(error)}") from error
         finally:
             while self._modules:
                 self._modules.pop().restore()
+
+
+def _scores_captions(function: Callable[..., Any]) -> bool:
+    """Whether its module takes something from pycocoevalcap, whose tokenizer is a Java program."""
+    found = getattr(function, "__globals__", {}).values()
+    return any(str(getattr(value, "__module__", "")).startswith("pycocoevalcap") for value in found)
+
+
+def _named(score: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A task's scoring of one answer, with an error that names the task and the answer."""
+
+    def named(doc: Any, results: Any, **options: Any) -> Any:
+        try:
+            return score(doc, results, **options)
+        except Exception as error:
+            raise ValueError(f"task {name}: it failed to score {results!r}: {_why(error)}") from error
+
+    return named
 
 
 def _tasks_in(loaded: Any) -> Iterator[Task]:
@@ -75,8 +106,6 @@ def _why(error: BaseException) -> str:
     while isinstance(error, RetryError) and error.last_attempt.exception() is not None:
         error = error.last_attempt.exception()  # type: ignore[assignment]
     text = " ".join(str(error).split())
-    if isinstance(error, AssertionError) and "generation only" in text:
-        return "it asks for log-likelihoods, and seecal's models only generate. Take its variant of type generate_until."
     if isinstance(error, ConnectionError) or "offline" in text.lower() or "couldn't reach" in text.lower():
         offline = any(os.environ.get(name) == "1" for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
         remedy = "Unset HF_HUB_OFFLINE" if offline else "Connect to the network"

@@ -6,9 +6,10 @@ A request's ``args`` are (text, doc_to_messages, generation settings, number of 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,10 +138,10 @@ def _image(part: Mapping[str, Any], name: str) -> Any:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One request: its place in the order of all, the length by which rows of a batch go together, and its question."""
+    """One request: its place in the order of all, the text by whose length rows go together, and its question."""
 
     place: int
-    length: int
+    text: str
     task: str
     split: str
     document: int
@@ -150,6 +151,10 @@ class _Asked:
     def name(self) -> str:
         return f"{self.task}, doc_id {self.document}"
 
+    def key(self, settings: Settings) -> str:
+        """By which its answer is known again."""
+        return json.dumps([self.task, self.split, self.document, self.text, repr(settings)])
+
 
 def answered(
     requests: Sequence[Any],
@@ -158,6 +163,7 @@ def answered(
     *,
     batch_size: int,
     tell: Callable[[int], None] = lambda number: None,
+    kept: MutableMapping[str, str] | None = None,
 ) -> list[str]:
     """An answer for each request, in their order.
 
@@ -167,21 +173,31 @@ def answered(
         ask: gives the answers to up to ``batch_size`` records. One batch has one way to generate and, as far as may be, rows
             of one length; the longest come first, so that a batch too large for the memory shows at once.
         tell: called with the number of answers of each batch.
+        kept: answers by :meth:`_Asked.key`; those that are there are not asked for, the others are put in. Not sampled ones.
 
     Raises:
         ValueError: what a task asks for cannot be done; a failure is never an empty answer. It names task and document.
     """
     found: list[str | None] = [None] * len(requests)
     for settings, group in _groups(requests):
-        for begin in range(0, len(group), batch_size):
-            some = group[begin : begin + batch_size]
-            records = [_record(one, documents) for one in some]
-            texts = ask(records, settings)
+        keep = None if settings.generation["do_sample"] else kept
+        asked = [one for one in group if keep is None or one.key(settings) not in keep]
+        if keep is not None:
+            for one in group:
+                found[one.place] = keep.get(one.key(settings))
+        if len(asked) < len(group):
+            tell(len(group) - len(asked))
+        for begin in range(0, len(asked), batch_size):
+            some = asked[begin : begin + batch_size]
+            texts = ask([_record(one, documents) for one in some], settings)
             if len(texts) != len(some):
                 raise ValueError(f"{some[0].name}: {len(texts)} answers to {len(some)} questions")
             for one, text in zip(some, texts, strict=True):
-                found[one.place] = cut(text, settings.until)
+                found[one.place] = answer = cut(text, settings.until)
+                if keep is not None:
+                    keep[one.key(settings)] = answer
             tell(len(some))
+    assert None not in found
     return [text for text in found if text is not None]
 
 
@@ -197,12 +213,12 @@ def _groups(requests: Sequence[Any]) -> Iterator[tuple[Settings, list[_Asked]]]:
             raise ValueError(f"task {task}: {error}") from None
         ignored[task] |= set(settings.ignored)
         _, group = groups.setdefault(repr((settings.max_new_tokens, settings.until, settings.generation)), (settings, []))
-        group.append(_Asked(place, len(text), task, split, document, messages))
+        group.append(_Asked(place, text, task, split, document, messages))
     for task, names in ignored.items():
         if names:
             logger.warning("task %s: its generation_kwargs %s mean nothing here", task, ", ".join(sorted(names)))
     for settings, group in groups.values():
-        yield settings, sorted(group, key=lambda one: (-one.length, one.place))
+        yield settings, sorted(group, key=lambda one: (-len(one.text), one.place))
 
 
 def _record(one: _Asked, documents: Mapping[str, Any]) -> dict[str, Any]:
