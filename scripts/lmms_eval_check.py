@@ -157,7 +157,9 @@ def main(folder: Path) -> None:
         "without lmms-eval": without_harness(model, documents),
     }
     for way, (accuracy, answers) in ways.items():
-        print(f"{way:<28} batch size {BATCH_SIZE}  {len(answers)} documents  exact {accuracy:.4f}  first: {answers[0]!r}")
+        print(
+            f"{way:<28} batch size {BATCH_SIZE}  {len(answers)} documents  exact {accuracy:.4f}  first: {answers[0]!r}"
+        )
     assert len({accuracy for accuracy, _ in ways.values()}) == 1, "three ways, more than one accuracy"
     assert len({tuple(answers) for _, answers in ways.values()}) == 1, "three ways, different answers"
     assert 0 < ways["without lmms-eval"][0] < 1, "nothing, or everything, is right: that would not show a difference"

@@ -11,7 +11,11 @@ COUNTING = {
     "a dict, as OCRBench": ("score = {'a': 0}", "score['a'] += 1", lambda module: module.score["a"]),
     "a number": ("score = 0", "global score\n    score += 1", lambda module: module.score),
     "a list": ("score = []", "score.append(1)", lambda module: len(module.score)),
-    "a Counter": ("from collections import Counter\nscore = Counter()", "score['a'] += 1", lambda module: module.score["a"]),
+    "a Counter": (
+        "from collections import Counter\nscore = Counter()",
+        "score['a'] += 1",
+        lambda module: module.score["a"],
+    ),
     "a dict of lists": ("score = {'a': []}", "score['a'].append(1)", lambda module: len(module.score["a"])),
 }
 

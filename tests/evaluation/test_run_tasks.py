@@ -1,6 +1,7 @@
 """lmms-eval itself, where it is installed (docs/evaluation.md): python -m pytest tests/evaluation in its environment."""
 
 import json
+import random
 
 import pytest
 from PIL import Image
@@ -14,7 +15,7 @@ from scripts import lmms_eval_check as check  # the local task and its data
 from seecal.evaluation import run_tasks
 from seecal.evaluation.lmms_eval import manifest
 from seecal.evaluation.lmms_model import SeecalModel
-from seecal.recipes.tiny import tiny_image, tiny_llava, tiny_llava_processor  # tests.support needs examples, a name that packages of lmms-eval take
+from seecal.recipes.tiny import tiny_image, tiny_llava, tiny_llava_processor
 
 UTILS = """
 from PIL import Image
@@ -32,7 +33,8 @@ def refused(doc, results):
     raise KeyError("question_type")
 
 def guessed(doc, results):
-    import random
+    import random, time
+    time.sleep(0.05 * doc["question"].endswith("?"))  # the first: in a thread of its own it would draw last
     return {"exact": random.random()}
 """
 
@@ -58,7 +60,11 @@ def task(tmp_path):
 
     def write(name="own", rows=None, **changes):
         image = str(tmp_path / "red.png")
-        rows = [{"image": image, "question": "What?" + " b" * at, "answer": "red"} for at in range(4)] if rows is None else rows
+        rows = (
+            [{"image": image, "question": "What?" + " b" * at, "answer": "red"} for at in range(4)]
+            if rows is None
+            else rows
+        )
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         lines = {
             "task": name,
@@ -131,9 +137,10 @@ def test_ocrbench_counts_from_the_start_in_every_run(model, task, tmp_path):
 
 def test_a_guess_is_drawn_alike_in_every_run(model, task):
     folder = task("guess", process_results="!function utils.guessed")
-    found = [run_tasks(**model, tasks="guess", include_path=folder, seed=3).scores for _ in range(2)]
-    assert found[0] == found[1]
-    assert run_tasks(**model, tasks="guess", include_path=folder, seed=4).scores != found[0]
+    for seed in (3, 4):
+        found = run_tasks(**model, tasks="guess", include_path=folder, seed=seed)
+        drawn = random.Random(seed)
+        assert [row["exact"] for row in found.samples["guess"]] == [drawn.random() for _ in range(4)]
 
 
 def test_limit_and_length_of_an_answer(model, task):

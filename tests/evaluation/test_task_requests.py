@@ -8,7 +8,7 @@ from PIL import Image
 
 from seecal.evaluation.task_requests import DEFAULT_MAX_NEW_TOKENS, Settings, answered, cut, record_of, settings_of
 from seecal.models.generate import answers
-from tests.support.tiny import tiny_image, tiny_llava, tiny_llava_processor
+from seecal.recipes.tiny import tiny_image, tiny_llava, tiny_llava_processor
 
 
 def request(number, text, settings=None, task="colours", images=0):
@@ -49,10 +49,17 @@ def test_answers_come_in_the_order_of_the_requests_the_longest_asked_first():
 
 def test_requests_that_are_generated_differently_are_not_mixed():
     texts = ["a", "b", "c", "d"]
-    settings = [{"max_new_tokens": 8}, {"max_new_tokens": 9}, {"max_new_tokens": 8}, {"max_new_tokens": 8, "num_beams": 3}]
+    settings = [
+        {"max_new_tokens": 8},
+        {"max_new_tokens": 9},
+        {"max_new_tokens": 8},
+        {"max_new_tokens": 8, "num_beams": 3},
+    ]
     asked, told = Asked(), []
     requests = [request(at, text, settings[at]) for at, text in enumerate(texts)]
-    assert answered(requests, documents_of(texts), asked, batch_size=4, tell=told.append) == [f"to {text}" for text in texts]
+    assert answered(requests, documents_of(texts), asked, batch_size=4, tell=told.append) == [
+        f"to {text}" for text in texts
+    ]
     assert asked.batches == [["a", "c"], ["b"], ["d"]]
     assert told == [2, 1, 1]
     assert [one.max_new_tokens for one in asked.settings] == [8, 9, 8]
@@ -108,7 +115,9 @@ def test_stops_and_length():
     assert settings_of({"image_aspect_ratio": "pad"}).ignored == ("image_aspect_ratio",)
 
 
-@pytest.mark.parametrize("given", [{"until": 3}, {"until": ["a", None]}, {"max_new_tokens": 0}, {"max_new_tokens": "9"}])
+@pytest.mark.parametrize(
+    "given", [{"until": 3}, {"until": ["a", None]}, {"max_new_tokens": 0}, {"max_new_tokens": "9"}]
+)
 def test_settings_that_make_no_sense_name_the_task(given):
     with pytest.raises(ValueError, match="task colours: "):
         answered([request(0, "a", given)], documents_of(["a"]), Asked(), batch_size=1)
@@ -174,7 +183,9 @@ def test_a_task_that_fails_to_put_its_question_is_named():
         raise KeyError("question")
 
     asked = SimpleNamespace(args=("a", broken, {}, 0, "colours", "test"))
-    with pytest.raises(ValueError, match="colours, doc_id 0: the task failed to put its question: KeyError: 'question'"):
+    with pytest.raises(
+        ValueError, match="colours, doc_id 0: the task failed to put its question: KeyError: 'question'"
+    ):
         answered([asked], documents_of(["a"]), Asked(), batch_size=1)
 
 
@@ -226,6 +237,4 @@ def test_an_image_that_is_damaged_is_no_empty_answer(model, tmp_path):
     content = [{"type": "image", "url": str(tmp_path / "a.png")}, {"type": "text", "text": "What?"}]
     asked = SimpleNamespace(args=("a", lambda _: [{"role": "user", "content": content}], {}, 5, "colours", "test"))
     with pytest.raises(ValueError, match="colours, doc_id 5"):
-        answered(
-            [asked], documents_of(range(6)), lambda records, settings: answers(*model, records), batch_size=4
-        )
+        answered([asked], documents_of(range(6)), lambda records, settings: answers(*model, records), batch_size=4)

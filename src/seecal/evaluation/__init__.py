@@ -1,5 +1,4 @@
-"""How good a model is: on records of one's own, and on the benchmarks of lmms-eval.
-"""
+"""How good a model is: on records of one's own, and on the benchmarks of lmms-eval."""
 
 import lazy_loader
 

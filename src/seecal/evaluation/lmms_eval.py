@@ -161,7 +161,9 @@ def _task_manager(names: Sequence[str], include_path: str | Path | None) -> Any:
     if include_path is not None:
         folder = Path(include_path).absolute()
         if not folder.is_dir():
-            raise ValueError(f"include_path={include_path}: no such folder. Give the one that holds the tasks' YAML files.")
+            raise ValueError(
+                f"include_path={include_path}: no such folder. Give the one that holds the tasks' YAML files."
+            )
         own = Tasks(include_path=str(folder), include_defaults=False)
         if all(own.match_tasks([name]) for name in names):
             return own

@@ -212,7 +212,9 @@ def _groups(requests: Sequence[Any]) -> Iterator[tuple[Settings, list[_Asked]]]:
         except ValueError as error:
             raise ValueError(f"task {task}: {error}") from None
         ignored[task] |= set(settings.ignored)
-        _, group = groups.setdefault(repr((settings.max_new_tokens, settings.until, settings.generation)), (settings, []))
+        _, group = groups.setdefault(
+            repr((settings.max_new_tokens, settings.until, settings.generation)), (settings, [])
+        )
         group.append(_Asked(place, text, task, split, document, messages))
     for task, names in ignored.items():
         if names:

@@ -1,0 +1,95 @@
+"""The half of ``seecal eval`` that runs tasks of lmms-eval: ``--tasks``. It only parses and prints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .. import verbosity
+
+
+def eval_tasks(
+    model: str,
+    tasks: str,
+    *,
+    include_path: Path | None = None,
+    batch_size: int = 4,
+    limit: int | None = None,
+    out: Path | None = None,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Run the tasks and print their scores beside the paper's figures."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # lmms-eval's bars; ours stay
+    from rich.console import Console
+
+    from ..evaluation.lmms_eval import run_tasks
+
+    verbosity.quiet()
+    _quiet_harness()
+    found = run_tasks(
+        model,
+        tasks,
+        include_path=include_path,
+        batch_size=batch_size,
+        limit=limit,
+        out=out,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    if found is None:  # a rank that only helped
+        return
+    console = Console(highlight=False)
+    console.print(table(found))
+    for note in notes(found):
+        console.print(f" {note}", markup=False)
+    if found.file is not None:
+        verbosity.say(f"{found.file}: the same as JSON; answers beside it, samples_TASK.jsonl")
+
+
+def table(found: Any) -> Any:
+    """A line for each figure of each task; where the paper has it, its baseline and CAL in the unit of the result."""
+    from rich import box
+    from rich.table import Table
+
+    shown = Table("task", "figure", "value", "documents", "the paper", box=box.SIMPLE_HEAD)
+    for task, scores in found.scores.items():
+        for name, value in scores.items():
+            paper = "; ".join(
+                f"{one.model} {one.baseline:g} → {one.cal:g} {one.unit}"
+                for one in found.paper.get(task, [])
+                if one.metric == name
+            )
+            shown.add_row(task, name, f"{value:.4f}", str(found.counts.get(task, "")), paper)
+    return shown
+
+
+def notes(found: Any) -> list[str]:
+    """What one has to know to compare these figures with others."""
+    lines = []
+    if found.about["limit"] is not None:
+        lines.append(f"Only the first {found.about['limit']} documents of each task: not a benchmark's figure.")
+        if "ocrbench" in found.scores:
+            lines.append("ocrbench counts right answers out of 1000, whatever --limit says.")
+    if found.paper:
+        lines.append("The paper: baseline → CAL, single runs (arXiv 2405.17871).")
+    unknown = {
+        f"{one.benchmark}: it leaves open {one.unknown}."
+        for figures in found.paper.values()
+        for one in figures
+        if one.unknown
+    }
+    return [*lines, *sorted(unknown)]
+
+
+def _quiet_harness() -> None:
+    """lmms-eval writes through loguru: from warnings on, to stderr."""
+    import sys
+
+    try:
+        from loguru import logger
+    except ImportError:  # without lmms-eval; the run says so
+        return
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING", format="{message}")
