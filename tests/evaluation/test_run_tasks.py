@@ -1,7 +1,6 @@
 """lmms-eval itself, where it is installed (docs/evaluation.md): python -m pytest tests/evaluation in its environment."""
 
 import json
-import random
 
 import pytest
 from PIL import Image
@@ -9,9 +8,9 @@ from PIL import Image
 pytest.importorskip("lmms_eval")
 
 from lmms_eval.api.task import ConfigurableTask
+from scripts import lmms_eval_check as check  # the local task and its data
 from tenacity import wait_none
 
-from scripts import lmms_eval_check as check  # the local task and its data
 from seecal.evaluation import run_tasks
 from seecal.evaluation.lmms_eval import manifest
 from seecal.evaluation.lmms_model import SeecalModel
@@ -33,9 +32,16 @@ def refused(doc, results):
     raise KeyError("question_type")
 
 def guessed(doc, results):
-    import random, time
-    time.sleep(0.05 * doc["question"].endswith("?"))  # the first: in a thread of its own it would draw last
+    import random
     return {"exact": random.random()}
+
+drawn = []
+
+def in_turn(doc, results):
+    import time
+    time.sleep(0.05 * doc["question"].endswith("?"))  # the first: in a thread of its own it would come last
+    drawn.append(1)
+    return {"exact": len(drawn)}
 """
 
 
@@ -137,10 +143,15 @@ def test_ocrbench_counts_from_the_start_in_every_run(model, task, tmp_path):
 
 def test_a_guess_is_drawn_alike_in_every_run(model, task):
     folder = task("guess", process_results="!function utils.guessed")
-    for seed in (3, 4):
-        found = run_tasks(**model, tasks="guess", include_path=folder, seed=seed)
-        drawn = random.Random(seed)
-        assert [row["exact"] for row in found.samples["guess"]] == [drawn.random() for _ in range(4)]
+    found = [run_tasks(**model, tasks="guess", include_path=folder, seed=seed).scores for seed in (3, 3, 4)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_answers_are_scored_in_the_order_of_their_documents(model, task):
+    folder = task(process_results="!function utils.in_turn")
+    for _ in range(2):
+        found = run_tasks(**model, tasks="own", include_path=folder)
+        assert [row["exact"] for row in found.samples["own"]] == [1, 2, 3, 4]
 
 
 def test_limit_and_length_of_an_answer(model, task):
@@ -184,7 +195,7 @@ def test_a_model_that_fails_is_no_empty_answer(model, task, monkeypatch):
         raise RuntimeError("CUDA error")
 
     monkeypatch.setattr(model["model"], "generate", fail)
-    with pytest.raises(ValueError, match="own, doc_id 3.*CUDA error"):
+    with pytest.raises(ValueError, match=r"own, doc_id 3.*CUDA error"):
         run_tasks(**model, tasks="own", include_path=task())
 
 
@@ -212,7 +223,7 @@ def test_what_cannot_be_run_is_told(model, task, options, message, monkeypatch):
     folder = task()
     built_in = lmms_tasks.Tasks
     monkeypatch.setattr(  # without 20 s of indexing
-        lmms_tasks, "Tasks", lambda **given: built_in(**{**given, "include_defaults": False})
+        lmms_tasks, "Tasks", lambda *args, **given: built_in(*args, **{**given, "include_defaults": False})
     )
     with pytest.raises(ValueError, match=message):
         run_tasks(**{**model, "include_path": folder, **options})

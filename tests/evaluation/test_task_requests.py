@@ -1,4 +1,4 @@
-"""lmms-eval's requests as records, without lmms-eval: batches, order, stops, places of images, and no failure as an answer."""
+"""lmms-eval's requests as records, without lmms-eval: batches, order, stops, places of images; no failure is an answer."""
 
 import logging
 from types import SimpleNamespace
@@ -222,7 +222,7 @@ def test_a_failure_of_the_model_is_no_empty_answer(model, monkeypatch, fault):
         raise fault
 
     monkeypatch.setattr(network, "generate", fail)
-    with pytest.raises(ValueError, match="colours, doc_id 0.*failed to answer") as raised:
+    with pytest.raises(ValueError, match=r"colours, doc_id 0.*failed to answer") as raised:
         answered(
             [request(0, "What?", images=1)],
             documents_of(["What?"]),

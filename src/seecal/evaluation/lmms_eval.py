@@ -84,8 +84,8 @@ def run_tasks(
             files are not read.
         batch_size: questions in one call of ``generate``.
         limit: only the first documents of each task, to try it: scores of a part are not those of the benchmark.
-        out: folder for ``results.json`` and a ``samples_TASK.jsonl`` for each task; what is there is replaced. A run that was
-            stopped goes on from its answers so far, if ``model`` is a folder that has not changed, or a hub id.
+        out: folder for ``results.json`` and a ``samples_TASK.jsonl`` for each task; what is there is replaced. A run that
+            was stopped goes on from its answers so far, if ``model`` is a folder that has not changed, or a hub id.
         max_new_tokens: instead of what the tasks set, in tokens.
         dtype: to load a model in that is not there yet.
         seed: of random, NumPy and torch, for tasks that guess where an answer holds no choice.
@@ -108,7 +108,7 @@ def run_tasks(
 
     from .lmms_model import SeecalModel
 
-    manager = _task_manager(names, include_path)
+    manager = _task_manager(names, include_path, seed)
     names = manager.known(names)
     settings = {"batch_size": batch_size, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed}
     asked = SeecalModel(model, processor=processor, batch_size=batch_size, dtype=dtype)
@@ -154,21 +154,17 @@ def _check_installed() -> None:
         raise ImportError(f"--tasks needs lmms-eval, which is not installed here: {INSTALL}") from None
 
 
-def _task_manager(names: Sequence[str], include_path: str | Path | None) -> Any:
+def _task_manager(names: Sequence[str], include_path: str | Path | None, seed: int) -> Any:
     """lmms-eval's list of tasks, with ours first; the built-in ones only where they are needed (20 s)."""
     from .lmms_tasks import Tasks
 
-    if include_path is not None:
-        folder = Path(include_path).absolute()
-        if not folder.is_dir():
-            raise ValueError(
-                f"include_path={include_path}: no such folder. Give the one that holds the tasks' YAML files."
-            )
-        own = Tasks(include_path=str(folder), include_defaults=False)
-        if all(own.match_tasks([name]) for name in names):
-            return own
-        return Tasks(include_path=str(folder))
-    return Tasks()
+    if include_path is None:
+        return Tasks(seed)
+    folder = Path(include_path).absolute()
+    if not folder.is_dir():
+        raise ValueError(f"include_path={include_path}: no such folder. Give the one with the tasks' YAML files.")
+    own = Tasks(seed, include_path=str(folder), include_defaults=False)
+    return own if all(own.match_tasks([name]) for name in names) else Tasks(seed, include_path=str(folder))
 
 
 @contextlib.contextmanager

@@ -68,10 +68,9 @@ class SeecalModel(lmms):
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """An answer for each request, in their order. ValueError naming task and document where one fails."""
         task_names = sorted({request.args[4] for request in requests})
-        with Progress(shown=self.rank == 0) as progress:
-            with progress.task(", ".join(task_names), total=len(requests), unit="answer") as task:
-                options: Any = {"batch_size": self.batch_size, "tell": task.advance, "kept": self.kept}
-                return answered(requests, self.task_dict, self._ask, **options)
+        options: Any = {"batch_size": self.batch_size, "kept": self.kept}
+        with Progress(shown=self.rank == 0) as bars, bars.task(", ".join(task_names), len(requests), unit="answer") as bar:
+            return answered(requests, self.task_dict, self._ask, tell=bar.advance, **options)
 
     def _ask(self, records: list[dict[str, Any]], settings: Settings) -> list[str]:
         return answers(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy
 from lmms_eval.api.task import Task
 from lmms_eval.tasks import TaskManager
 from tenacity import RetryError
@@ -19,10 +21,17 @@ _ANSWERED = ("generate_until", "generate_until_agentic")  # the kinds of tasks t
 
 
 class Tasks(TaskManager):
-    """The tasks of lmms-eval and of a folder."""
+    """The tasks of lmms-eval and of a folder.
 
-    def __init__(self, **options: Any) -> None:
+    Args:
+        seed: for tasks that guess where an answer holds no choice. lmms-eval sets it before it generates, and what draws
+            numbers until the scoring begins is not the same in every run.
+        options: of ``TaskManager``.
+    """
+
+    def __init__(self, seed: int = 0, **options: Any) -> None:
         super().__init__("WARNING", model_name="seecal", **options)
+        self._seed = seed
         self._modules: list[ModuleState] = []
 
     def known(self, names: Sequence[str]) -> list[str]:
@@ -55,11 +64,11 @@ class Tasks(TaskManager):
             functions = [*functions_in(vars(task.config))]
             if shutil.which("java") is None and any(_scores_captions(function) for function in functions):
                 raise ValueError(
-                    f"task {name}: its captions are scored by a program in Java, which is not installed. Install it (Debian: "
-                    "apt-get install default-jre-headless)."
+                    f"task {name}: its captions are scored by a program in Java, which is not installed. Install it "
+                    "(Debian: apt-get install default-jre-headless)."
                 )
             self._modules.append(ModuleState(functions))
-            task.process_results = _named(task.process_results, name)
+            task.process_results = _scoring(task.process_results, name, self._seed)
         return loaded
 
     @contextlib.contextmanager
@@ -78,10 +87,15 @@ def _scores_captions(function: Callable[..., Any]) -> bool:
     return any(str(getattr(value, "__module__", "")).startswith("pycocoevalcap") for value in found)
 
 
-def _named(score: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """A task's scoring of one answer, with an error that names the task and the answer."""
+def _scoring(score: Callable[..., Any], name: str, seed: int) -> Callable[..., Any]:
+    """A task's scoring of its answers, seeded before the first; an error names the task and the answer."""
+    begun: list[bool] = []
 
     def named(doc: Any, results: Any, **options: Any) -> Any:
+        if not begun:
+            begun.append(True)
+            random.seed(seed)
+            numpy.random.seed(seed)
         try:
             return score(doc, results, **options)
         except Exception as error:

@@ -1,7 +1,7 @@
 """Counters that a task keeps in its module: put back after every run, so that the next one does not add to them.
 
-lmms-eval's OCRBench counts right answers in a dict of its module (``OCRBench_score``) that nothing ever sets back: where two
-runs in one process share that module, the second result is the sum of both.
+lmms-eval's OCRBench counts right answers in a dict of its module (``OCRBench_score``) that nothing ever sets back: where
+two runs in one process share that module, the second result is the sum of both.
 """
 
 from __future__ import annotations

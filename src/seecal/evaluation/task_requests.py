@@ -170,10 +170,11 @@ def answered(
     Args:
         requests: lmms-eval's, for ``generate_until``.
         documents: its ``task_dict``.
-        ask: gives the answers to up to ``batch_size`` records. One batch has one way to generate and, as far as may be, rows
-            of one length; the longest come first, so that a batch too large for the memory shows at once.
+        ask: gives the answers to up to ``batch_size`` records. One batch has one way to generate and, as far as may be,
+            rows of one length; the longest come first, so that a batch too large for the memory shows at once.
         tell: called with the number of answers of each batch.
-        kept: answers by :meth:`_Asked.key`; those that are there are not asked for, the others are put in. Not sampled ones.
+        kept: answers by :meth:`_Asked.key`; those that are there are not asked for, the others are put in. Sampled ones
+            are not kept.
 
     Raises:
         ValueError: what a task asks for cannot be done; a failure is never an empty answer. It names task and document.
