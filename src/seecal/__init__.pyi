@@ -16,6 +16,7 @@ from .data.sources.formats import Format as Format
 from .data.sources.load import load_records as load_records
 from .data.sources.mixture import mix as mix
 from .data.sources.reports import LoadReport as LoadReport
+from .evaluation.run import evaluate as evaluate
 from .families.table import FAMILIES as FAMILIES
 from .families.table import Family as Family
 from .ops.linear_cross_entropy import weighted_linear_cross_entropy as weighted_linear_cross_entropy

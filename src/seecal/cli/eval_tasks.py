@@ -49,18 +49,16 @@ def eval_tasks(
 
 
 def table(found: Any) -> Any:
-    """A line for each figure of each task; where the paper has it, its baseline and CAL in the unit of the result."""
+    """A line for each figure of each task; where the paper has it, in the paper's unit with its baseline and CAL."""
     from rich import box
     from rich.table import Table
 
     shown = Table("task", "figure", "value", "documents", "the paper", box=box.SIMPLE_HEAD)
     for task, scores in found.scores.items():
         for name, value in scores.items():
-            paper = "; ".join(
-                f"{one.model} {one.baseline:g} → {one.cal:g} {one.unit}"
-                for one in found.paper.get(task, [])
-                if one.metric == name
-            )
+            beside = [one for one in found.paper.get(task, []) if one.figure == name]
+            paper = "; ".join(f"{one.system} {one.baseline:g} → {one.cal:g}" for one in beside)
+            value *= beside[0].times if beside else 1
             shown.add_row(task, name, f"{value:.4f}", str(found.counts.get(task, "")), paper)
     return shown
 
@@ -72,14 +70,10 @@ def notes(found: Any) -> list[str]:
         lines.append(f"Only the first {found.about['limit']} documents of each task: not a benchmark's figure.")
         if "ocrbench" in found.scores:
             lines.append("ocrbench counts right answers out of 1000, whatever --limit says.")
-    if found.paper:
-        lines.append("The paper: baseline → CAL, single runs (arXiv 2405.17871).")
-    unknown = {
-        f"{one.benchmark}: it leaves open {one.unknown}."
-        for figures in found.paper.values()
-        for one in figures
-        if one.unknown
-    }
+    figures = [one for of_task in found.paper.values() for one in of_task]
+    if figures:
+        lines.append("The paper: baseline → CAL, single runs (arXiv 2405.17871); values beside it in its unit.")
+    unknown = {f"{one.about}: {one.unknown}." for one in figures if one.unknown}
     return [*lines, *sorted(unknown)]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import verbosity
-from . import check_data, preview, replay, report, score
+from . import check_data, evaluate, preview, replay, report, score
 
 # typer does not export it, and has moved it between versions: unknown options, missing arguments, wrong types
 _UsageError: Any = typer.BadParameter.__base__
@@ -172,6 +172,7 @@ _KEYS_TOO = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=_KEYS_TOO)(preview.preview)
 app.command("check-data", context_settings=_KEYS_TOO)(check_data.check_data)
 app.command()(replay.replay)
+app.command("eval")(evaluate.evaluate)
 
 
 def _write(text: str) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from .kept_answers import KeptAnswers, state_of
-from .paper import PaperFigure, figures_for
+from .paper_tasks import PaperFigure, figures_for
+from .predictions import write_json
 
 INSTALL = "python3 -m venv .venv-lmms && .venv-lmms/bin/pip install 'seecal[lmms]'"
 RESULTS = "results.json"
@@ -219,13 +220,8 @@ def _plain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _write(results: TaskResults, out: Path) -> Path:
     """The results last, so that where they are, the samples are too."""
     for task, rows in results.samples.items():
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        _write_whole(out / f"samples_{task}.jsonl", lines)
-    _write_whole(out / RESULTS, json.dumps(results.to_json(), indent=1, ensure_ascii=False) + "\n")
+        part = out / f".samples_{task}.jsonl.part"
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf8")
+        part.replace(out / f"samples_{task}.jsonl")
+    write_json(out / RESULTS, results.to_json())
     return out / RESULTS
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, "utf8")
-    part.replace(path)

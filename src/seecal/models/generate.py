@@ -79,7 +79,7 @@ def answers(
     """The model's greedy answers to the questions of ``records``, one text each, in their order.
 
     Args:
-        model: a vision-language model on its device; its modes are as before afterwards, and with CAL on it answers without.
+        model: a vision-language model on its device; its modes are as before afterwards, and CAL plays no part.
         processor: of the model, with a chat template (PaliGemma's needs none).
         records: in any format of ``seecal.FORMATS``; asked is everything before the last message where that is the
             assistant's, else everything. Rows with no, one or several images may stand in one batch.
@@ -124,8 +124,12 @@ class _Prompt:
     images: list[Any]
 
 
-def prompt_of(processor: Any, record: Mapping[str, Any], name: str) -> _Prompt:
-    """The question of a record, its images decoded. ValueError, calling it ``name``, where it cannot be asked."""
+def prompt_of(processor: Any, record: Mapping[str, Any], name: str, chat_template: str | None = None) -> _Prompt:
+    """The question of a record, its images decoded. ``chat_template``: instead of the processor's.
+
+    Raises:
+        ValueError, FileNotFoundError: it cannot be asked; calling it ``name``.
+    """
     from ..data.collators.conversation import in_parts
 
     messages, images = in_parts(record, name)
@@ -134,7 +138,7 @@ def prompt_of(processor: Any, record: Mapping[str, Any], name: str) -> _Prompt:
     if not messages:
         raise ValueError(f"{name}: nothing stands before its last answer, so there is nothing to ask. Leave it out.")
     asked = sum(part["type"] == "image" for message in messages for part in message["content"])
-    text = _text_of(processor, messages, name)
+    text = _text_of(processor, messages, name, chat_template)
     return _Prompt(name, text, [decode_image(image, name) for image in images[:asked]])
 
 
@@ -159,7 +163,7 @@ def generated(
             "out, or load the processor from the model's folder."
         ) from error
     try:
-        with in_eval_mode(model), torch.inference_mode():
+        with in_eval_mode(model):  # without inference mode, whose tensors a training cannot go on with
             ids = model.generate(**batch, max_new_tokens=max_new_tokens, **settings)
     except Exception as error:
         smaller = " Set a smaller batch_size." if isinstance(error, torch.OutOfMemoryError) and len(prompts) > 1 else ""
@@ -213,7 +217,7 @@ def _batch(model: Any, processor: Any, prompts: list[_Prompt]) -> dict[str, Any]
     return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in made.items()}
 
 
-def _text_of(processor: Any, messages: list[dict[str, Any]], name: str) -> str:
+def _text_of(processor: Any, messages: list[dict[str, Any]], name: str, chat_template: str | None = None) -> str:
     """The text before the answer to ``messages``, whose contents are parts, with one placeholder for each image."""
     from ..data.collators.assistant_spans import render_prefix
     from ..data.collators.image_tokens import placeholder_tokens
@@ -227,7 +231,7 @@ def _text_of(processor: Any, messages: list[dict[str, Any]], name: str) -> str:
             f"{name} holds {found!r}, which {type(processor).__name__} takes for an image. Write <image> where the "
             "image goes, or leave it out."
         )
-    template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+    template = chat_template or getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
     template = template.get("default") if isinstance(template, dict) else template
     if template:
         names = processor.tokenizer.special_tokens_map

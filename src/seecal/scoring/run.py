@@ -111,7 +111,7 @@ def score(
     """
     settings = _Settings(options or CALOptions(), logprobs, max_length, on_long, batch_size, records_per_shard, on_bad)
     source = Data(data, format, image_root)  # a wrong path should not take a model's loading to show
-    return _run(source, lambda: _loaded(model, processor, adapter, dtype), Path(out), settings, console)
+    return _run(source, lambda: loaded(model, processor, adapter, dtype), Path(out), settings, console)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _place_among_ranks() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _loaded(model: Any, processor: Any, adapter: str | Path | None, dtype: Any) -> tuple[Any, Any, dict[str, Any]]:
+def loaded(model: Any, processor: Any, adapter: str | Path | None, dtype: Any) -> tuple[Any, Any, dict[str, Any]]:
     """(the model on its device, its processor, what the manifest says of both)."""
     import torch
 

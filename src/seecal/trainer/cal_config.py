@@ -9,7 +9,7 @@ from trl import SFTConfig
 
 from ..core.options import CALOptions
 from ..data.options import DataOptions, check_decoding, mapping_of
-from .options import HangOptions, LoggingOptions
+from .options import AnswerOptions, HangOptions, LoggingOptions
 
 _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(CALOptions))
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "auto": "auto"}
@@ -30,7 +30,7 @@ class CALConfig(SFTConfig):
     ``on_long`` says what happens to records longer than ``max_length``, ``on_bad`` what happens to those without a label,
     ``image_decoding`` how JPEG files are decoded, ``train_on`` which turns are learnt, ``processor_kwargs`` how the
     processor is set, ``weights`` where those that were measured before lie, ``logging_tokens_steps`` how often the tokens
-    of one evaluation record are logged, ``hang_timeout`` when a rank without progress ends. Two inherited fields differ:
+    of one evaluation record are logged, ``eval_metric`` how answers are measured at an evaluation, ``hang_timeout`` when a rank without progress ends. Two inherited fields differ:
 
     - ``padding_free`` is CAL's (how both passes go through the decoder: "auto", True or False), not TRL's, which vision
       data does not support.
@@ -64,6 +64,9 @@ class CALConfig(SFTConfig):
     train_on: str = _same(DataOptions, "train_on")
     processor_kwargs: dict[str, Any] | str | None = _same(DataOptions, "processor_kwargs")  # noqa: RUF009  # None
     logging_tokens_steps: int | None = _same(LoggingOptions, "logging_tokens_steps")
+    eval_metric: str | None = _same(AnswerOptions, "eval_metric")
+    eval_metric_records: int = _same(AnswerOptions, "eval_metric_records")
+    eval_max_new_tokens: int = _same(AnswerOptions, "eval_max_new_tokens")
     hang_timeout: float = _same(HangOptions, "hang_timeout")
     logging_nan_inf_filter: bool = dataclasses.field(
         default=False,
@@ -89,6 +92,7 @@ class CALConfig(SFTConfig):
     def refuse_unsupported(self) -> None:
         """ValueError for a number of steps that is none, and every inherited argument that CALTrainer would get wrong."""
         LoggingOptions(self.logging_tokens_steps)
+        AnswerOptions(self.eval_metric, self.eval_metric_records, self.eval_max_new_tokens)
         if self.packing or self.eval_packing:
             name = "packing" if self.packing else "eval_packing"
             raise ValueError(

@@ -20,6 +20,7 @@ from ..data.collators.image_tokens import check_processor, explain_processor_mis
 from ..data.collators.vision import VisionCollator
 from ..families.table import image_ids, unwrap
 from ..scoring.join import with_weights
+from .answer_metrics import answer_metric
 from .arguments import cal_config, check_reporting, other_loss, refuse_other_losses, refuse_prompt_learning
 from .bad_steps import stop_at
 from .cal_config import CALConfig
@@ -61,7 +62,8 @@ class CALTrainer(DataTrainer):
     ``eval_loss`` is the plain cross-entropy Σ CE / Σ tokens of the whole evaluation set; TRL's ``eval_entropy`` and
     ``eval_mean_token_accuracy`` are means over the same tokens.
 
-    With ``logging_tokens_steps`` the tokens of one evaluation record are logged, coloured by Δ (docs/logging.md).
+    With ``eval_metric`` the model answers records at each evaluation, and ``eval_exact`` and the like are logged: the figure
+    of :func:`seecal.evaluate` on the same records. With ``logging_tokens_steps`` the tokens of one evaluation record are logged, coloured by Δ (docs/logging.md).
 
     A data set is any collection of records: of ``datasets``, a list, a torch data set. Its first record tells what it
     holds, also for each one of several in an evaluation. Records with ``messages`` go through
@@ -173,6 +175,7 @@ class CALTrainer(DataTrainer):
         self._start_counting()
         if (tokens := token_logger(self)) is not None:
             self.add_callback(tokens)
+        self._answer_metric = answer_metric(self)
 
     def _start_counting(self) -> None:
         self._window = RunningSums(self.args.device)  # since the last log
@@ -356,6 +359,9 @@ class CALTrainer(DataTrainer):
         self._eval.clear()
         start = time.perf_counter()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self._answer_metric is not None and self._evaluated is not None:
+            answered = self._answer_metric.measured(self._evaluated, metric_key_prefix)
+            cast(dict, output.metrics).update(answered)
         self._paused += time.perf_counter() - start
         if self._eval:
             sums = self._eval.read(None)  # gathered over the ranks already

@@ -172,10 +172,12 @@ class DataTrainer(QuarantineTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         chosen = cast(Any, self.eval_dataset)[chosen] if isinstance(chosen, str) else chosen
+        self._evaluated = chosen
         with self._evaluating(chosen, "eval_dataset"):
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
+        self._evaluated = None
         with self._evaluating(test_dataset, "test_dataset"):
             return super().get_test_dataloader(test_dataset)
 
