@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 from .. import verbosity
 
 
-def eval_tasks(
-    model: str,
-    tasks: str,
-    *,
-    include_path: Path | None = None,
-    batch_size: int = 4,
-    limit: int | None = None,
-    out: Path | None = None,
-    max_new_tokens: int | None = None,
-    seed: int = 0,
-) -> None:
-    """Run the tasks and print their scores beside the paper's figures."""
+def refuse_others(options: Mapping[str, Any]) -> None:
+    """ValueError for options that have no meaning beside ``--tasks``."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise ValueError(f"--tasks brings its own questions and metrics: leave out {', '.join(given)}, or --tasks")
+
+
+def run(model: str, tasks: str, **options: Any) -> None:
+    """Run the tasks and print their scores beside the paper's figures.
+
+    Args:
+        model, tasks, options: of :func:`seecal.evaluation.run_tasks`.
+    """
     os.environ.setdefault("TQDM_DISABLE", "1")  # lmms-eval's bars; ours stay
     from rich.console import Console
 
@@ -28,16 +30,7 @@ def eval_tasks(
 
     verbosity.quiet()
     _quiet_harness()
-    found = run_tasks(
-        model,
-        tasks,
-        include_path=include_path,
-        batch_size=batch_size,
-        limit=limit,
-        out=out,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-    )
+    found = run_tasks(model, tasks, **options)
     if found is None:  # a rank that only helped
         return
     console = Console(highlight=False)
@@ -79,8 +72,6 @@ def notes(found: Any) -> list[str]:
 
 def _quiet_harness() -> None:
     """lmms-eval writes through loguru: from warnings on, to stderr."""
-    import sys
-
     try:
         from loguru import logger
     except ImportError:  # without lmms-eval; the run says so

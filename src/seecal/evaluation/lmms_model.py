@@ -69,7 +69,10 @@ class SeecalModel(lmms):
         """An answer for each request, in their order. ValueError naming task and document where one fails."""
         task_names = sorted({request.args[4] for request in requests})
         options: Any = {"batch_size": self.batch_size, "kept": self.kept}
-        with Progress(shown=self.rank == 0) as bars, bars.task(", ".join(task_names), len(requests), unit="answer") as bar:
+        with (
+            Progress(shown=self.rank == 0) as bars,
+            bars.task(", ".join(task_names), len(requests), unit="answer") as bar,
+        ):
             return answered(requests, self.task_dict, self._ask, tell=bar.advance, **options)
 
     def _ask(self, records: list[dict[str, Any]], settings: Settings) -> list[str]:
