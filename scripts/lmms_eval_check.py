@@ -29,6 +29,7 @@ from datasets import Dataset, Features, Image, Sequence, Value
 ROOT = Path(__file__).parents[1]
 TASK_FOLDER = ROOT / "tests" / "evaluation" / "local_task"
 TASK, BATCH_SIZE, DOCUMENTS = "seecal_colours", 4, 24
+MAX_NEW_TOKENS = 12  # as seecal_colours.yaml says
 QUESTION = "What colour is it?"
 
 
@@ -125,15 +126,14 @@ def _bare(answer: Any) -> str:
     return _bare(answer[0]) if isinstance(answer, list) else answer
 
 
-def without_harness(model: Path, documents: list[dict[str, Any]]) -> tuple[float, list[str]]:
-    """(accuracy, answers) of seecal's own evaluation."""
-    from seecal.models.generate import answers, load
+def without_harness(model: Path, documents: list[dict[str, Any]], out: Path) -> tuple[float, list[str]]:
+    """(accuracy, answers) of seecal.evaluate."""
+    import seecal
 
-    network, processor = load(str(model))
-    found = answers(network, processor, map(record_of, documents), max_new_tokens=12, batch_size=BATCH_SIZE)
-    found = [answer.split("\n")[0] for answer in found]
-    right = [answer == one["answer"] for answer, one in zip(found, documents, strict=True)]
-    return sum(right) / len(right), found
+    records = [record_of(one) for one in documents]
+    options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": BATCH_SIZE, "out": out}
+    found = seecal.evaluate(str(model), records, "exact", **options)
+    return found.value / 100, [sample["prediction"] for sample in found.samples]
 
 
 def offline() -> dict[str, str]:
@@ -154,7 +154,7 @@ def main(folder: Path) -> None:
     ways = {
         "seecal.evaluation.run_tasks": by_python(model, tasks, folder / "python"),
         "lmms-eval --model seecal": by_command_line(model, tasks, folder / "command"),
-        "without lmms-eval": without_harness(model, documents),
+        "seecal.evaluate": without_harness(model, documents, folder / "local"),
     }
     for way, (accuracy, answers) in ways.items():
         print(
@@ -162,7 +162,7 @@ def main(folder: Path) -> None:
         )
     assert len({accuracy for accuracy, _ in ways.values()}) == 1, "three ways, more than one accuracy"
     assert len({tuple(answers) for _, answers in ways.values()}) == 1, "three ways, different answers"
-    assert 0 < ways["without lmms-eval"][0] < 1, "nothing, or everything, is right: that would not show a difference"
+    assert 0 < ways["seecal.evaluate"][0] < 1, "nothing, or everything, is right: that would not show a difference"
     print("one accuracy, and the same answers")
 
 

@@ -4,8 +4,9 @@ import functools
 import types
 
 import pytest
+from PIL import ImageFile
 
-from seecal.evaluation.module_state import ModuleState, functions_in
+from seecal.evaluation.module_state import ModuleState, damaged_images_refused, functions_in
 
 COUNTING = {
     "a dict, as OCRBench": ("score = {'a': 0}", "score['a'] += 1", lambda module: module.score["a"]),
@@ -68,3 +69,13 @@ def test_what_cannot_be_copied_is_left_alone():
     held = module.models
     ModuleState([module.aggregate]).restore()
     assert module.models is held
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_pillows_rule_for_damaged_images_is_as_before(monkeypatch, before):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", before)
+    with pytest.raises(KeyError), damaged_images_refused():
+        assert not ImageFile.LOAD_TRUNCATED_IMAGES
+        ImageFile.LOAD_TRUNCATED_IMAGES = True  # an import
+        raise KeyError
+    assert before == ImageFile.LOAD_TRUNCATED_IMAGES

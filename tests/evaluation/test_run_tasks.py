@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 pytest.importorskip("lmms_eval")
 
@@ -17,7 +17,7 @@ from seecal.evaluation.lmms_model import SeecalModel
 from seecal.recipes.tiny import tiny_image, tiny_llava, tiny_llava_processor
 
 UTILS = """
-from PIL import Image
+from PIL import Image, ImageFile
 
 def visuals(doc):
     return [Image.open(doc["image"]).convert("RGB")]
@@ -204,6 +204,17 @@ def test_an_image_that_is_gone_is_no_empty_answer(model, task, tmp_path):
     (tmp_path / "red.png").unlink()
     with pytest.raises(ValueError, match=r"own, doc_id \d: the task failed to put its question: FileNotFoundError"):
         run_tasks(**model, tasks="own", include_path=folder)
+
+
+def test_an_image_that_is_cut_off_is_no_grey_one(model, task, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as importing lmms-eval leaves it
+    folder = task()
+    Image.effect_noise((64, 64), 50).save(tmp_path / "red.png")
+    whole = (tmp_path / "red.png").read_bytes()
+    (tmp_path / "red.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"own, doc_id \d: the task failed to put its question: OSError.*truncated"):
+        run_tasks(**model, tasks="own", include_path=folder)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 @pytest.mark.parametrize(

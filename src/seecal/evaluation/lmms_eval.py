@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .kept_answers import KeptAnswers, state_of
+from .module_state import damaged_images_refused
 from .paper_tasks import PaperFigure, figures_for
 from .predictions import write_json
 
@@ -105,22 +106,37 @@ def run_tasks(
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit={limit!r}: expected a whole number of documents, 1 or more")
     _check_installed()
+    settings = {"batch_size": batch_size, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed}
+    with damaged_images_refused():
+        return _run(model, processor, names, include_path, out, dtype, settings)
+
+
+def _run(
+    model: Any,
+    processor: Any,
+    names: Sequence[str],
+    include_path: str | Path | None,
+    out: str | Path | None,
+    dtype: Any,
+    settings: Mapping[str, Any],
+) -> TaskResults | None:
+    """:func:`run_tasks` after its arguments were looked at; ``settings`` go into the results, too."""
     from lmms_eval.evaluator import simple_evaluate
 
     from .lmms_model import SeecalModel
 
+    seed, max_new_tokens = settings["seed"], settings["max_new_tokens"]
     manager = _task_manager(names, include_path, seed)
     names = manager.known(names)
-    settings = {"batch_size": batch_size, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed}
-    asked = SeecalModel(model, processor=processor, batch_size=batch_size, dtype=dtype)
+    asked = SeecalModel(model, processor=processor, batch_size=settings["batch_size"], dtype=dtype)
     with _folder(out) as folder, manager.kept_modules():
         if out is not None and isinstance(model, str | os.PathLike):
             asked.kept = _kept_answers(folder, os.fspath(model), dtype)
         found = simple_evaluate(
             asked,
             tasks=names,
-            batch_size=batch_size,
-            limit=limit,
+            batch_size=settings["batch_size"],
+            limit=settings["limit"],
             bootstrap_iters=0,
             log_samples=True,
             gen_kwargs=None if max_new_tokens is None else f"max_new_tokens={max_new_tokens}",

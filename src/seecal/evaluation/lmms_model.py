@@ -12,6 +12,7 @@ from lmms_eval.api.model import lmms
 from ..models.generate import answers
 from ..models.loading import load_vlm
 from ..verbosity import Progress
+from .module_state import damaged_images_refused
 from .task_requests import Settings, answered
 
 

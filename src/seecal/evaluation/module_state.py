@@ -1,4 +1,6 @@
-"""Counters that a task keeps in its module: put back after every run, so that the next one does not add to them.
+"""What a run of lmms-eval leaves behind in a process, put back.
+
+Counters that a task keeps in its module: so that the next run does not add to them.
 
 lmms-eval's OCRBench counts right answers in a dict of its module (``OCRBench_score``) that nothing ever sets back: where
 two runs in one process share that module, the second result is the sum of both.
@@ -11,7 +13,24 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from PIL import ImageFile
+
 _COUNTERS = (dict, list, set, int, float)  # and what is made of them: Counter, defaultdict
+
+
+@contextlib.contextmanager
+def damaged_images_refused() -> Iterator[None]:
+    """An image that is cut off is an error; afterwards Pillow's rule is as before.
+
+    lmms-eval, when it is imported, lets Pillow fill what is missing with grey, for the whole process: a score would not show
+    it, and neither would a training after it.
+    """
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 class ModuleState:
