@@ -74,8 +74,18 @@ def test_what_cannot_be_copied_is_left_alone():
 @pytest.mark.parametrize("before", [False, True])
 def test_pillows_rule_for_damaged_images_is_as_before(monkeypatch, before):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", before)
-    with pytest.raises(KeyError), damaged_images_refused():
+    with damaged_images_refused():
         assert not ImageFile.LOAD_TRUNCATED_IMAGES
         ImageFile.LOAD_TRUNCATED_IMAGES = True  # an import
-        raise KeyError
     assert before == ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_pillows_rule_is_as_before_after_an_error(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+
+    def fail():
+        with damaged_images_refused():
+            raise KeyError
+
+    pytest.raises(KeyError, fail)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES

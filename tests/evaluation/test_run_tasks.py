@@ -1,6 +1,7 @@
 """lmms-eval itself, where it is installed (docs/evaluation.md): python -m pytest tests/evaluation in its environment."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image, ImageFile
@@ -215,6 +216,19 @@ def test_an_image_that_is_cut_off_is_no_grey_one(model, task, tmp_path, monkeypa
     with pytest.raises(ValueError, match=r"own, doc_id \d: the task failed to put its question: OSError.*truncated"):
         run_tasks(**model, tasks="own", include_path=folder)
     assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_nor_is_it_under_lmms_evals_own_command_line(model, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    asked = SeecalModel(model["model"], processor=model["processor"])
+    seen = []
+    monkeypatch.setattr(asked, "_ask", lambda *given: [str(seen.append(ImageFile.LOAD_TRUNCATED_IMAGES))])
+    asked.task_dict = {"own": {"test": ["What?"]}}
+    content = [{"type": "text", "text": "What?"}]
+    asked.generate_until(
+        [SimpleNamespace(args=("What?", lambda _: [{"role": "user", "content": content}], {}, 0, "own", "test"))]
+    )
+    assert seen == [False]
 
 
 @pytest.mark.parametrize(

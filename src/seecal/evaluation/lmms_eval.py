@@ -105,9 +105,9 @@ def run_tasks(
         raise ValueError(f"tasks={tasks!r}: no name of a task. Give some, such as docvqa_val,chartqa.")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit={limit!r}: expected a whole number of documents, 1 or more")
-    _check_installed()
     settings = {"batch_size": batch_size, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed}
     with damaged_images_refused():
+        _check_installed()
         return _run(model, processor, names, include_path, out, dtype, settings)
 
 

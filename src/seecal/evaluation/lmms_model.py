@@ -71,6 +71,7 @@ class SeecalModel(lmms):
         task_names = sorted({request.args[4] for request in requests})
         options: Any = {"batch_size": self.batch_size, "kept": self.kept}
         with (
+            damaged_images_refused(),
             Progress(shown=self.rank == 0) as bars,
             bars.task(", ".join(task_names), len(requests), unit="answer") as bar,
         ):

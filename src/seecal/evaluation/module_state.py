@@ -22,8 +22,8 @@ _COUNTERS = (dict, list, set, int, float)  # and what is made of them: Counter, 
 def damaged_images_refused() -> Iterator[None]:
     """An image that is cut off is an error; afterwards Pillow's rule is as before.
 
-    lmms-eval, when it is imported, lets Pillow fill what is missing with grey, for the whole process: a score would not show
-    it, and neither would a training after it.
+    lmms-eval, when it is imported, lets Pillow fill what is missing with grey, for the whole process: a score would not
+    show it, and neither would a training after it.
     """
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
