@@ -62,10 +62,16 @@ FLOORS = {
         {"selection"},
         {"calibration"},
     ],
+    "evaluation.metrics": [
+        {"anls", "choice", "cider", "exact", "iou", "ocr", "relaxed", "vqa"},
+        {"references"},
+        {"table"},
+    ],
+    "evaluation": [{"bootstrap", "paper", "predictions", "result"}, {"examples"}, {"run"}],
     "pages": [{"charts", "preview_text", "report_data", "templates", "thumbnails"}, {"alignment", "preview", "report"}],
     "trainer": [
         {"hangs", "metrics", "manifests", "options", "random_numbers", "samples", "token_backends"},
-        {"cal_config", "token_logging"},
+        {"answer_metrics", "cal_config", "token_logging"},
         {
             "callbacks",
             "checkpoints",
@@ -92,7 +98,7 @@ FLOORS = {
         {"check_data", "run"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
-    "cli": [{"alignment", "bench", "check_data", "families", "preview", "replay", "score"}, {"report"}, {"main"}],
+    "cli": [{"alignment", "bench", "check_data", "evaluate", "families", "preview", "replay", "score"}, {"report"}, {"main"}],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.
@@ -106,7 +112,7 @@ TORCH_ONLY = {
     "core.self_test",
     "trainer.metrics",
 }
-NO_TRL = {"constants", "verbosity", "ops", "families", "core", "data", "models", "scoring"}
+NO_TRL = {"constants", "verbosity", "ops", "families", "core", "data", "models", "scoring", "evaluation"}
 
 
 def modules():

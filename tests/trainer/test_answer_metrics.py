@@ -18,7 +18,7 @@ from tests.models.test_generate import scaled
 from tests.support.paths import ROOT
 from tests.support.processes import two_ranks
 from tests.support.sgd import sgd_config
-from tests.support.tiny import tiny_dataset, tiny_image, tiny_llava, tiny_llava_processor, tiny_records
+from tests.support.tiny import tiny_dataset, tiny_image, tiny_llava, tiny_llava_processor
 
 ASKED = {"eval_metric": "exact", "eval_max_new_tokens": 4, "eval_strategy": "steps", "eval_steps": 2}
 
@@ -167,14 +167,14 @@ def test_the_best_model_is_the_one_that_answers_best(tmp_path):
 )
 def test_a_config_that_cannot_be(change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        CALConfig(str(tmp_path), report_to="none", **change)
+        CALConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False, **change)
 
 
 def test_without_data_or_a_record_that_can_be_asked(tmp_path):
     with pytest.raises(ValueError, match="eval_metric=exact without eval_dataset"):
         trainer_of(tmp_path, "none", eval_metric="exact")
     lost = [{**questions()[0], "images": ["/no/such/file.png"]}, *questions()[1:]]
-    with pytest.raises(FileNotFoundError, match="eval_metric: eval_dataset: record 'q0'.*no such file"):
+    with pytest.raises(FileNotFoundError, match=r"eval_metric: eval_dataset: record 'q0'.*no such file"):
         trainer_of(tmp_path, lost, eval_metric="exact")
     skipping = {"eval_metric": "exact", "on_bad": "skip", "max_bad_records": None}
     trainer = trainer_of(tmp_path / "skips", lost, **skipping)
@@ -200,7 +200,17 @@ def test_launches_and_processors_that_cannot(changes, message):
 
 
 def test_the_command_line_knows_it(tmp_path):
-    asked = ["--output_dir", str(tmp_path), "--eval_metric", "anls", "--eval_metric_records", "5"]
+    asked = [
+        "--output_dir",
+        str(tmp_path),
+        "--use_cpu",
+        "--bf16",
+        "false",
+        "--eval_metric",
+        "anls",
+        "--eval_metric_records",
+        "5",
+    ]
     (config,) = TrlParser(CALConfig).parse_args_and_config(asked)
     assert (config.eval_metric, config.eval_metric_records, config.eval_max_new_tokens) == ("anls", 5, 64)
 
@@ -226,6 +236,9 @@ def test_two_ranks(tmp_path):
     for rank in ranks:
         assert rank["losses"] == rank["plain losses"] == ranks[0]["losses"]
         assert all(torch.equal(one, rank["plain weights"][name]) for name, one in rank["weights"].items())
-        assert rank["figures"] == rank["alone"]
-        assert rank["sharded"] == ranks[0]["whole"]
+        assert rank["figures"] == ranks[0]["figures"]
+        assert len(rank["figures"]) == 2
+        assert rank["after"][0] == rank["before"][0], "a step after the answers is the one before them"
+        assert torch.equal(rank["after"][1], rank["before"][1])
+        assert rank["sharded"]["eval_exact"] == pytest.approx(ranks[0]["whole"])
         assert 0 < rank["sharded"]["eval_exact"] < 100

@@ -6,6 +6,7 @@ their share, in step: where they hold a model together, each of them has to run 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate.utils import gather_object
+from torch.distributed.fsdp import FSDPModule
 from transformers import ProcessorMixin
 
 from ..data.collators.conversation import record_name
@@ -74,8 +76,8 @@ class AnswerMetric:
             chosen.pictured.append(bool(prompt.images))
         if not chosen.records:
             raise ValueError(
-                f"eval_metric={self._args.eval_metric}: none of the first {self._args.eval_metric_records} records of {name} "
-                "can be asked. Put one that can among them, or set eval_metric: null."
+                f"eval_metric={self._args.eval_metric}: none of the first {self._args.eval_metric_records} records of "
+                f"{name} can be asked. Put one that can among them, or set eval_metric: null."
             )
         self._slices[id(dataset)] = chosen
         return chosen
@@ -84,7 +86,7 @@ class AnswerMetric:
         """``{"eval_exact": figure}`` of the answers of all ranks to the records of one evaluation set."""
         trainer = self._trainer
         devices = {one.device for one in trainer.model.parameters() if one.device.type == "cuda"}
-        with same_random_numbers(devices), trainer.accelerator.autocast():
+        with same_random_numbers(devices), trainer.accelerator.autocast(), _whole_root(trainer.model):
             chosen = self.choose(dataset, prefix)
             said = gather_object(list(self._answers(chosen)))
         texts = dict(said)
@@ -96,10 +98,12 @@ class AnswerMetric:
         """(place, answer) of this rank's share."""
         trainer = self._trainer
         rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        # A rank that has written its answers runs the model on until the others have theirs, where they need its part
+        options = {"max_new_tokens": self._args.eval_max_new_tokens}
+        options |= {"generation": {"synced_gpus": trainer.is_fsdp_enabled and ranks > 1}}
         for places, counts in shares(chosen.pictured, rank, ranks, self._args.per_device_eval_batch_size):
             prompts = [self._prompt(chosen.records[place], chosen.names[place]) for place in places]
-            tokens = self._args.eval_max_new_tokens
-            answers = generated(trainer.model, trainer.processing_class, prompts, max_new_tokens=tokens)
+            answers = generated(trainer.model, trainer.processing_class, prompts, **options)
             trainer.watchdog.beat(f"answers after step {trainer.state.global_step}")
             if counts:
                 yield from zip(places, answers, strict=True)
@@ -139,21 +143,35 @@ def answer_metric(trainer: Any) -> AnswerMetric | None:
     if trainer.is_deepspeed_enabled or (trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2):
         name = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP of version 1"
         raise ValueError(
-            f"{asked} with {name}: answering between its steps is not tested there. Take eval_metric out, or train with DDP "
-            "or FSDP2 (fsdp_version: 2)."
+            f"{asked} with {name}: answering between its steps is not tested there. Take eval_metric out, or train with "
+            "DDP or FSDP2 (fsdp_version: 2)."
         )
     if trainer.eval_dataset is None:
         raise ValueError(f"{asked} without eval_dataset: set it (eval_data in a recipe), or take eval_metric out.")
     if not isinstance(trainer.processing_class, ProcessorMixin):
         raise ValueError(
-            f"{asked}: processing_class is a {type(trainer.processing_class).__name__}, which cannot make a question with an "
-            "image. Pass the model's processor."
+            f"{asked}: processing_class is a {type(trainer.processing_class).__name__}, which cannot make a question with "
+            "an image. Pass the model's processor."
         )
     metric, sets = AnswerMetric(trainer), trainer.eval_dataset
     with same_random_numbers():
         for name, dataset in sets.items() if isinstance(sets, Mapping) else [("eval_dataset", sets)]:
             metric.choose(dataset, name)
     return metric
+
+
+@contextlib.contextmanager
+def _whole_root(model: Any) -> Iterator[None]:
+    """Parameters of an FSDP2 model that belong to none of its layers are whole inside the block: ``generate`` runs the
+    vision tower before the model's forward, which is what gathers them."""
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
 
 
 def _first(dataset: Any, count: int) -> Iterator[Mapping[str, Any]]:

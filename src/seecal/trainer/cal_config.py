@@ -30,7 +30,8 @@ class CALConfig(SFTConfig):
     ``on_long`` says what happens to records longer than ``max_length``, ``on_bad`` what happens to those without a label,
     ``image_decoding`` how JPEG files are decoded, ``train_on`` which turns are learnt, ``processor_kwargs`` how the
     processor is set, ``weights`` where those that were measured before lie, ``logging_tokens_steps`` how often the tokens
-    of one evaluation record are logged, ``eval_metric`` how answers are measured at an evaluation, ``hang_timeout`` when a rank without progress ends. Two inherited fields differ:
+    of one evaluation record are logged, ``eval_metric`` how answers are measured at an evaluation, ``hang_timeout`` when a
+    rank without progress ends. Two inherited fields differ:
 
     - ``padding_free`` is CAL's (how both passes go through the decoder: "auto", True or False), not TRL's, which vision
       data does not support.

@@ -62,8 +62,10 @@ class CALTrainer(DataTrainer):
     ``eval_loss`` is the plain cross-entropy Σ CE / Σ tokens of the whole evaluation set; TRL's ``eval_entropy`` and
     ``eval_mean_token_accuracy`` are means over the same tokens.
 
-    With ``eval_metric`` the model answers records at each evaluation, and ``eval_exact`` and the like are logged: the figure
-    of :func:`seecal.evaluate` on the same records. With ``logging_tokens_steps`` the tokens of one evaluation record are logged, coloured by Δ (docs/logging.md).
+    With ``eval_metric`` the model answers records at each evaluation, and ``eval_exact`` or the like is logged: the figure
+    of :func:`seecal.evaluate` on the same records.
+
+    With ``logging_tokens_steps`` the tokens of one evaluation record are logged, coloured by Δ (docs/logging.md).
 
     A data set is any collection of records: of ``datasets``, a list, a torch data set. Its first record tells what it
     holds, also for each one of several in an evaluation. Records with ``messages`` go through
