@@ -67,7 +67,11 @@ FLOORS = {
         {"references"},
         {"table"},
     ],
-    "evaluation": [{"bootstrap", "paper", "predictions", "result"}, {"examples"}, {"run"}],
+    "evaluation": [
+        {"bootstrap", "kept_answers", "module_state", "paper", "predictions", "result", "task_requests"},
+        {"examples", "lmms_model", "lmms_tasks", "paper_tasks"},
+        {"lmms_eval", "run"},
+    ],
     "pages": [{"charts", "preview_text", "report_data", "templates", "thumbnails"}, {"alignment", "preview", "report"}],
     "trainer": [
         {"hangs", "metrics", "manifests", "options", "random_numbers", "samples", "token_backends"},
@@ -98,7 +102,11 @@ FLOORS = {
         {"check_data", "run"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
-    "cli": [{"alignment", "bench", "check_data", "evaluate", "families", "preview", "replay", "score"}, {"report"}, {"main"}],
+    "cli": [
+        {"alignment", "bench", "check_data", "eval_tasks", "families", "preview", "replay", "score"},
+        {"evaluate", "report"},
+        {"main"},
+    ],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.
