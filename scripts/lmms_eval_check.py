@@ -116,7 +116,7 @@ def by_command_line(model: Path, tasks: Path, out: Path) -> tuple[float, list[st
     if done.returncode or not found:  # it ends with 0 after an error, too
         raise SystemExit(f"lmms-eval failed ({done.returncode}):\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     told = json.loads(found[-1].read_text("utf8"))
-    (samples,) = out.rglob("*_samples_*.jsonl")
+    samples = found[-1].with_name(found[-1].name.replace("_results.json", f"_samples_{TASK}.jsonl"))
     rows = [json.loads(line) for line in samples.read_text("utf8").splitlines()]
     rows.sort(key=lambda row: row["doc_id"])
     return told["results"][TASK]["exact,none"], [_bare(row["filtered_resps"]) for row in rows]

@@ -87,5 +87,6 @@ def test_pillows_rule_is_as_before_after_an_error(monkeypatch):
         with damaged_images_refused():
             raise KeyError
 
-    pytest.raises(KeyError, fail)
+    with pytest.raises(KeyError):
+        fail()
     assert ImageFile.LOAD_TRUNCATED_IMAGES

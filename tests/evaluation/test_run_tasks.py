@@ -1,9 +1,12 @@
 """lmms-eval itself, where it is installed (docs/evaluation.md): python -m pytest tests/evaluation in its environment."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset, Features, Value
+from datasets import Image as HubImage
 from PIL import Image, ImageFile
 
 pytest.importorskip("lmms_eval")
@@ -264,6 +267,23 @@ def test_mmt_bench_marks_the_images_place_itself(model, task, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "red.png")
     folder = task(rows=[{"image": str(tmp_path / "red.png"), "question": "Question: <image>\nWhat?", "answer": "A"}])
     assert run_tasks(**model, tasks="own", include_path=folder).counts == {"own": 1}
+
+
+def test_the_example_of_the_docs_scores_as_lmms_eval_does(model, tmp_path):
+    (text,) = re.findall(
+        r"```yaml\n(task: docvqa_val.*?)```", (check.ROOT / "docs" / "evaluation.md").read_text("utf8"), re.S
+    )
+    (tmp_path / "docvqa_val.yaml").write_text(text, "utf8")
+    features = Features({"image": HubImage(), "question": Value("string"), "answers": [Value("string")]})
+    image = check._png(tiny_image("red"))
+    rows = [
+        {"image": {"bytes": image, "path": None}, "question": "What?", "answers": [answer]} for answer in ("a", "b")
+    ]
+    Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "docvqa_val.parquet"))
+    found = run_tasks(**model, tasks="docvqa_val", include_path=tmp_path)
+    assert found.scores["docvqa_val"].keys() == {"anls"}
+    assert found.samples["docvqa_val"][0]["prompt"].endswith("using a single word or phrase.")
+    assert found.paper["docvqa_val"][0].cal == 77.3
 
 
 def test_the_entry_point_leads_to_the_model():
