@@ -1,10 +1,11 @@
-"""lmms-eval really runs, offline: one task, three ways to its accuracy, which must be one number (a minute on two cores).
+"""lmms-eval really runs, offline: one task, four ways to its accuracy, which must be one number (two minutes on two cores).
 
     .venv-lmms/bin/python -m scripts.lmms_eval_check [FOLDER]
 
 1. ``seecal.evaluation.run_tasks`` in this process, batch size 4.
 2. lmms-eval's own command line, ``--model seecal``, batch size 4.
-3. ``seecal.evaluate`` on the same records, without lmms-eval.
+3. ``seecal eval --tasks``, batch size 4, two processes that share the documents.
+4. ``seecal.evaluate`` on the same records, without lmms-eval.
 
 The model is a LLaVA of 0.1 M parameters that this script trains for a few seconds with CAL to name the colour of a square;
 the questions have an image, two, or none, so that it is right about some of them. The answers must be the same, too.
@@ -28,7 +29,7 @@ from datasets import Dataset, Features, Image, Sequence, Value
 
 ROOT = Path(__file__).parents[1]
 TASK_FOLDER = ROOT / "tests" / "evaluation" / "local_task"
-TASK, BATCH_SIZE, DOCUMENTS = "seecal_colours", 4, 24
+TASK, BATCH_SIZE, DOCUMENTS = "seecal_colours", 4, 23
 MAX_NEW_TOKENS = 12  # as seecal_colours.yaml says
 QUESTION = "What colour is it?"
 
@@ -122,6 +123,18 @@ def by_command_line(model: Path, tasks: Path, out: Path) -> tuple[float, list[st
     return told["results"][TASK]["exact,none"], [_bare(row["filtered_resps"]) for row in rows]
 
 
+def by_two_processes(model: Path, tasks: Path, out: Path) -> tuple[float, list[str]]:
+    """(accuracy, answers) of seecal eval --tasks in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "seecal"]
+    command += ["eval", str(model), "--tasks", TASK, "--include-path", str(tasks), "--batch-size", str(BATCH_SIZE)]
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, env=offline())
+    if done.returncode:
+        raise SystemExit(f"seecal eval failed ({done.returncode}):\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    told = json.loads((out / "results.json").read_text("utf8"))
+    rows = [json.loads(line) for line in (out / f"samples_{TASK}.jsonl").read_text("utf8").splitlines()]
+    return told["scores"][TASK]["exact"], [row["filtered_resps"] for row in rows]
+
+
 def _bare(answer: Any) -> str:
     return _bare(answer[0]) if isinstance(answer, list) else answer
 
@@ -154,14 +167,15 @@ def main(folder: Path) -> None:
     ways = {
         "seecal.evaluation.run_tasks": by_python(model, tasks, folder / "python"),
         "lmms-eval --model seecal": by_command_line(model, tasks, folder / "command"),
+        "seecal eval, two processes": by_two_processes(model, tasks, folder / "processes"),
         "seecal.evaluate": without_harness(model, documents, folder / "local"),
     }
     for way, (accuracy, answers) in ways.items():
         print(
             f"{way:<28} batch size {BATCH_SIZE}  {len(answers)} documents  exact {accuracy:.4f}  first: {answers[0]!r}"
         )
-    assert len({round(accuracy, 12) for accuracy, _ in ways.values()}) == 1, "three ways, more than one accuracy"
-    assert len({tuple(answers) for _, answers in ways.values()}) == 1, "three ways, different answers"
+    assert len({round(accuracy, 12) for accuracy, _ in ways.values()}) == 1, "more than one accuracy"
+    assert len({tuple(answers) for _, answers in ways.values()}) == 1, "different answers"
     assert 0 < ways["seecal.evaluate"][0] < 1, "nothing, or everything, is right: that would not show a difference"
     print("one accuracy, and the same answers")
 

@@ -130,8 +130,9 @@ def _run(
     names = manager.known(names)
     asked = SeecalModel(model, processor=processor, batch_size=settings["batch_size"], dtype=dtype)
     with _folder(out) as folder, manager.kept_modules():
+        kept = None
         if out is not None and isinstance(model, str | os.PathLike):
-            asked.kept = _kept_answers(folder, os.fspath(model), dtype)
+            asked.kept = kept = _kept_answers(folder, os.fspath(model), dtype)
         found = simple_evaluate(
             asked,
             tasks=names,
@@ -152,8 +153,8 @@ def _run(
         results = _results(found, os.fspath(model) if isinstance(model, str | os.PathLike) else asked.tokenizer_name)
         results.about |= settings
         results.file = None if out is None else _write(results, Path(out))
-    if asked.kept is not None:
-        asked.kept.forget()
+    if kept is not None:
+        kept.forget()
     return results
 
 

@@ -7,6 +7,7 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any, NoReturn
 
 import torch
+from accelerate import Accelerator
 from lmms_eval.api.model import lmms
 
 from ..models.generate import answers
@@ -49,6 +50,8 @@ class SeecalModel(lmms):
     ) -> None:
         super().__init__()
         self.batch_size, self.kept = _batch_size(batch_size), kept
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # else lmms-eval makes one, which on CPUs knows of no other rank
+            self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         if isinstance(pretrained, str | os.PathLike):
             self.model, self.processor = load_vlm(os.fspath(pretrained), dtype=dtype, **load_options)
             self.model.to(device or _own_device())
