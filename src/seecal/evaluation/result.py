@@ -9,6 +9,7 @@ from typing import Any
 
 from ..verbosity import written_out
 
+_LONGEST = 40  # characters of a model's name
 _GROUPS = 16  # kinds of records in the table; the JSON has them all
 
 
@@ -89,7 +90,7 @@ class Evaluation:
         table.add_column("")
         for name in (self.metric, "95 % interval", "records"):
             table.add_column(name, justify="right")
-        table.add_row(written_out(self.model), _shown(self.value), _between(self.low, self.high), f"{self.records:,}")
+        table.add_row(_end_of(self.model), _shown(self.value), _between(self.low, self.high), f"{self.records:,}")
         for name, value in self.details.items():
             table.add_row(f"  {written_out(name)}", _shown(value), "", "")
         for name, (value, count) in list(self.groups.items())[:_GROUPS]:
@@ -98,7 +99,7 @@ class Evaluation:
             table.add_row(f"  … {len(self.groups) - _GROUPS} more kinds", "", "", "")
         if self.against is not None:
             other = self.against
-            table.add_row(written_out(other.model), _shown(other.value), "", f"{other.records:,}")
+            table.add_row(_end_of(other.model), _shown(other.value), "", f"{other.records:,}")
             name = f"  difference, p = {other.p:.4f}"
             table.add_row(name, f"{other.difference:+.2f}", _between(other.low, other.high, "+"), f"{other.records:,}")
         for system, before, with_cal in paper:
@@ -113,6 +114,11 @@ class Evaluation:
         if self.folder is not None:
             lines.append(f"the answers: {self.folder}")
         return [written_out(line) for line in lines]
+
+
+def _end_of(name: str) -> str:
+    """A model's name, of a long path what tells it from others."""
+    return written_out(name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}")
 
 
 def _shown(value: float) -> str:

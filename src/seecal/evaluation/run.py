@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -42,14 +43,11 @@ def evaluate(
     generation: Mapping[str, Any] | None = None,
     limit: int | None = None,
     on_bad: str = "error",
-    format: str | None = None,
-    image_root: Any = None,
-    split: str | None = None,
-    columns: Mapping[str, str | None] | None = None,
     dtype: Any = "auto",
     seed: int = 0,
     resamples: int = RESAMPLES,
     console: Any = None,
+    **reading: Any,
 ) -> Evaluation:
     """A model's greedy answers to the questions of a data set, compared with the true ones.
 
@@ -73,9 +71,9 @@ def evaluate(
         limit: of the data's rows the first so many.
         on_bad: records that cannot be asked: "error" stops and names the first; "skip" leaves them out, names and counts
             them. What the model fails on is always an error.
-        format, image_root, split, columns: of the data, as of :func:`seecal.load_records`.
         seed, resamples: of the bootstrap.
         console: a rich console for the progress.
+        reading: ``format``, ``image_root``, ``split``, ``columns``, as of :func:`seecal.load_records`.
 
     Raises:
         ValueError: an argument out of its range, a model or data that cannot be used, an ``out`` that holds answers of
@@ -83,30 +81,27 @@ def evaluate(
         FileNotFoundError: no such data.
     """
     row = metric_named(metric)
-    check_on_bad(on_bad)
-    places = {"format": format, "image_root": image_root, "split": split, "columns": columns, "limit": limit}
-    asked = _Asked(Examples(data, row, answers=answers, **places), on_bad)
+    asked = _Asked(Examples(data, row, answers=answers, limit=limit, **reading), on_bad)
     settings = _Settings(max_new_tokens, batch_size, dict(generation or {}))
-    folder = None if out is None else Path(out)
+    models, written = [lambda: loaded(model, processor, adapter, dtype)], is_predictions(against)
+    if against is not None and not written:
+        models.append(lambda: loaded(against, against_processor, None, dtype))
     with Progress(console) as progress:
         with progress.task("read the data") as task:
             known = asked.known(task.advance)
-        name, lines = _answered(
-            asked, known, settings, lambda: loaded(model, processor, adapter, dtype), folder, progress
-        )
-        result = _measured(metric, row, known, lines, seed, resamples)
-        result = replace(result, model=name, data=asked.examples.name, folder=folder)
-        if against is not None:
-            if is_predictions(against):
-                other = str(read_manifest(Path(against))["model"]["name"])
-                others = _of_the_same(known, read_predictions(Path(against)), against)
-            else:
-                beside = None if folder is None else folder / AGAINST
-                load = lambda: loaded(against, against_processor, None, dtype)  # noqa: E731
-                other, others = _answered(asked, known, settings, load, beside, progress)
-            result = replace(result, against=_compared(other, row, known, lines, others, seed, resamples))
-    if folder is not None:
-        _write(folder, result)
+        beside = [(_name_of(against), _of_the_same(known, against))] if written else []
+        folders = [None, None] if out is None else [Path(out), Path(out) / AGAINST]
+        told = [
+            _answered(asked, known, settings, load, folder, progress)
+            for load, folder in zip(models, folders, strict=False)
+        ]
+    figures = _Figures(metric, row, known, seed, resamples)
+    (name, lines), *others = [*told, *beside]
+    result = replace(figures.measured(lines), model=name, data=asked.examples.name, folder=folders[0])
+    if others:
+        result = replace(result, against=figures.compared(lines, *others[0]))
+    if result.folder is not None:
+        _write(result.folder, result)
     return result
 
 
@@ -143,6 +138,9 @@ class _Asked:
 
     examples: Examples
     on_bad: str
+
+    def __post_init__(self) -> None:
+        check_on_bad(self.on_bad)
 
     def known(self, counted: Callable[[], Any]) -> list[_Known]:
         """All of them. ValueError for a bad one that is an error, or without any that can be asked."""
@@ -197,7 +195,7 @@ def _ask_the_rest(
 
     def ask() -> None:
         prompts = [prompt for _, prompt in waiting if not isinstance(prompt, str)]
-        options = {"max_new_tokens": settings.max_new_tokens, "generation": settings.generation}
+        options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "generation": settings.generation}
         said = iter(generated(model, processor, prompts, **options) if prompts else [])
         lines = [
             Line(one.id, one.key, None, prompt) if isinstance(prompt, str) else Line(one.id, one.key, next(said))
@@ -227,8 +225,13 @@ def _prompt(asked: _Asked, processor: Any, one: Example) -> Any:
     return error
 
 
-def _of_the_same(known: Sequence[_Known], lines: list[Line], folder: Any) -> list[Line]:
+def _name_of(folder: Any) -> str:
+    return str(read_manifest(Path(folder))["model"]["name"])
+
+
+def _of_the_same(known: Sequence[_Known], folder: Any) -> list[Line]:
     """The lines of a folder. ValueError where they do not answer these questions."""
+    lines = read_predictions(Path(folder))
     where = "Evaluate it on this data, with the same limit."
     if len(lines) != len(known):
         raise ValueError(f"{folder}: it has {len(lines)} answers, and there are {len(known)} questions. {where}")
@@ -241,64 +244,64 @@ def _of_the_same(known: Sequence[_Known], lines: list[Line], folder: Any) -> lis
 # ---- Figures ----
 
 
-def _measured(
-    name: str, metric: Metric, known: Sequence[_Known], lines: Sequence[Line], seed: int, resamples: int
-) -> Evaluation:
-    bad = [line.error or "" for line in lines if line.prediction is None]
-    pairs = [(one, line) for one, line in zip(known, lines, strict=True) if line.prediction is not None]
-    if not pairs:
-        raise ValueError(f"not one of {len(known)} records could be asked. The first: {bad[0]}")
-    scores, groups = _scores(metric, pairs), _groups(pairs)
-    of_mean = groups if metric.mean_of_groups else None
-    low, high = interval(scores, of_mean, seed=seed, resamples=resamples)
-    counts = {group: groups.count(group) for group in set(groups or [])}
-    by_group = {} if groups is None else metric.by_group(scores, groups)
-    details, each = _details(metric, pairs)
-    samples = [
-        {"id": one.id, "prediction": line.prediction, "references": one.references, "score": score, **more}
-        | ({"group": one.group} if groups else {})
-        for (one, line), score, more in zip(pairs, scores, each, strict=True)
-    ]
-    return Evaluation(
-        metric=name,
-        about=metric.about,
-        model="",
-        data="",
-        value=metric.figure(scores, groups),
-        low=metric.scale * low,
-        high=metric.scale * high,
-        records=len(pairs),
-        bad=len(bad),
-        first_bad=bad[:_NAMED],
-        details=details,
-        groups={group: (value, counts[group]) for group, value in by_group.items()},
-        samples=samples,
-    )
+@dataclass(frozen=True)
+class _Figures:
+    """What is made of answers to the questions ``known``."""
 
+    name: str
+    metric: Metric
+    known: Sequence[_Known]
+    seed: int
+    resamples: int
 
-def _compared(
-    other: str,
-    metric: Metric,
-    known: Sequence[_Known],
-    lines: Sequence[Line],
-    others: Sequence[Line],
-    seed: int,
-    resamples: int,
-) -> Comparison:
-    both = [
-        place
-        for place, (line, with_other) in enumerate(zip(lines, others, strict=True))
-        if line.prediction is not None and with_other.prediction is not None
-    ]
-    if not both:
-        raise ValueError(f"{other}: it answered none of the records that the model answered")
-    pairs = [(known[place], lines[place]) for place in both]
-    beside = [(known[place], others[place]) for place in both]
-    groups = _groups(pairs) if metric.mean_of_groups else None
-    theirs = _scores(metric, beside)
-    found = paired(_scores(metric, pairs), theirs, groups, seed=seed, resamples=resamples)
-    scaled = [metric.scale * number for number in (found.value, found.low, found.high)]
-    return Comparison(other, len(both), metric.figure(theirs, groups), *scaled, found.p)
+    def measured(self, lines: Sequence[Line]) -> Evaluation:
+        """The figures of one model. ValueError where it answered nothing."""
+        metric, bad = self.metric, [line.error or "" for line in lines if line.prediction is None]
+        pairs = [(one, line) for one, line in zip(self.known, lines, strict=True) if line.prediction is not None]
+        if not pairs:
+            raise ValueError(f"not one of {len(lines)} records could be asked. The first: {bad[0]}")
+        scores, groups = _scores(metric, pairs), _groups(pairs)
+        of_mean = groups if metric.mean_of_groups else None
+        low, high = interval(scores, of_mean, seed=self.seed, resamples=self.resamples)
+        by_group = {} if groups is None else metric.by_group(scores, groups)
+        counts = Counter(groups or ())
+        details, each = _details(metric, pairs)
+        samples = [
+            {"id": one.id, "prediction": line.prediction, "references": one.references, "score": score, **more}
+            | ({"group": one.group} if groups else {})
+            for (one, line), score, more in zip(pairs, scores, each, strict=True)
+        ]
+        return Evaluation(
+            metric=self.name,
+            about=metric.about,
+            model="",
+            data="",
+            value=metric.figure(scores, groups),
+            low=metric.scale * low,
+            high=metric.scale * high,
+            records=len(pairs),
+            bad=len(bad),
+            first_bad=bad[:_NAMED],
+            details=details,
+            groups={group: (value, counts[group]) for group, value in by_group.items()},
+            samples=samples,
+        )
+
+    def compared(self, lines: Sequence[Line], other: str, others: Sequence[Line]) -> Comparison:
+        """One model against the one called ``other``, on what both answered. ValueError where that is nothing."""
+        both = [
+            (one, line, with_other)
+            for one, line, with_other in zip(self.known, lines, others, strict=True)
+            if line.prediction is not None and with_other.prediction is not None
+        ]
+        if not both:
+            raise ValueError(f"{other}: it answered none of the records that the model answered")
+        metric, pairs = self.metric, [(one, line) for one, line, _ in both]
+        groups = _groups(pairs) if metric.mean_of_groups else None
+        theirs = _scores(metric, [(one, with_other) for one, _, with_other in both])
+        found = paired(_scores(metric, pairs), theirs, groups, seed=self.seed, resamples=self.resamples)
+        value, low, high = (metric.scale * number for number in (found.value, found.low, found.high))
+        return Comparison(other, len(both), metric.figure(theirs, groups), value, low, high, found.p)
 
 
 def _scores(metric: Metric, pairs: Sequence[tuple[_Known, Line]]) -> list[float]:

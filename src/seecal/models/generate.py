@@ -90,7 +90,7 @@ def answers(
     Raises:
         ValueError: a record that cannot be asked, or a batch that processor or model fail on, naming the records.
     """
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "generation": generation}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "generation": generation}
     return [text for batch in batches_of_answers(model, processor, records, **options) for text in batch]
 
 

@@ -77,20 +77,21 @@ class Metric:
         return {group: self.scale * mean(of_group) for group, of_group in sorted(found.items())}
 
 
-def _texts_alone(score: Callable[[str, Sequence[str]], float]) -> Score:
+def _alone(score: Callable[[str, Sequence[Any]], float]) -> Score:
+    """A score that no other column changes."""
     return lambda prediction, references, record: score(prediction, references)
 
 
 _LETTERS = tuple("ABCDEFGHI")
 
 METRICS: dict[str, Metric] = {
-    "exact": Metric("the answer is a reference, blanks at the ends aside; in %", _texts_alone(exact)),
+    "exact": Metric("the answer is a reference, blanks at the ends aside; in %", _alone(exact)),
     "vqa": Metric(
-        "soft accuracy over the answers of ten people (TextVQA, VQAv2); in %", _texts_alone(vqa), least=LEAST_ANSWERS
+        "soft accuracy over the answers of ten people (TextVQA, VQAv2); in %", _alone(vqa), least=LEAST_ANSWERS
     ),
-    "anls": Metric("similarity by edit distance, from 0.5 on (DocVQA, InfoVQA); in %", _texts_alone(anls)),
+    "anls": Metric("similarity by edit distance, from 0.5 on (DocVQA, InfoVQA); in %", _alone(anls)),
     "relaxed": Metric(
-        "numbers within 5 %, else the same text (ChartQA); in %", _texts_alone(relaxed), groups=("type", "split")
+        "numbers within 5 %, else the same text (ChartQA); in %", _alone(relaxed), groups=("type", "split")
     ),
     "ocr": Metric(
         "a reference stands in the answer (OCRBench); of 1,000",
@@ -102,20 +103,20 @@ METRICS: dict[str, Metric] = {
     "cider": Metric("CIDEr-D of captions, × 100 (COCO, TextCaps)", of_all=cider),
     "iou": Metric(
         "intersection over union of boxes, and accuracies at thresholds (RefCOCOg); in %",
-        _texts_alone(iou),
+        _alone(iou),
         references=boxes,
         details=iou_details,
     ),
     "choice": Metric(
         "the letter of the answer, the mean of the categories' means (MMStar); in %",
-        _texts_alone(choice),
+        _alone(choice),
         groups=("l2_category", "category"),
         mean_of_groups=True,
     ),
     "choice_mmt": Metric(
         "the letter by MMT-Bench's rule; in %", choice_mmt, groups=("l2-category", "category"), columns=_LETTERS
     ),
-    "choice_scienceqa": Metric("the letter by ScienceQA's rule; in %", _texts_alone(choice_scienceqa)),
+    "choice_scienceqa": Metric("the letter by ScienceQA's rule; in %", _alone(choice_scienceqa)),
 }
 
 
