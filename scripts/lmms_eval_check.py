@@ -28,7 +28,7 @@ from typing import Any
 from datasets import Dataset, Features, Image, Sequence, Value
 
 ROOT = Path(__file__).parents[1]
-TASK_FOLDER = ROOT / "tests" / "evaluation" / "local_task"
+TASK_FOLDER = ROOT / "tests" / "support" / "local_task"
 TASK, BATCH_SIZE, DOCUMENTS = "seecal_colours", 4, 23
 MAX_NEW_TOKENS = 12  # as seecal_colours.yaml says
 QUESTION = "What colour is it?"

