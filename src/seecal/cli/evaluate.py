@@ -63,13 +63,21 @@ def evaluate(
     if tasks is not None:
         others: dict[str, Any] = {"data": data, "metric": metric, "answers": answers, "against": against}
         others |= {"adapter": adapter, "column": column, "format": format, "image_root": image_root, "split": split}
-        eval_tasks.refuse_others({**others, "paper": paper})
+        eval_tasks.refuse_others({**others, "paper": paper, "on_bad": on_bad != "error"})
         own: dict[str, Any] = {"include_path": include_path, "batch_size": batch_size, "limit": limit, "out": out}
         return eval_tasks.run(model, tasks, **own, max_new_tokens=max_new_tokens, dtype=dtype, seed=seed)
     if data is None or metric is None or out is None:
         raise ValueError("seecal eval needs --data, --metric and --out, or --tasks with names of lmms-eval's tasks")
     if include_path is not None:
         raise ValueError("--include-path is a folder with tasks of lmms-eval: name those with --tasks")
+    settings: dict[str, Any] = {"adapter": adapter, "against": against, "out": out, "answers": answers}
+    settings |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens or 128, "limit": limit, "on_bad": on_bad}
+    settings |= {"format": format, "image_root": image_root, "split": split, "dtype": dtype, "seed": seed}
+    _measure(model, data, metric, paper, {**settings, "columns": _columns(column or [])})
+
+
+def _measure(model: str, data: str, metric: str, paper: str | None, settings: dict[str, Any]) -> None:
+    """Answers to local data, measured and printed."""
     from rich.console import Console
 
     from ..evaluation.paper import paper_rows
@@ -77,13 +85,10 @@ def evaluate(
 
     beside = paper_rows(paper) if paper is not None else []
     verbosity.quiet()
-    settings: dict[str, Any] = {"adapter": adapter, "against": against, "out": out, "answers": answers}
-    settings |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens or 128, "limit": limit, "on_bad": on_bad}
-    settings |= {"format": format, "image_root": image_root, "split": split, "dtype": dtype, "seed": seed}
     try:
-        found = run(model, data, metric, columns=_columns(column or []), console=Console(stderr=True), **settings)
+        found = run(model, data, metric, console=Console(stderr=True), **settings)
     except KeyboardInterrupt:
-        verbosity.say(f"{out}: stopped; the answers that are there stay, and the same command goes on.")
+        verbosity.say(f"{settings['out']}: stopped; the answers that are there stay, and the same command goes on.")
         raise
     first, *rest = found.sentences()
     print(first)

@@ -60,7 +60,7 @@ def manifest() -> Any:
     """What the entry point ``lmms_eval.models`` gives lmms-eval: where ``--model seecal`` is."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(model_id="seecal", chat_class_path="seecal.evaluation.lmms_model.SeecalModel")
+    return ModelManifest(model_id="seecal", chat_class_path=f"{__package__}.lmms_model.SeecalModel")
 
 
 def run_tasks(
