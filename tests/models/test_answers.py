@@ -1,10 +1,12 @@
 """Answers in batches: those that each record gets alone, whatever stands beside it; what fails is named."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from seecal import disable_cal, enable_cal
-from seecal.models.generate import answers, batches_of_answers, reply
+from seecal.models.generate import _batch, answers, batches_of_answers, prompt_of, reply
 from tests.models.test_generate import paligemma_of, scaled
 from tests.support import processors
 from tests.support.tiny import tiny_image, tiny_llava, tiny_llava_processor
@@ -153,3 +155,23 @@ def test_batch_size_is_a_whole_number():
     for wrong in (0, -1, 2.0, True):
         with pytest.raises(ValueError, match="batch_size"):
             answers(None, None, [], batch_size=wrong)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_vl", "internvl", "smolvlm", "gemma3", "mistral3", "mllama"])
+def test_rows_of_a_batch_are_padded_on_the_left_and_else_as_alone(family):
+    processor = getattr(processors, family)()
+    model = SimpleNamespace(device="cpu", dtype=torch.float32)
+    prompts = [prompt_of(processor, MIXED[at], "") for at in (0, 4, 3)]
+    batch = _batch(model, processor, prompts)
+    assert batch["attention_mask"][:, -1].all()
+    assert not batch["attention_mask"].all()
+    for row, prompt in enumerate(prompts):
+        alone = _batch(model, processor, [prompt])
+        length = alone["input_ids"].shape[1]
+        for name in ("input_ids", "attention_mask", "cross_attention_mask"):
+            if name in batch and name in alone:
+                assert torch.equal(batch[name][row, -length:], alone[name][0]), name
+        assert not batch["attention_mask"][row, :-length].any()
+        if "cross_attention_mask" in batch:
+            assert not batch["cross_attention_mask"][row, :-length].any()
+            assert bool(prompt.images) == bool(batch["cross_attention_mask"][row].any())

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -86,22 +87,38 @@ def evaluate(
     models, written = [lambda: loaded(model, processor, adapter, dtype)], is_predictions(against)
     if against is not None and not written:
         models.append(lambda: loaded(against, against_processor, None, dtype))
+    figures = partial(_Figures, metric, row, seed, resamples)
+    return _run(
+        asked, settings, models, against if written else None, None if out is None else Path(out), figures, console
+    )
+
+
+def _run(
+    asked: _Asked,
+    settings: _Settings,
+    models: Sequence[Callable[[], Any]],
+    written: Any,
+    folder: Path | None,
+    figures_of: Callable[[Sequence[_Known]], _Figures],
+    console: Any,
+) -> Evaluation:
+    """Asks each of the ``models``, one or two, and measures. ``written``: the folder of the other one's answers."""
     with Progress(console) as progress:
         with progress.task("read the data") as task:
             known = asked.known(task.advance)
-        beside = [(_name_of(against), _of_the_same(known, against))] if written else []
-        folders = [None, None] if out is None else [Path(out), Path(out) / AGAINST]
+        beside = [] if written is None else [(_name_of(written), _of_the_same(known, written))]
+        folders = [None, None] if folder is None else [folder, folder / AGAINST]
         told = [
-            _answered(asked, known, settings, load, folder, progress)
-            for load, folder in zip(models, folders, strict=False)
+            _answered(asked, known, settings, load, place, progress)
+            for load, place in zip(models, folders, strict=False)
         ]
-    figures = _Figures(metric, row, known, seed, resamples)
+    figures = figures_of(known)
     (name, lines), *others = [*told, *beside]
-    result = replace(figures.measured(lines), model=name, data=asked.examples.name, folder=folders[0])
+    result = replace(figures.measured(lines), model=name, data=asked.examples.name, folder=folder)
     if others:
         result = replace(result, against=figures.compared(lines, *others[0]))
-    if result.folder is not None:
-        _write(result.folder, result)
+    if folder is not None:
+        _write(folder, result)
     return result
 
 
@@ -250,9 +267,9 @@ class _Figures:
 
     name: str
     metric: Metric
-    known: Sequence[_Known]
     seed: int
     resamples: int
+    known: Sequence[_Known]
 
     def measured(self, lines: Sequence[Line]) -> Evaluation:
         """The figures of one model. ValueError where it answered nothing."""

@@ -1,4 +1,4 @@
-"""docs/evaluation.md: its commands and its Python run, its metrics and its keys are those of the code."""
+"""docs/answers.md: its commands and its Python run, its metrics and its keys are those of the code."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from seecal.evaluation import METRICS
 from seecal.evaluation.paper import paper_tables
 from tests.support.paths import ROOT
 
-PAGE = (ROOT / "docs" / "evaluation.md").read_text("utf8")
+PAGE = (ROOT / "docs" / "answers.md").read_text("utf8")
 (SHELL,) = re.findall(r"```sh\n(.*?)```", PAGE, re.S)
 (PYTHON,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 (JSON,) = re.findall(r"```json\n(.*?)```", PAGE, re.S)
