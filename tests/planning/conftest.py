@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
 from tests.support.run_example import run_example
 
 PARTS = ["projector", "language_model"]
@@ -30,6 +31,6 @@ def tiny(tmp_path_factory):
 def counted(tiny):
     """Name of a job -> what was counted in its step, in a process of its own."""
     command = [sys.executable, "-m", "tests.support.counted_step", str(tiny), json.dumps(list(JOBS.values()))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit(), env=environment())
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(zip(JOBS, json.loads(done.stdout.splitlines()[-1]), strict=True))

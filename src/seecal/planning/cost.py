@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..families.dummy_images import features
 from ..families.table import decoder_of, head_of
-from .storageless import Counted, counting
+from .storageless import Counted, counting_bytes, counting_flops, storageless
 
 _ROW = 64  # tokens of the shorter of the two rows that are run
 
@@ -115,7 +115,7 @@ def head_cost(model: Any) -> HeadCost:
 
 def image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> int:
     """How many features the images give, and so tokens in the text."""
-    with counting(), torch.no_grad():
+    with storageless(), torch.no_grad():
         return sum(_rows(part) for part in features(model, dict(inputs)))
 
 
@@ -218,18 +218,25 @@ class _Passes:
     @classmethod
     def of(cls, model: Any, run: Callable[[], Tensor]) -> _Passes:
         """``run`` gives a scalar."""
-        backward = Counted()
-        with counting() as forward:
-            total = run()
-        held = Counted(forward.flops, forward.kept, forward.peak)  # the backward frees it
-        if total.requires_grad:
-            with counting() as backward:
-                total.backward()
-            model.zero_grad(set_to_none=True)
-        return cls(held, backward)
+        forward, backward = Counted(), Counted()
+        for counting in (counting_flops, counting_bytes):
+            with counting() as before:
+                total = run()
+            forward = _both(forward, before)  # taken now, because the backward frees it
+            if total.requires_grad:
+                with counting() as after:
+                    total.backward()
+                model.zero_grad(set_to_none=True)
+                backward = _both(backward, after)
+            del total
+        return cls(forward, backward)
 
     def bytes(self) -> Bytes:
         return Bytes(self.forward.kept, self.backward.peak)
+
+
+def _both(one: Counted, other: Counted) -> Counted:
+    return Counted(one.flops + other.flops, one.kept + other.kept, one.peak + other.peak)
 
 
 @dataclass(frozen=True)
@@ -256,7 +263,7 @@ class _Fit:
             again = [_Passes.of(model, lambda row=row: _run(model, decoder, row)) for row in rows]
         alone = []
         for row in rows:
-            with counting() as counted, torch.no_grad():
+            with counting_bytes() as counted, torch.no_grad():
                 _run(model, decoder, row)
             alone.append(counted.peak)
         return cls(

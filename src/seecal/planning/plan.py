@@ -178,8 +178,6 @@ def _stage_plan(
     trained_on = steps * batch if settings.max_steps > 0 else math.ceil(work.records * settings.num_train_epochs)
     flops = flops_of(found, work, trained_on)
     engines = {engine: _engine_plan(engine, found, stage, work, gpus) for engine in ENGINES}
-    room = memory * GB * (1 - HEADROOM)
-    chosen = next((one for one in ENGINES if engines[one].why_not is None and engines[one].total <= room), None)
     return StagePlan(
         number=stage.number,
         name=stage.name,
@@ -194,9 +192,14 @@ def _stage_plan(
         flops=flops,
         hours=flops.total / speed / 3600,
         engines=engines,
-        chosen=chosen,
+        chosen=first_that_fits(engines, memory * GB * (1 - HEADROOM)),
         notes=(*work.notes, *found.notes),
     )
+
+
+def first_that_fits(engines: Mapping[str, EnginePlan], room: float) -> str | None:
+    """The name of the first of :data:`memory.ENGINES` that can be launched and fills at most ``room`` bytes."""
+    return next((name for name in ENGINES if engines[name].why_not is None and engines[name].total <= room), None)
 
 
 def _steps(settings: Any, records: int, gpus: int) -> int:

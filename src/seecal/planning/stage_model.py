@@ -19,7 +19,7 @@ from ..recipes.recipe import Recipe, Stage
 from ..recipes.trainable import prepare
 from .cost import DecoderCost, HeadCost, ImageCost, decoder_cost, head_cost, image_cost, layer_list
 from .memory import Counts, optimizer_named
-from .storageless import counting, storageless_model
+from .storageless import storageless, storageless_model
 
 _BLOCK, _SCALES_BLOCK = (
     64,
@@ -77,7 +77,7 @@ class StageModel:
     def prepare(self, stage: Stage, images: Mapping[str, Tensor]) -> None:
         """Freeze and adapt as training does, and measure. ``images``: the vision inputs of one record."""
         base, dtype = self.model, next(self.model.parameters()).dtype
-        with counting():
+        with storageless():
             prepared = prepare(base, stage.train, stage.lora, stage.freeze, image=images)
         self.counts = self._counted(prepared.model)
         prepared.model.to(dtype)  # adapters are made in float32, and compute under autocast

@@ -104,7 +104,7 @@ class _Live(TorchDispatchMode):
 
 @dataclass
 class Counted:
-    """What was computed in a block of :func:`counting`.
+    """What was computed in a block of :func:`counting_flops` or :func:`counting_bytes`.
 
     Attributes:
         flops: floating-point operations of matrix products, convolutions and attention.
@@ -118,14 +118,29 @@ class Counted:
 
 
 @contextlib.contextmanager
-def counting() -> Iterator[Counted]:
-    """Inside the block, forward and backward passes of models without storage are counted. Read it at the block's end."""
+def storageless() -> Iterator[None]:
+    """Inside the block models without storage run on vision inputs of the CPU."""
+    with _Mixed():
+        yield
+
+
+@contextlib.contextmanager
+def counting_flops() -> Iterator[Counted]:
+    """Inside the block, operations are counted. Read it at the block's end."""
+    counted = Counted()
+    with _Mixed(), FlopCounterMode(display=False) as counter:
+        yield counted
+        counted.flops = counter.get_total_flops()
+
+
+@contextlib.contextmanager
+def counting_bytes() -> Iterator[Counted]:
+    """Inside the block, bytes are counted. Not together with operations: torch's counter holds on to tensors."""
     counted = Counted()
     gc.freeze()  # so that collecting looks at what the block makes, and is quick
     try:
-        with _Mixed(), FlopCounterMode(display=False) as counter, _Live(counted):
+        with _Mixed(), _Live(counted):
             yield counted
             gc.collect()  # transformers' outputs hold hidden states in circles
-            counted.flops = counter.get_total_flops()
     finally:
         gc.unfreeze()

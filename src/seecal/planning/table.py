@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .memory import ENGINES, GB
-
-if TYPE_CHECKING:
-    from .plan import Plan, StagePlan
 
 _COLUMNS = ("GB a GPU", "weights", "gradients", "optimizer", "network", "kept", "images", "moment", "total")
 
 
-def text_of(plan: Plan) -> str:
-    """The plan in lines of at most 118 characters."""
+def text_of(plan: Any) -> str:
+    """A :class:`seecal.Plan` in lines of at most 118 characters."""
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=118, highlight=False, color_system=None, markup=False)
@@ -28,7 +25,7 @@ def text_of(plan: Plan) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
 
 
-def _show(console: Any, stage: StagePlan, plan: Plan) -> None:
+def _show(console: Any, stage: Any, plan: Any) -> None:
     flops = stage.flops
     console.print(
         f"\nStage {stage.number} ({stage.name}): {_short(stage.trained)} of {_short(stage.parameters)} numbers train. "
@@ -48,7 +45,7 @@ def _show(console: Any, stage: StagePlan, plan: Plan) -> None:
         console.print(f'  Launch with --config_file "$(seecal accelerate-config {stage.chosen})"')
 
 
-def _memory(stage: StagePlan, plan: Plan) -> Any:
+def _memory(stage: Any, plan: Any) -> Any:
     from rich import box
     from rich.table import Table
 
