@@ -175,6 +175,21 @@ def test_the_real_size_is_looked_at(changes, words, tmp_path):
     assert words is None or words in problems[0]
 
 
+def test_a_tokenizer_that_stands_in_does_not_make_texts_longer(try_out):
+    """LLaVA's 576 image tokens, its system prompt of 35 and a few words."""
+    found = try_out(model="models/gone/x", architecture="llava-1.5-7b", on_long="error", max_length=660)
+    assert found.problems == ["model: models/gone/x: not there, so training would stop at once. Correct the path"]
+
+
+def test_adapters_on_both_sides_under_a_contrast_on_pixels(try_out, tiny):
+    lora = {"r": 2, "target": ["language_model", "vision_tower"]}
+    found = try_out(
+        lora=lora, contrast="swap", eval_data=str(tiny / "eval.json"), eval_strategy="steps", eval_steps=100
+    )
+    assert found.problems == []
+    assert sorted(found.stages[0].moved) == ["lora", "projector"]
+
+
 def test_all_stages_are_looked_at_whatever_is_wrong_with_the_first(try_out):
     stages = [{"train": ["projector", "image_newline"]}, {"max_length": 16}, {"data": "gone.json"}]
     problems = try_out(stages=stages).problems

@@ -12,11 +12,11 @@ from typing import Any
 
 import transformers as hf
 
-from ..data.chat_templates import chat_template
+from ..data.chat_templates import TEMPLATES, chat_template
 from ..data.image_placement import PLACEHOLDER
 from .assembly import llava_processor
 
-VOCABULARY = 1024  # at most, before the special tokens
+VOCABULARY = 4096  # at most, before the special tokens
 _TEXT = "What is in this picture? How many are there, and where? It is a red square beside a blue circle. Two.\n\n"
 
 
@@ -43,7 +43,9 @@ def stand_in_processor(config: Any, texts: Iterable[str] = ()) -> StandIn:
             f"there is no processor for a {config.model_type} model here. Give the model's folder with its processor, "
             f"or one of {', '.join(sorted(PROCESSORS))}"
         )
-    return PROCESSORS[config.model_type](config, _trained([_TEXT * 4, *texts]))
+    # Templates too: their words would otherwise be cut into letters, and a system prompt be longer than it is
+    written = [chat_template(name) for name in TEMPLATES]
+    return PROCESSORS[config.model_type](config, _trained([_TEXT, *written, *texts] * 2))
 
 
 def _trained(texts: Iterable[str]) -> str:

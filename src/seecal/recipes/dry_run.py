@@ -260,7 +260,7 @@ class _Trial:
                 f"{where}train: {', '.join(still)}: nothing of it changed in the steps of this stage: the loss does "
                 "not reach it"
             )
-        return ["lora" if group in adapted else group for group in changed]
+        return list(dict.fromkeys("lora" if group in adapted else group for group in changed))
 
     # ---- After ----
 

@@ -155,7 +155,9 @@ class RealSize:
     def pictures(self, stage: Stage) -> None:
         """Pictures of a size that the tower does not see, and a ``max_length`` into which their tokens do not go."""
         settings = settings_of(stage)
-        most, settings.max_length, settings.on_long = settings.max_length, None, "truncate"
+        most, on_long = settings.max_length, settings.on_long
+        settings.max_length, settings.on_long = None, "truncate"
+        settings.contrast = "drop"  # one on pixels may need another record's
         collator = vision_collator(settings, self._processor_of(stage))
         of_images = torch.tensor(sorted(image_token_ids(collator.processor)[1]))
         longest, its_size = 0, PICTURES[0]
@@ -166,11 +168,7 @@ class RealSize:
             if tokens > longest:
                 longest, its_size = tokens, size
         if most is not None and longest + _TEXT > most:
-            fate = (
-                "such records are left out"
-                if settings_of(stage).on_long == "drop"
-                else "training stops at such a record"
-            )
+            fate = "such records are left out" if on_long == "drop" else "training stops at such a record"
             raise ValueError(
                 f"max_length={most}: a picture of {its_size[0]} × {its_size[1]} pixels is {longest:,} image tokens, which "
                 f"cannot be cut, and leaves {max(most - longest, 0)} for text: {fate}. Set max_length to "
