@@ -99,8 +99,8 @@ class ImageFolders:
     roots: tuple[str, ...]
     follow_links: bool = False
     lost: list[LostImage] | None = None
-    # Real paths of folders seen: those of a data set are few, and each is many system calls
-    _real: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    # Folders seen, with their real paths and whether those are inside: a data set has few, and each is many system calls
+    _real: dict[str, tuple[str, bool]] = field(default_factory=dict, init=False, repr=False)
 
     def find(self, path: str) -> str:
         """The real path of the image file ``path``, relative to the first root that has it, unless absolute.
@@ -178,18 +178,22 @@ class ImageFolders:
         if name in ("", ".", ".."):
             real = os.path.realpath(os.path.join(folder, name))
         else:
-            if folder not in self._real:
+            known = self._real.get(folder)
+            if known is None:
                 if len(self._real) >= _FOLDERS_KEPT:  # a folder for each image
                     self._real.clear()
-                self._real[folder] = os.path.realpath(folder)
-            real = os.path.join(self._real[folder], name)
-            if os.path.islink(real):
-                real = os.path.realpath(real)
-        folder = os.path.dirname(real)
-        # A folder that a real path starts with is real itself: asking for its real path is only needed otherwise
-        if any(_inside(folder, known) for known in self.roots):
-            return real
-        return real if any(_inside(folder, os.path.realpath(known)) for known in self.roots) else None
+                real = os.path.realpath(folder)
+                known = self._real[folder] = real, self._holds(real)
+            real = os.path.join(known[0], name)
+            if not os.path.islink(real):
+                return real if known[1] else None
+            real = os.path.realpath(real)
+        return real if self._holds(os.path.dirname(real)) else None
+
+    def _holds(self, folder: str) -> bool:
+        """Whether a real path is inside. Where it starts with a folder as that was given, that folder is real itself."""
+        given = any(_inside(folder, root) for root in self.roots)
+        return given or any(_inside(folder, os.path.realpath(root)) for root in self.roots)
 
     def _shown(self) -> str:
         return " and ".join(map(show, self.roots))
