@@ -129,9 +129,14 @@ def _refuse_other_folders(folder: Path) -> None:
             f"{folder}: no model in this folder: it has no config.json, and no adapter_config.json of an adapter."
         )
     try:
-        json.loads(config.read_text("utf8"))
+        found = json.loads(config.read_text("utf8"))
     except (ValueError, RecursionError):
         raise ValueError(f"{config}: not valid JSON; the model's folder is damaged. Copy it again.") from None
+    if isinstance(found, dict) and "mm_vision_tower" in found:
+        raise ValueError(
+            f"{folder}: a checkpoint in the layout of LLaVA's or Mini-Gemini's own code (config.json has mm_vision_tower). "
+            "Run seecal convert on it and give the folder that it writes."
+        )
 
 
 def _model_inside(folder: Path) -> Path | None:

@@ -175,12 +175,43 @@ def test_the_defaults_are_the_papers():
     assert sum(model.vision_tower_aux.state_dict()[name].numel() for name in of_original) == 196_227_264
 
 
+@pytest.mark.parametrize(("grid", "tokens"), [(1, 576), (2, 2880)])
+def test_the_papers_sizes_fit_each_other(grid, tokens):
+    """Shapes alone, without numbers: 336 and 768 pixels; four tiles, the whole, and 1,536."""
+    pictures = (5,) if grid == 2 else ()
+    config = MGMConfig(
+        text_config=T.GemmaConfig(hidden_size=2048, num_hidden_layers=0),
+        image_grid=grid,
+        image_global=grid == 2,
+        image_size_aux=768 * grid,
+    )
+    with torch.device("meta"):
+        model = MGMModel(config)
+        pixels, large = torch.zeros(2, *pictures, 3, 336, 336), torch.zeros(2, 3, 768 * grid, 768 * grid)
+        found = model.get_image_features(pixels, large).pooler_output
+    assert [one.shape for one in found] == [(tokens, 2048)] * 2
+
+
 @pytest.mark.parametrize(
     ("text", "factor"), [(T.LlamaConfig(hidden_size=64), 1.0), (T.GemmaConfig(hidden_size=2048), 45.254833995939045)]
 )
 def test_gemmas_factor_is_in_the_config(text, factor):
     assert MGMConfig(text_config=text).image_feature_scale == factor
     assert MGMConfig(text_config=text, image_feature_scale=2.0).image_feature_scale == 2.0
+
+
+def test_gemmas_factor_is_rounded_as_gemma_rounds_it():
+    """45.25 in bfloat16, where √2048 times a feature is now and then another number."""
+    torch.manual_seed(0)
+    plain = scaled(mgm(), ZOO["mgm"]).to(torch.bfloat16).eval()
+    large = mgm(image_feature_scale=2048**0.5).to(torch.bfloat16).eval()
+    large.load_state_dict(plain.state_dict())
+    pixels, aux = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        features, found = (model.get_image_features(pixels, aux).pooler_output[0] for model in (plain, large))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, features * 45.25)
+    assert not torch.equal(found, features * 2048**0.5)
 
 
 @pytest.mark.parametrize(
@@ -286,6 +317,23 @@ def test_saved_and_loaded_again(name, tmp_path):
     loaded.set_attn_implementation("eager")
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_a_plain_model_goes_on_with_tiles(tmp_path):
+    """MGM-HD starts from the plain stage 1: the grid is all that differs, and a recipe's ``model_init_kwargs`` set it."""
+    settings = {"image_grid": 2, "image_global": True, "image_size_aux": 128}
+    plain = model_of("mgm")
+    plain.save_pretrained(tmp_path / "plain")
+    large, _ = load_vlm(str(tmp_path / "plain"), processor=False, **settings)
+    assert large.config.image_seq_length == 80
+    batch = batch_of("mgm, HD", ROWS)
+    same = mgm(**settings).eval()
+    same.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        assert torch.equal(large(**batch).logits, same(**batch).logits)
+    large.save_pretrained(tmp_path / "large")
+    again, _ = load_vlm(str(tmp_path / "large"), processor=False)
+    assert {name: getattr(again.config, name) for name in settings} == settings
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", {"text_config": "eager"}], ids=str)

@@ -131,6 +131,14 @@ def test_a_setting_of_the_image_processor_reaches_it():
     assert batch["pixel_values_aux"].shape == (1, 3, 64, 64)
 
 
+def test_a_plain_processor_goes_on_with_tiles():
+    sizes = {"size": {"shortest_edge": 128}, "crop_size": {"height": 128, "width": 128}}
+    collator = VisionCollator(processors.mgm(), processor_kwargs={"image_grid": 2, "image_global": True, **sizes})
+    found, expected = (one(records("mgm")) for one in (collator, VisionCollator(processors.mgm(2))))
+    assert set(found) == set(expected)
+    assert all(torch.equal(one, expected[name]) for name, one in found.items())
+
+
 def test_a_question_about_an_image_is_answered(tmp_path):
     """``seecal chat``, from a folder."""
     processor = processors.mgm()

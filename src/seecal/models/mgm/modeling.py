@@ -120,7 +120,8 @@ class MGMModel(MGMPreTrainedModel):
         features = self.multi_modal_projector(mined)
         if self.config.image_feature_scale != 1.0:
             # Rounded to the features' precision first, as Gemma rounds the one for words: 45.25 in bfloat16
-            features = features * float(torch.tensor(self.config.image_feature_scale, dtype=features.dtype))
+            scale = torch.tensor(self.config.image_feature_scale, dtype=features.dtype, device="cpu")
+            features = features * float(scale)
         features = features.unflatten(0, (count, pictures))
         if self.config.image_global:
             features = features.roll(1, dims=1)  # the whole picture to the front
