@@ -2,9 +2,10 @@
 
     python examples/swap_answers.py data/llava_v1_5_mix665k.json data/mix665k-swapped-20.json --share 0.2
 
-DATA is in LLaVA's format, and so is what is written: the same records in the same order with their own images and questions.
-Answers change places among drawn records with an image and the same number of turns, whole conversations at a time; none
-keeps its own. Records of a number of turns that no other drawn one has stay as they are; how many were swapped is printed.
+DATA is in LLaVA's format, and so is what is written: the same records in the same order with their own images and
+questions. Answers change places among drawn records with an image and the same number of turns, whole conversations at a
+time; none keeps its own. Those of a number of turns that no other drawn one has stay as they are; how many were swapped is
+printed.
 """
 
 import argparse

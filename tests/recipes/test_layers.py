@@ -60,7 +60,10 @@ STAGES = [{"learning_rate": 1e-3}, {"learning_rate": 2e-5}]
         ({"extends": "none.yaml"}, "own.yaml: extends: none.yaml: no such file. Give a recipe's path"),
         ({"extends": "own.yaml"}, "extends goes round in a circle"),
         ({"extends": 3}, "extends: expected a recipe's name or path, got 3"),
-        ({"extends": "below.yaml", "stages": [{}]}, "stages: below.yaml, which it extends, has 2. Give an entry for each"),
+        (
+            {"extends": "below.yaml", "stages": [{}]},
+            "stages: below.yaml, which it extends, has 2. Give an entry for each",
+        ),
         ({"extends": "below.yaml", "stages": "x"}, "stages: below.yaml, which it extends, has 2"),
         ({"extends": "below.yaml", "stages": ["x", {}]}, "stages: expected a list of mappings"),
         (

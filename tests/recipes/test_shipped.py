@@ -42,7 +42,9 @@ def test_these_come_with_seecal():
 @pytest.mark.parametrize("name", [*PAPER, *MODERN])
 def test_the_records_of_a_step_are_those_of_the_page(name, tmp_path):
     gpus, records = TABLE[name]
-    found = [gpus * one.per_device_train_batch_size * one.gradient_accumulation_steps for one in configs(name, tmp_path)]
+    found = [
+        gpus * one.per_device_train_batch_size * one.gradient_accumulation_steps for one in configs(name, tmp_path)
+    ]
     assert found == records
     if name in PAPER:
         assert records == ([128] if "hd" in name else [256, 128])
@@ -73,7 +75,7 @@ def test_the_papers_figures(name, tmp_path):
         assert one.processor_kwargs["backend"] == "pil"
         padded = {"align": False, "tune": True}[stage.name]
         assert one.processor_kwargs.get("do_pad") is (None if "next" in name else padded)
-        template = ("gemma" if name == "mgm-2b" else "plain" if stage.name == "align" else "vicuna_v1")
+        template = "gemma" if name == "mgm-2b" else "plain" if stage.name == "align" else "vicuna_v1"
         assert stage.chat_template == chat_template(template)
         strategy = {"align": "random", "tune": "group_by_modality_length"}[stage.name]
         assert one.train_sampling_strategy == strategy
@@ -156,7 +158,9 @@ def test_vicuna_v1():
         "and polite answers to the user's questions. USER: <image>\nWhat is it? ASSISTANT: It is red.</s>USER: And then? "
         "ASSISTANT: It is green.</s>"
     )
-    assert labels.replace(" It", "It") == "It is red.</s>It is green.</s>", "a space before an answer may be its token's"
+    assert labels.replace(" It", "It") == "It is red.</s>It is green.</s>", (
+        "a space before an answer may be its token's"
+    )
 
 
 def test_gemma_learns_both_ends_of_a_turn():
@@ -180,7 +184,8 @@ def test_paligemma_in_several_turns():
 def test_one_question_is_what_paligemma_makes_of_it_itself():
     record = {"id": "a", "messages": messages(TURNS[:1]), "images": [tiny_image("red")]}
     made, own = (
-        VisionCollator(processors.paligemma(), chat_template=one)([record]) for one in (chat_template("paligemma"), None)
+        VisionCollator(processors.paligemma(), chat_template=one)([record])
+        for one in (chat_template("paligemma"), None)
     )
     for name in ("input_ids", "labels", "token_type_ids"):
         assert made[name].tolist() == own[name].tolist(), name
@@ -188,7 +193,9 @@ def test_one_question_is_what_paligemma_makes_of_it_itself():
 
 @pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"plain", "paligemma"}))
 def test_what_an_answer_is_asked_for_with_is_how_a_turn_begins(name):
-    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=processors.tokenizer()._tokenizer, bos_token="<s>", eos_token="</s>")
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=processors.tokenizer()._tokenizer, bos_token="<s>", eos_token="</s>"
+    )
     turns = [{"role": "user", "content": [{"type": "text", "text": "q"}]}]
     answered = [*turns, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]
     options = {"chat_template": chat_template(name), "tokenize": False}

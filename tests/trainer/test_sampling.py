@@ -29,7 +29,12 @@ def drawn(case, seed=0):
     """(lengths, with_image, batch size, micro-batches of a step) of a case."""
     count, share, batch_size, batches = CASES[case]
     numbers = random.Random(seed)
-    return [numbers.randint(0, 500) for _ in range(count)], [numbers.random() < share for _ in range(count)], batch_size, batches
+    return (
+        [numbers.randint(0, 500) for _ in range(count)],
+        [numbers.random() < share for _ in range(count)],
+        batch_size,
+        batches,
+    )
 
 
 def sampler(case, seed=0):
@@ -98,7 +103,9 @@ def test_the_order_follows_the_seed_and_the_epoch_and_nothing_else():
 
 def test_steps_of_both_kinds_are_mixed():
     _, with_image, batch_size, batches = drawn("half and half")
-    kinds = [with_image[step[0]] for step in cut(list(sampler("half and half")), batch_size * batches)]
+    of_a_step = batch_size * batches
+    whole = sum(with_image.count(kind) // of_a_step for kind in (True, False))
+    kinds = [with_image[step[0]] for step in cut(list(sampler("half and half")), of_a_step)[:whole]]
     assert sorted(kinds) != kinds != sorted(kinds, reverse=True)
 
 
@@ -164,7 +171,10 @@ def test_images_are_told_without_being_opened(tmp_path):
     lengths, found = lengths_by_modality(as_set, "length")
     assert found == expected
     assert min(n for n, one in zip(lengths, found, strict=True) if one) > 576
-    assert lengths_by_modality(as_set.add_column("length", [1, 2, 3, 4, 5, 6]), "length") == ([1, 2, 3, 4, 5, 6], expected)
+    assert lengths_by_modality(as_set.add_column("length", [1, 2, 3, 4, 5, 6]), "length") == (
+        [1, 2, 3, 4, 5, 6],
+        expected,
+    )
     records = load_records(tiny_folder(tmp_path) / "data.json")
     assert lengths_by_modality(records, "length")[1] == [bool(row["images"]) for row in records]
 
@@ -175,7 +185,7 @@ def test_what_cannot_be_put_in_that_order_is_refused(tmp_path):
     transformed = tiny_dataset(2).with_transform(lambda rows: rows)
     with pytest.raises(ValueError, match=r"Give it a column 'length'"):
         trainer(tmp_path, transformed).train()
-    with pytest.raises(ValueError, match=r"group_by_modality_length.*nothing tells which samples of a Dataset have an image"):
+    with pytest.raises(ValueError, match=r"nothing tells which samples of a Dataset have an image"):
         lengths_by_modality(tiny_dataset(2).add_column("length", [1, 2]).with_transform(lambda rows: rows), "length")
-    with pytest.raises(ValueError, match=r"train_sampling_strategy='group_by_modality': expected one of random, sequential"):
+    with pytest.raises(ValueError, match=r"='group_by_modality': expected one of random, sequential"):
         sgd_config(tmp_path, 1, 1, train_sampling_strategy="group_by_modality")

@@ -72,8 +72,8 @@ def _on_top(where: str, own: dict[str, Any], name: str, below: dict[str, Any]) -
     entries = [{} for _ in lower] if upper is None else upper
     if not isinstance(entries, list) or len(entries) != len(lower):
         raise ValueError(
-            f"{where}: stages: {name}, which it extends, has {len(lower)}. Give an entry for each, {{}} where it stays as it "
-            "is, or extend nothing"
+            f"{where}: stages: {name}, which it extends, has {len(lower)}. Give an entry for each, {{}} where it stays as "
+            "it is, or extend nothing"
         )
     if not all(isinstance(one, dict) for one in (*entries, *lower)):
         raise ValueError(f"{where}: stages: expected a list of mappings, one for each stage")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEYS", "NOT_HERE", "SHIPPED", "Key", "Recipe", "Source", "Stage", "arguments", "load", "read", "unknown"]
 
+
 @dataclass(frozen=True)
 class Key:
     """A key of the recipe that is not a field of CALConfig: its type, its help text, and where it may stand."""
@@ -227,7 +228,9 @@ def read(config: str | None, overrides: Sequence[tuple[str, list[str]]] = ()) ->
     for dotted, values in preset_settings(overrides):
         key = dotted.split(".")[0]
         if key == "extends":
-            raise ValueError("--extends: it stands in a recipe file. Give that recipe with --config, and settings beside it")
+            raise ValueError(
+                "--extends: it stands in a recipe file. Give that recipe with --config, and settings beside it"
+            )
         if key == "stages":
             override_stage(top, dotted, values)
         elif KEYS.get(key, KEYS["data"]).where == "top":

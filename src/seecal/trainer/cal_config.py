@@ -70,8 +70,8 @@ class CALConfig(SFTConfig):
     train_sampling_strategy: str = dataclasses.field(
         default="random",
         metadata={
-            "help": f"The order of the records: {', '.join(STRATEGIES)}. {BY_MODALITY}: each optimizer step has records with "
-            "images only, or without only, as in the paper's code.",
+            "help": f"The order of the records: {', '.join(STRATEGIES)}. {BY_MODALITY}: each optimizer step has records "
+            "with images only, or without only, as in the paper's code.",
             "choices": list(STRATEGIES),
         },
     )

@@ -100,7 +100,7 @@ def lengths_by_modality(dataset: Any, column: str) -> tuple[list[int], list[bool
     if is_made_by_a_transform(dataset) or not isinstance(dataset, (Dataset, list, tuple)):
         raise ValueError(
             f"train_sampling_strategy={BY_MODALITY!r}: nothing tells which samples of a {type(dataset).__name__} have an "
-            "image before they are made. Set train_sampling_strategy='group_by_length' with a column of lengths, or 'random'."
+            "image before they are made. Set train_sampling_strategy='random', or 'group_by_length' and a column of lengths"
         )
     return lengths, [image_count(sample) > 0 for sample in _texts_of(dataset)]
 
