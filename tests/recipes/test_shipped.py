@@ -61,6 +61,14 @@ def test_the_baseline_differs_in_the_weighting_alone(name):
     assert (cal.model, cal.output_dir) == (uniform.model, uniform.output_dir)
 
 
+@pytest.mark.parametrize("weighting", ["cal", "uniform"])
+def test_the_released_codes_options_go_with_either(weighting, tmp_path):
+    for stage in read("mgm-2b", arguments([*HERE, "--preset", "released", "--weighting", weighting])).stages:
+        options = stage.config(tmp_path).cal_options()
+        assert (options.normalize, options.pool_scope, options.contrast) == ("micro_batch", "released", "mask")
+        assert options.weighting == weighting
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_figures(name, tmp_path):
     """RECIPES.md's table, stage by stage; the last one is the one that tunes."""
