@@ -1,5 +1,6 @@
 """seecal.build_start: a model of any tower and any language model, ready to train."""
 
+import json
 import shutil
 
 import pytest
@@ -213,6 +214,15 @@ def test_what_cannot_be_built_is_told(changes, said, parts, tmp_path):
     with pytest.raises(ValueError, match=said):
         seecal.build_start(family, language_model, vision_tower, out, **given)
     assert sorted(parts.rglob("*")) == before
+
+
+def test_the_towers_own_colours(parts, tmp_path):
+    shutil.copytree(parts / "clip", tmp_path / "clip")
+    colours = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(colours))
+    out = seecal.build_start("llava", str(parts / "llama"), str(tmp_path / "clip"), tmp_path / "start")
+    images = hf.AutoProcessor.from_pretrained(out).image_processor
+    assert (list(images.image_mean), list(images.image_std)) == tuple(colours.values())
 
 
 def spoiled(parts, name, folder):
