@@ -1,14 +1,19 @@
 """seecal.build_start: a model of any tower and any language model, ready to train."""
 
+import json
+import shutil
+
 import pytest
 import torch
 import transformers as hf
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import seecal
 from seecal.cli.main import app
 from tests.support import processors
+from tests.support.planted import left_no, planted_torch
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 CHATML = (
@@ -209,6 +214,46 @@ def test_what_cannot_be_built_is_told(changes, said, parts, tmp_path):
     with pytest.raises(ValueError, match=said):
         seecal.build_start(family, language_model, vision_tower, out, **given)
     assert sorted(parts.rglob("*")) == before
+
+
+def test_the_towers_own_colours(parts, tmp_path):
+    shutil.copytree(parts / "clip", tmp_path / "clip")
+    colours = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(colours))
+    out = seecal.build_start("llava", str(parts / "llama"), str(tmp_path / "clip"), tmp_path / "start")
+    images = hf.AutoProcessor.from_pretrained(out).image_processor
+    assert (list(images.image_mean), list(images.image_std)) == tuple(colours.values())
+
+
+def spoiled(parts, name, folder):
+    """A copy of a part, and the tensors in its file."""
+    shutil.copytree(parts / name, folder)
+    return folder, load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["llama", "clip"])
+def test_a_part_that_lacks_a_tensor_is_refused(name, parts, tmp_path):
+    folder, held = spoiled(parts, name, tmp_path / "part")
+    lost = next(one for one in held if "layers.1" in one)
+    del held[lost]
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    given = [str(folder if one == name else parts / one) for one in ("llama", "clip")]
+    with pytest.raises(ValueError, match="lacks 1 of the model's tensors"):
+        seecal.build_start("llava", *given, tmp_path / "start")
+
+
+def test_parts_that_are_pytorchs_files(parts, tmp_path):
+    """Read, with nothing in them run: Vicuna and CLIP have come as nothing else."""
+    folder, held = spoiled(parts, "llama", tmp_path / "part")
+    (folder / "model.safetensors").unlink()
+    torch.save(held, folder / "pytorch_model.bin")
+    out = seecal.build_start("llava", str(folder), str(parts / "clip"), tmp_path / "start")
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(load_file(out / "model.safetensors")[f"language_model.{name}"], held[name])
+    planted_torch(folder / "pytorch_model.bin", tmp_path / "mark")
+    with pytest.raises(ValueError, match="part: cannot be loaded"):
+        seecal.build_start("llava", str(folder), str(parts / "clip"), tmp_path / "other")
+    left_no(tmp_path / "mark")
 
 
 def test_the_command(parts, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from .chat_templates import chat_template_for
 from .hub_layout import save_in_hub_layout
 from .new_folder import new_folder
 from .towers import convnext_sizes, convnext_tensors
+from .trusted_files import check_config
 from .weight_files import folder_of
 
 FAMILIES = ("llava", "llava_next", "mgm", "mgm_hd")
@@ -205,9 +207,10 @@ class _Parts:
 
 def load_text(language_model: str, dtype: Any = "auto") -> Any:
     """A causal language model. ValueError in one line where it cannot be loaded, or has no plain head."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = _loaded(AutoModelForCausalLM, language_model, dtype=dtype)
+    config = _loaded(AutoConfig, language_model)
+    model = _whole_model(AutoModelForCausalLM, language_model, config, dtype)
     if not isinstance(getattr(model, "lm_head", None), torch.nn.Linear):
         raise ValueError(
             f"{language_model}: a {model.config.model_type}, which has no lm_head of its own: give a causal language model "
@@ -221,8 +224,19 @@ def load_tower(vision_tower: str, dtype: Any = "auto") -> Any:
     from transformers import AutoConfig, AutoModel
 
     config = _loaded(AutoConfig, vision_tower)
-    config = getattr(config, "vision_config", config)
-    return _loaded(AutoModel, vision_tower, config=config, dtype=dtype)
+    return _whole_model(AutoModel, vision_tower, getattr(config, "vision_config", config), dtype)
+
+
+def _whole_model(kind: Any, name: str, config: Any, dtype: Any) -> Any:
+    """The model, every tensor of it from its files. PyTorch's are read too: Vicuna and CLIP have come as nothing else."""
+    check_config(config, name, {})
+    model, report = _loaded(kind, name, config=config, dtype=dtype, output_loading_info=True)
+    if missing := sorted(map(str, report["missing_keys"])):
+        raise ValueError(
+            f"{name}: lacks {len(missing)} of the model's tensors, {missing[0]} for one, which would start from random "
+            "numbers. Copy it again."
+        )
+    return model
 
 
 def grow_vocabulary(text: Any, tokens: int) -> None:
@@ -293,6 +307,6 @@ def _loaded(kind: Any, name: str, **options: Any) -> Any:
     local = {"local_files_only": Path(name).is_dir(), "trust_remote_code": False}
     try:
         return kind.from_pretrained(name, **local, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, UnpicklingError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{name}: cannot be loaded: {first}") from None

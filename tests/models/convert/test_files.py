@@ -265,6 +265,15 @@ def test_damaged_and_doubled_files_are_named(place, tmp_path):
     second.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"00002.*cut off or damaged"):
         seecal.convert(folder, tmp_path / "hf", vision_tower=place[2])
+    index = folder / "model.safetensors.index.json"
+    named = json.loads(index.read_text())
+    lost = {"weight_map": {**named["weight_map"], "model.other": second.name}}
+    second.write_bytes(whole)
+    index.write_text(json.dumps(lost))
+    with pytest.raises(
+        ValueError, match=r"it names model\.other, which model-00002-of-00002\.safetensors does not hold"
+    ):
+        seecal.convert(folder, tmp_path / "hf", vision_tower=place[2])
     second.unlink()
     with pytest.raises(ValueError, match=r"it names model-00002-of-00002\.safetensors, which is not in the folder"):
         seecal.convert(folder, tmp_path / "hf", vision_tower=place[2])

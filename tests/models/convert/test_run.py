@@ -112,7 +112,7 @@ def test_how_images_become_squares_comes_from_the_config(images, pads, tmp_path)
 
 
 def test_a_tokenizer_of_llamas_class(tmp_path):
-    """As the released checkpoints have it: tokenizer_class LlamaTokenizer, padded with the unknown token, tokenizer.model."""
+    """As the released checkpoints have it: tokenizer_class LlamaTokenizer, and tokenizer.model."""
     original.checkpoint(tmp_path / "original", "llava")
     path = tmp_path / "original" / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "LlamaTokenizer"}))
