@@ -20,8 +20,6 @@ from tests.support.processes import environment, limit
 PAGE = (ROOT / "docs" / "paper.md").read_text("utf8")
 LINES = [line for block in re.findall(r"```text\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
 SEECAL = [line for line in LINES if "seecal " in line]
-# Built at the same time as the page
-COMING = {"build-start", "plan", "eval", "convert"}
 GROUP = typer.main.get_command(app)
 
 
@@ -37,15 +35,12 @@ def words_of(line):
 
 def parameters():
     for line in SEECAL:
-        coming = words_of(line)[0] in COMING or "--dry-run" in line
-        marks = [pytest.mark.xfail(strict=False, reason="not there yet")] if coming else []
-        yield pytest.param(line, marks=marks, id=re.sub(r"\W+", "-", " ".join(words_of(line)))[:60])
+        yield pytest.param(line, id=re.sub(r"\W+", "-", " ".join(words_of(line)))[:60])
 
 
 def test_the_page_has_its_commands():
     assert {words_of(line)[0] for line in SEECAL} == {
-        *("train", "score", "report", "calibrate", "check-data", "preview", "bench"),
-        *COMING - {"convert"},
+        *("train", "score", "report", "calibrate", "check-data", "preview", "bench", "build-start", "plan", "eval"),
     }
     assert [line for line in LINES if line not in SEECAL] == [
         line for line in LINES if line.startswith("python examples/")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -258,9 +259,9 @@ class _Fit:
     @classmethod
     def of(cls, model: Any, decoder: Any) -> _Fit:
         rows = (_ROW, 2 * _ROW)
-        runs = [_Passes.of(model, lambda row=row: _run(model, decoder, row)) for row in rows]
+        runs = [_Passes.of(model, partial(_run, model, decoder, row)) for row in rows]
         with checkpointed(model):
-            again = [_Passes.of(model, lambda row=row: _run(model, decoder, row)) for row in rows]
+            again = [_Passes.of(model, partial(_run, model, decoder, row)) for row in rows]
         alone = []
         for row in rows:
             with counting_bytes() as counted, torch.no_grad():
