@@ -63,8 +63,8 @@ PLANS = {
         test=2000,
     ),
 }
-# What a task needs more of, as factors of the steps: a tower that reads has more to learn than one that sees a shape
-_MORE = {"reading": {"tower": 2.5, "joint": 1.5}}
+# What a task needs more of, as factors of the steps: letters, or two things, are more to learn than one shape
+_MORE = {"reading": {"tower": 2.5, "joint": 1.5}, "scenes": {"tower": 2.5, "joint": 1.5}}
 
 
 def plan_of(cell: Cell, scale: str = "cpu", steps: int | None = None) -> Plan:
