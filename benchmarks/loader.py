@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ import psutil
 import torch
 import torchvision
 import transformers as hf
-from common import percentiles, progress, write
+from common import cpu_model, percentiles, progress, write
 from datasets import Dataset, Features, Sequence, Value
 from datasets import Image as ImageColumn
 from PIL import Image
@@ -172,12 +171,6 @@ def compare(size: tuple[int, int], count: int, side: int, batch: int, options: a
         }
         for name in found
     ]
-
-
-def cpu_model() -> str:
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def main() -> None:
