@@ -72,7 +72,7 @@ GPU_SHAPES = {
 # The decoder is SmolLM2-135M's (its config.json on the hub), the image's tokens are the 196 patches of a ViT-B/16 at 224
 # pixels. Batches are what two cores do in a quarter of a minute.
 _135M = Shape(
-    layers=30, hidden=576, inter=1536, heads=9, kv_heads=3, vocab=49152, tied=True, tiles=1, batch=4, text=(60, 300),
+    layers=30, hidden=576, inter=1536, heads=9, kv_heads=3, vocab=49152, tied=True, tiles=1, batch=4, text=(100, 260),
     vision=CLIP_BASE_224,
 )  # fmt: skip
 CPU_SHAPES = {
