@@ -69,16 +69,16 @@ def write_files(folder: Path, size: tuple[int, int], count: int) -> list[str]:
     return paths
 
 
-def processor(side: int) -> hf.LlavaProcessor:
+def processor(side: int, patch: int = 14, template: str = CHAT_TEMPLATE) -> hf.LlavaProcessor:
     """LLaVA-1.5's image processing (shortest side, centre crop) before a small tokenizer."""
     images = hf.CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     return hf.LlavaProcessor(
         image_processor=images,
         tokenizer=tiny_tokenizer(),
-        patch_size=14,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
     )
 
 

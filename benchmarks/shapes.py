@@ -92,7 +92,9 @@ SHAPES = {
 Row = tuple[torch.Tensor, torch.Tensor]
 
 
-def build(shape: Shape, where: torch.device, dtype: torch.dtype) -> LlavaForConditionalGeneration:
+def build(
+    shape: Shape, where: torch.device, dtype: torch.dtype, placeholder: int = IMAGE
+) -> LlavaForConditionalGeneration:
     """The model in training mode, every decoder layer checkpointed, the vision tower frozen."""
     vision = CLIPVisionConfig(
         hidden_size=shape.vision.hidden,
@@ -115,7 +117,7 @@ def build(shape: Shape, where: torch.device, dtype: torch.dtype) -> LlavaForCond
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=IMAGE,
+        image_token_index=placeholder,
         image_seq_length=shape.image_tokens,
         tie_word_embeddings=shape.tied,
     )
