@@ -106,9 +106,7 @@ def interleaved(
     return {name: summary(values) for name, values in round_times(variants, rounds, warmup, seconds).items()}
 
 
-def round_times(
-    variants: Runs, rounds: int, warmup: int = 1, seconds: float | None = None
-) -> dict[str, list[float]]:
+def round_times(variants: Runs, rounds: int, warmup: int = 1, seconds: float | None = None) -> dict[str, list[float]]:
     """ms of each variant in each round that counts.
 
     Each round runs every variant once, so that drift of the machine hits all. ``seconds``: begin no more rounds after that.

@@ -109,8 +109,9 @@ def main() -> None:
     if unknown := sorted(set(names) - set(NAMES)):
         parser.error(f"--variants: there is no {', '.join(unknown)}; there are {', '.join(NAMES)}")
     rows, _ = measure(SHAPES[options.shape], names, options.rounds, options.seconds)
-    where = "-cpu" if options.shape in CPU_SHAPES and device().type == "cpu" else ""
-    write(options.name or f"step-{options.shape}{where}", [{"shape": options.shape, **row} for row in rows], options.out)
+    on_cpu = options.shape in CPU_SHAPES and device().type == "cpu"
+    name = options.name or f"step-{options.shape}{'-cpu' if on_cpu else ''}"
+    write(name, [{"shape": options.shape, **row} for row in rows], options.out)
     for row in rows:
         if row["note"]:
             print(f"{row['variant']}: {row['note']}")
