@@ -82,7 +82,7 @@ def cpu_steps(folder: Path, shape: str) -> list[Rows]:
     """The step benchmark's rows of this shape, one set for each CSV that a CPU gave: step-SHAPE-cpu.csv and whatever
     else begins so, for a second kind of CPU."""
     found = []
-    for path in sorted(folder.glob(f"step-{shape}-cpu*.csv")):
+    for path in sorted(folder.glob(f"step-{shape}-cpu*.csv"), key=lambda path: path.stem):
         rows = [row for row in read(path) if row["device"].startswith("cpu")]
         found += [{row["variant"]: row for row in rows}] if rows else []
     return found
