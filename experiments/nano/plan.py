@@ -32,7 +32,7 @@ class Plan:
     tuning_rate: float = 5e-4
     tower_batch: int = 32
     batch: int = 32
-    align: int = 5000
+    align: int = 4000
     train: int = 5000
     validation: int = 400
     test: int = 600
