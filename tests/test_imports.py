@@ -91,7 +91,13 @@ FLOORS = {
         {"preview", "stage_runner"},
         {"check_data", "run"},
     ],
-    "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
+    "demo": [
+        {"compute", "emoji", "paired", "plan", "state"},
+        {"files", "measure"},
+        {"page", "report", "trial"},
+        {"compared", "run"},
+        {"compare"},
+    ],
     "cli": [{"alignment", "bench", "check_data", "families", "preview", "replay", "score"}, {"report"}, {"main"}],
     "__main__": [{"__main__"}],
 }

@@ -39,6 +39,16 @@ class Measured:
     filler_nll: np.ndarray
     filler: np.ndarray
 
+    def told(self) -> list[list[float]]:
+        """As JSON has it: a row a question."""
+        columns = (self.exact, self.word_nll, self.words, self.filler_nll, self.filler)
+        return [[round(value, 6) for value in row] for row in np.stack(columns, 1).tolist()]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[float]]) -> Measured:
+        """What :meth:`told` has told."""
+        return cls(*np.array(rows, dtype=float).reshape(-1, 5).T)
+
     def score(self) -> Score:
         """All questions in four figures."""
         questions, words = len(self.exact), int(self.words.sum())
@@ -85,7 +95,7 @@ def measure_each(
             on_batch(len(part))
     finally:
         model.train(training)
-    return Measured(*np.array(found, dtype=float).reshape(-1, 5).T)
+    return Measured.of(found)
 
 
 @torch.inference_mode()
