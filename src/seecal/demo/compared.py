@@ -100,7 +100,7 @@ def differences(arms: Mapping[str, Sequence[Mapping[Key, Measured]]]) -> list[Ro
             ("describe", "filler"),
         ):
             values = [np.array([_values(one[split, question], what) for one in arms[arm]]) for arm in ARMS]
-            found.append(Row(split, question, what, paired(*values)))
+            found.append(Row(split, question, what, paired(values[0], values[1])))
     return found
 
 
@@ -234,8 +234,8 @@ def sentences(found: Compared) -> list[str]:
     seeds = found.options.seeds
     if seeds == 1:
         about = (
-            "One training of either arm: the intervals are over held-out drawings alone. They compare these two models and say "
-            "nothing of other trainings; --seeds 5 would."
+            "One training of either arm: the intervals are over held-out drawings alone. They compare these two models and "
+            "say nothing of other trainings; --seeds 5 would."
         )
     else:
         about = f"{seeds} trainings of either arm: the intervals are over trainings and held-out drawings."
@@ -265,7 +265,8 @@ def _others(found: Compared) -> str:
     """On all other figures together."""
     others = [row for row in found.rows if (row.split, row.question, row.what) != FIRST]
     clear = [row for row in others if row.found.verdict]
-    begin = f"Of the {len(others)} other differences {len(clear) or 'none'} {'have' if len(clear) > 1 else 'has'} an interval"
+    count, have = len(clear) or "none", "have" if len(clear) > 1 else "has"
+    begin = f"Of the {len(others)} other differences {count} {have} an interval"
     if not clear:
         return f"{begin} without zero."
     named = "; ".join(

@@ -40,9 +40,9 @@ class Difference:
 def paired(first: np.ndarray, second: np.ndarray, draws: int = 4000, seed: int = 0) -> Difference:
     """First minus second, by a bootstrap.
 
-    With one seed the items are drawn, and the interval is about these two models. With several the seeds are drawn too, and
-    it is about trainings like these. Percentiles are too narrow for few of what is drawn, so their distance from the mean is
-    stretched by ``sqrt(n / (n - 1))`` and by Student's t over the normal's quantile. Source: the "expanded percentile
+    With one seed the items are drawn, and the interval is about these two models. With several the seeds are drawn too,
+    and it is about trainings like these. Percentiles are too narrow for few of what is drawn, so their distance from the
+    mean is stretched by ``sqrt(n / (n - 1))`` and by Student's t over the normal's quantile. Source: the "expanded percentile
     interval" of Hesterberg, What Teachers Should Know About the Bootstrap (2015), by its factor instead of its level.
 
     Args:
