@@ -9,6 +9,7 @@ alignment), then stage 2 again from there, on questions in another order, with t
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from seecal import verbosity
 from seecal.demo import emoji, files
@@ -73,19 +75,22 @@ class _Setting:
         self.seed, self.steps, self.folder = seed, steps, folder
         self.name = f"seed-{seed}" if steps is None else f"seed-{seed}-steps-{steps}"
         (folder / self.name).mkdir(parents=True, exist_ok=True)
-        self.bf16 = _kept(folder / "bf16.json", bf16_pays)[0]
-        self.images = emoji.render_openmoji(emoji.catalogue(), folder / "images")
+        with FileLock(folder / "lock"):  # another process may make the same
+            self.bf16 = _kept(folder / "bf16.json", bf16_pays)[0]
+            self.images = emoji.render_openmoji(emoji.catalogue(), folder / "images")
+            self.start()
         self.items = [item for item in emoji.catalogue() if item.hexcode in self.images]
         self.shown = files.held_out(self.items, emoji.HELD_IMAGE, len(self.items))
 
     def run(self, noise: float, options: Mapping[str, Any], rate: float) -> dict[str, Any]:
         begun = time.monotonic()
-        facts, aligned = self.align()
-        aligned_by, arm = time.monotonic(), self.folder / self.name / "arm"
-        shutil.rmtree(arm, ignore_errors=True)
+        with FileLock(self.folder / self.name / "lock"):
+            facts, aligned = self.align()
+        aligned_by, name = time.monotonic(), f"{self.name}-arm-{os.getpid()}"
+        shutil.rmtree(self.folder / name, ignore_errors=True)
         count = self.count(TUNING)
         asked = noisy(files.questions(self.items, count, BATCH, 1000 + self.seed), noise, self.seed)
-        part = files.Part(f"{self.name}-arm.yaml", aligned, f"{self.name}-arm.json", f"{self.name}/arm", ("tune",))
+        part = files.Part(f"{name}.yaml", aligned, f"{name}.json", name, ("tune",))
         plan = Plan(0, count, len(self.shown), f"real_weights.yaml: {count} steps from {aligned}")
         weighting = str(options.get("weighting", "cal"))
         rest = {name: value for name, value in options.items() if name != "weighting"}
@@ -93,7 +98,9 @@ class _Setting:
         trained_by = time.monotonic()
         found = self.measured(done.final)
         (log,) = (json.loads(path.read_text("utf8")) for path in done.path.glob("stage-1/trainer_state.json"))
-        shutil.rmtree(arm)  # half a gigabyte; the figures are what is kept
+        shutil.rmtree(done.path)  # half a gigabyte; the figures are what is kept
+        for file in (part.file, part.data):
+            (self.folder / file).unlink()
         seconds = {"alignment": aligned_by - begun, "training": trained_by - aligned_by}
         seconds["measuring"] = time.monotonic() - trained_by
         return {
@@ -111,7 +118,6 @@ class _Setting:
 
     def align(self) -> tuple[dict[str, float], str]:
         """(facts, the model's folder below ours): made once, and gone on with where it was stopped."""
-        self.start()
         count, place = self.count(ALIGNMENT), f"{self.name}/aligned"
         part = files.Part(f"{self.name}.yaml", "start", f"{self.name}.json", place)
         plan = of_steps(count, len(self.shown), f"real_weights.yaml: {count} steps")
@@ -190,7 +196,7 @@ def shares(history: list[dict[str, float]]) -> dict[str, float]:
 
 
 def noisy(asked: Asked, share: float, seed: int) -> Asked:
-    """The questions, of which exactly ``round(share · n)`` have the answer of another drawing, within a kind of question."""
+    """The questions; exactly ``round(share · n)`` have the answer of another drawing, within a kind of question."""
     from .nano import swapped
 
     kinds = {text: kind for kind, text in emoji.QUESTIONS.items()}

@@ -42,8 +42,8 @@ def paired(first: np.ndarray, second: np.ndarray, draws: int = 4000, seed: int =
 
     With one seed the items are drawn, and the interval is about these two models. With several the seeds are drawn too,
     and it is about trainings like these. Percentiles are too narrow for few of what is drawn, so their distance from the
-    mean is stretched by ``sqrt(n / (n - 1))`` and by Student's t over the normal's quantile. Source: the "expanded percentile
-    interval" of Hesterberg, What Teachers Should Know About the Bootstrap (2015), by its factor instead of its level.
+    mean is stretched by ``sqrt(n / (n - 1))`` and by Student's t over the normal's quantile. Source: the "expanded
+    percentile interval" of Hesterberg, What Teachers Should Know About the Bootstrap (2015), by a factor, not a level.
 
     Args:
         first, second: [seeds, items] of the two arms, the same seeds and items in both.
@@ -76,7 +76,8 @@ def _student(freedom: int) -> float:
         return _T[freedom - 1]
     z = _Z
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / freedom + second / freedom**2
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def _sign_test(values: np.ndarray) -> float:
