@@ -1,10 +1,9 @@
-"""seecal demo --compare on the tiny model: what it leaves and prints, that it goes on, and that it says no more than it may."""
+"""seecal demo --compare on the tiny model: what it leaves and prints, how it goes on, that it says no more than it may."""
 
 import io
 import json
 import math
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -16,8 +15,10 @@ from seecal.demo.compare import Comparison, compare
 from seecal.demo.compared import FIRST, Compared, Row, Tokens, differences, sentences, token_figures
 from seecal.demo.measure import Measured
 from seecal.demo.paired import Difference
-from seecal.demo.plan import COMPARED_QUESTIONS, COMPARED_SHARE, LEAST_STEPS, of_steps, plan
+from seecal.demo.plan import COMPARED_QUESTIONS, COMPARED_SHARE, LEAST_STEPS, plan
+from seecal.demo.run import carry_out
 from seecal.demo.state import DemoOptions, open_state
+from seecal.scoring import RecordScores
 from tests.support.tiny import tiny_llava, tiny_llava_processor
 
 SEEDS = 2
@@ -98,9 +99,9 @@ def test_the_page_shows_both(made):
     assert page.index("uniform-0/final") < page.index("cal-0/final"), "plain is A"
 
 
-def test_what_is_stopped_goes_on_and_gives_the_same(made, small, tmp_path, capsys):
+def test_what_is_stopped_goes_on_and_gives_the_same(made, small, tmp_path):
     """Stopped after stage 1 and an arm; what is finished is not made again, and the figures are those of one go."""
-    out, said = made
+    out, _ = made
     again = tmp_path / "stopped"
     again.mkdir()
     options = DemoOptions(again, steps=3, batch_size=2, held_out=3, compare=True, seeds=SEEDS)
@@ -112,14 +113,10 @@ def test_what_is_stopped_goes_on_and_gives_the_same(made, small, tmp_path, capsy
                 raise KeyboardInterrupt
             return super().measured(name)
 
-    from seecal.demo.run import carry_out
-
     told = io.StringIO()
     assert carry_out(Stopped(options, open_state(options), Console(file=told, width=400))) == 130
-    assert (
-        f"To go on: seecal demo --out {again} --steps 3 --batch-size 2 --held-out 3 --compare --seeds 2"
-        in told.getvalue()
-    )
+    command = f"seecal demo --out {again} --steps 3 --batch-size 2 --held-out 3 --compare --seeds 2"
+    assert f"To go on: {command}\n" in told.getvalue()
     assert f"trained so far: {again}/uniform-0/final" in told.getvalue()
     kept = (again / "align" / "final" / "model.safetensors").stat().st_mtime_ns
     assert compare(options, Console(file=io.StringIO(), width=120)) == 0
@@ -262,17 +259,15 @@ def test_the_differences_are_cal_minus_plain_item_by_item():
 
 
 def test_tokens_are_words_of_the_image_by_their_last_character():
-    class Record:
-        record = "held_image/1"
-        columns = {  # " cat", which ends inside the word; the end of the turn has no characters
-            "start": np.array([0, 3, 7, 8]),
-            "stop": np.array([3, 7, 8, 8]),
-            "delta": np.array([0.0, 4.0, 1.0, -1.0]),
-            "weight": np.array([1.0, 4.0, 2.0, 3.0]),
-        }
-
+    columns = {  # " cat", which ends inside the word; the end of the turn has no characters
+        "start": np.array([0, 3, 7, 8]),
+        "stop": np.array([3, 7, 8, 8]),
+        "delta": np.array([0.0, 4.0, 1.0, -1.0]),
+        "weight": np.array([1.0, 4.0, 2.0, 3.0]),
+    }
+    record = RecordScores("data.json", 0, "held_image/1", columns)
     answer = emoji.Answer("?", (("The ", False), ("cat", True), (".", False)))
-    assert token_figures([Record()], {"held_image/1": answer}) == Tokens(1, 3, 4.0, 0.0, 4.0, 2.0)
+    assert token_figures([record], {"held_image/1": answer}) == Tokens(1, 3, 4.0, 0.0, 4.0, 2.0)
 
 
 def test_seeds_without_compare_are_refused():

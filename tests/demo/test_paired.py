@@ -70,8 +70,14 @@ def test_few_right_answers_more_are_no_difference():
 
 @pytest.mark.parametrize(
     ("low", "high", "sign_p", "expected"),
-    [(0.1, 0.2, math.nan, 1), (-0.2, -0.1, 0.01, -1), (0.1, 0.2, 0.06, 0), (0.0, 0.2, math.nan, 0)]
-    + [(math.nan, math.nan, math.nan, 0), (-0.1, 0.2, 0.001, 0)],
+    [
+        (0.1, 0.2, math.nan, 1),
+        (-0.2, -0.1, 0.01, -1),
+        (0.1, 0.2, 0.06, 0),
+        (0.0, 0.2, math.nan, 0),
+        (math.nan, math.nan, math.nan, 0),
+        (-0.1, 0.2, 0.001, 0),
+    ],
 )
 def test_a_verdict_needs_an_interval_without_zero(low, high, sign_p, expected):
     assert Difference(0.5, 0.4, 0.1, low, high, sign_p).verdict == expected

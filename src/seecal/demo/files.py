@@ -147,6 +147,7 @@ stages:
     stages = {"align": _ALIGN.format(warmup=_warmup(plan.align_steps), steps=plan.align_steps)}
     settings = {"learning_rate": "3.0e-4", **(tune or {})}
     stages["tune"] = _TUNE.format(
+        name="tune" if part == Part() else Path(part.run).name,  # which of several it is
         weighting=weighting,
         warmup=_warmup(plan.tune_steps),
         steps=plan.tune_steps,
@@ -164,7 +165,7 @@ _ALIGN = """\
     max_steps: {steps}
 """
 _TUNE = """\
-  - name: tune
+  - name: {name}
     train: [projector, language_model]
     freeze: embeddings # the word table, also the output layer: a fifth of all parameters, half of the time of a step
     weighting: {weighting}{settings}
