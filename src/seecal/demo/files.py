@@ -147,7 +147,7 @@ stages:
     stages = {"align": _ALIGN.format(warmup=_warmup(plan.align_steps), steps=plan.align_steps)}
     settings = {"learning_rate": "3.0e-4", **(tune or {})}
     stages["tune"] = _TUNE.format(
-        name="tune" if part == Part() else Path(part.run).name,  # which of several it is
+        name=Path(part.run).name if part.stages == ("tune",) else "tune",  # which of several it is
         weighting=weighting,
         warmup=_warmup(plan.tune_steps),
         steps=plan.tune_steps,
