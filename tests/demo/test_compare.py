@@ -52,7 +52,7 @@ def started(options):
 def made(options, small):
     started(options)
     said = io.StringIO()
-    assert compare(options, Console(file=said, width=120)) == 0
+    assert compare(options, Console(file=said, width=80)) == 0
     return options.out, said.getvalue()
 
 
@@ -70,13 +70,16 @@ def test_both_arms_come_from_one_stage_1_and_see_the_same(made):
 
 def test_it_prints_means_intervals_and_the_token_table(made):
     out, said = made
-    rows = [line for line in said.splitlines() if re.match(r"\s+(kind|name), ", line)]
-    assert len(rows) == 8
+    lines = said.splitlines()
+    rows = [line for line in lines if re.match(r"\s+(drawings|concepts) (kind|name|text) ", line)]
+    assert len(rows) == 12
     for line in rows:
-        assert re.search(r"[+−][\d.]+ to [+−][\d.]+", line), line
-    tokens = [line for line in said.splitlines() if re.match(r"\s+(drawings|concepts), (word|filler) ", line)]
-    assert len(tokens) == 4
-    assert re.search(r"[+-]\d\.\d\d \d\.\d\d +[+-]\d\.\d\d \d\.\d\d", tokens[0]), tokens[0]
+        assert re.search(r"[+−][\d.]+ to [+−][\d.]+|no item differs", line), line
+    tokens = [line for line in lines if re.match(r"\s+(of the image|filler) ", line)]
+    assert len(tokens) == 2
+    for line in tokens:
+        assert re.search(r"\d+ +[+-]\d\.\d\d \d\.\d\d +[+-]\d\.\d\d \d\.\d\d +\d+\.\d\d +\d+\.\d\d", line), line
+    assert "…" not in said, "cut off at 80 columns"
     told = json.loads((out / "compare.json").read_text("utf8"))
     assert len(told["rows"]) == 12
     assert told["seeds"] == SEEDS
@@ -129,7 +132,7 @@ def test_what_is_stopped_goes_on_and_gives_the_same(made, small, tmp_path):
 def test_a_finished_one_is_shown_again_and_other_options_are_refused(made, options, small):
     _, said = made
     again = io.StringIO()
-    assert compare(options, Console(file=again, width=120)) == 0
+    assert compare(options, Console(file=again, width=80)) == 0
     assert [line for line in again.getvalue().splitlines() if " to " in line] == [
         line for line in said.splitlines() if " to " in line
     ]

@@ -151,56 +151,57 @@ def report(found: Compared, console: Console) -> None:
 
 
 def difference_table(found: Compared) -> Table:
-    """A row a set of questions; before is the model that both arms start from."""
+    """A row a set of questions; stage 1 is the model that both arms start from."""
+    guess = {split: commonest_share(found.items, "kind", _answers(found, split)) for split in SPLITS}
+    guessed = ", ".join(f"{SPLITS[split]} {found.drawings(split)}, {share:.0%}" for split, share in guess.items())
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"Held out: CAL and plain training, {found.steps} steps each from one stage 1",
-        caption="right: share of exact answers; nats: loss a token of the words that the image shows, lower is better",
+        caption="right: share of exact answers; nats: mean loss a token, words of the image or filler of\n"
+        f"the description, lower is better. How many, and the commonest kind: {guessed}",
         title_justify="left",
         caption_justify="left",
     )
-    for column in ("", "stage 1", "plain", "CAL", "CAL − plain", "95 % interval"):
+    for column in ("", "stage 1", "plain", "CAL", "CAL−plain", "95 % interval"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for split in SPLITS:
-        answers = [answer for _, answer in found.asked[split, "kind"]]
-        guess = commonest_share(found.items, "kind", answers)
-        table.add_row(f"{SPLITS[split]}, n={len(answers)}; commonest kind {guess:.0%}", style="dim")
-        for row in found.rows:
-            if row.split == split and row.question != "describe":
-                before = float(_values(found.before[split, row.question], row.what).mean())
-                table.add_row(f"  {row.called}", _figure(before, row.what), *_cells(row))
+    for row in found.rows:
+        before = float(_values(found.before[row.split, row.question], row.what).mean())
+        asked = "text" if row.question == "describe" else row.question
+        kind = {"right": "right", "word": "word nats", "filler": "filler nats"}[row.what]
+        name = f"{SPLITS[row.split].split()[1]} {asked} {kind}"
+        table.add_row(name, _figure(before, row.what), *_cells(row))
     return table
 
 
 def token_table(found: Compared) -> Table:
     """Words of the image and filler of the held-out descriptions: CAL's weights, and what either arm has learnt of them."""
-    first, last = found.tokens["stage-1"], found.tokens["cal"]
     table = Table(
         box=box.SIMPLE_HEAD,
-        title="Tokens of true descriptions: mean Δ and CAL's mean weight (in plain training each weighs 1), nats",
+        title="Tokens of true descriptions: mean Δ and CAL's weight (plain: all weigh 1)",
+        caption="Δ and weights: of the descriptions on the page; nats: of all, intervals above",
         title_justify="left",
+        caption_justify="left",
     )
-    for column in (
-        "",
-        "Δ, weight\nstage 1",
-        "Δ, weight\nCAL",
-        "nats\nplain",
-        "\nCAL",
-        "\nCAL − plain",
-        "95 %\ninterval",
-    ):
+    columns = ("", "tokens", "Δ, weight\nstage 1", "Δ, weight\nCAL", "nats\nplain", "nats\nCAL")
+    for column in columns:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for split in SPLITS:
-        for row in found.rows:
-            if row.split == split and row.question == "describe":
-                kind = "word" if row.what == "word" else "filler"
-                weighed = [
-                    f"{getattr(one, f'{kind}_delta'):+.2f} {getattr(one, f'{kind}_weight'):.2f}"
-                    for one in (first, last)
-                ]
-                cells = weighed if split == emoji.HELD_IMAGE else ["", ""]
-                table.add_row(f"{SPLITS[split].split()[1]}, {kind}", *cells, *_cells(row))
+    for kind, number, name in (("word", "words", "of the image"), ("filler", "filler", "filler")):
+        of_kind = [row.found for row in found.rows if (row.question, row.what) == ("describe", kind)]
+        nats = (sum(one.second for one in of_kind), sum(one.first for one in of_kind))
+        table.add_row(
+            name,
+            str(getattr(found.tokens["stage-1"], number)),
+            *(
+                f"{getattr(one, f'{kind}_delta'):+.2f} {getattr(one, f'{kind}_weight'):.2f}"
+                for one in (found.tokens["stage-1"], found.tokens["cal"])
+            ),
+            *(f"{value / len(of_kind):.2f}" for value in nats),
+        )
     return table
+
+
+def _answers(found: Compared, split: str) -> list[emoji.Answer]:
+    return [answer for _, answer in found.asked[split, "kind"]]
 
 
 def _figure(value: float, what: str) -> str:
@@ -223,6 +224,8 @@ def interval(row: Row) -> str:
     """ "−0.10 to +0.02"; points of a hundred for right answers."""
     if np.isnan(row.found.low):
         return "none"
+    if row.found.low == row.found.high == 0:
+        return "no item differs"
     return f"{_signed(row.found.low, row.what)} to {_signed(row.found.high, row.what)}"
 
 
@@ -245,8 +248,7 @@ def sentences(found: Compared) -> list[str]:
 def _judged(found: Compared) -> str:
     """On the one figure that was chosen before any training."""
     (row,) = (row for row in found.rows if (row.split, row.question, row.what) == FIRST)
-    one, answers = row.found, [answer for _, answer in found.asked[row.split, "kind"]]
-    guess = commonest_share(found.items, "kind", answers)
+    one, guess = row.found, commonest_share(found.items, "kind", _answers(found, row.split))
     said = (
         f"Judged on right kinds of unseen drawings: CAL {one.first:.0%}, plain {one.second:.0%}, "
         f"{_signed(one.mean, 'right')} points ({interval(row)})."
