@@ -153,12 +153,14 @@ def report(found: Compared, console: Console) -> None:
 def difference_table(found: Compared) -> Table:
     """A row a set of questions; stage 1 is the model that both arms start from."""
     guess = {split: commonest_share(found.items, "kind", _answers(found, split)) for split in SPLITS}
-    guessed = ", ".join(f"{SPLITS[split]} {found.drawings(split)}, {share:.0%}" for split, share in guess.items())
+    guessed = "; ".join(
+        f"{SPLITS[split].split()[1]} {found.drawings(split)}, {share:.0%}" for split, share in guess.items()
+    )
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"Held out: CAL and plain training, {found.steps} steps each from one stage 1",
-        caption="right: share of exact answers; nats: mean loss a token, words of the image or filler of\n"
-        f"the description, lower is better. How many, and the commonest kind: {guessed}",
+        caption="right: exact answers; nats: loss a token in words of the image; filler: nats a\n"
+        f"token of the rest of the text. How many, commonest kind right: {guessed}",
         title_justify="left",
         caption_justify="left",
     )
@@ -167,7 +169,7 @@ def difference_table(found: Compared) -> Table:
     for row in found.rows:
         before = float(_values(found.before[row.split, row.question], row.what).mean())
         asked = "text" if row.question == "describe" else row.question
-        kind = {"right": "right", "word": "word nats", "filler": "filler nats"}[row.what]
+        kind = {"right": "right", "word": "nats", "filler": "filler"}[row.what]
         name = f"{SPLITS[row.split].split()[1]} {asked} {kind}"
         table.add_row(name, _figure(before, row.what), *_cells(row))
     return table
@@ -177,8 +179,8 @@ def token_table(found: Compared) -> Table:
     """Words of the image and filler of the held-out descriptions: CAL's weights, and what either arm has learnt of them."""
     table = Table(
         box=box.SIMPLE_HEAD,
-        title="Tokens of true descriptions: mean Δ and CAL's weight (plain: all weigh 1)",
-        caption="Δ and weights: of the descriptions on the page; nats: of all, intervals above",
+        title="Tokens of true descriptions: Δ and CAL's weight (plain: 1)",
+        caption="Δ and weights: means of what is on the page; nats: of all",
         title_justify="left",
         caption_justify="left",
     )
