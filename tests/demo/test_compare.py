@@ -221,8 +221,8 @@ def test_one_training_says_nothing_of_others_and_several_do():
     ("ends", "expected"),
     [
         ((-0.3, 0.1), "Of the 1 other differences none has an interval without zero."),
-        ((-0.3, -0.1), "(unseen drawings: name, nats a word token, CAL lower)"),
-        ((0.1, 0.3), "(unseen drawings: name, nats a word token, CAL higher)"),
+        ((-0.3, -0.1), "(unseen drawings: name, nats a word token, CAL lower;"),
+        ((0.1, 0.3), "(unseen drawings: name, nats a word token, CAL higher;"),
     ],
 )
 def test_the_other_figures_are_named_where_they_are_clear_and_with_their_number(ends, expected):

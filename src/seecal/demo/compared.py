@@ -152,9 +152,9 @@ def report(found: Compared, console: Console) -> None:
 
 def difference_table(found: Compared) -> Table:
     """A row a set of questions; stage 1 is the model that both arms start from."""
-    guess = {split: commonest_share(found.items, "kind", _answers(found, split)) for split in SPLITS}
     guessed = "; ".join(
-        f"{SPLITS[split].split()[1]} {found.drawings(split)}, {share:.0%}" for split, share in guess.items()
+        f"{name.split()[1]} {found.drawings(split)}, {commonest_share(found.items, 'kind', _answers(found, split)):.0%}"
+        for split, name in SPLITS.items()
     )
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -276,7 +276,8 @@ def _others(found: Compared) -> str:
     named = "; ".join(
         f"{SPLITS[row.split]}: {row.called}, CAL {'higher' if row.found.verdict > 0 else 'lower'}" for row in clear
     )
-    return f"{begin} without zero ({named}). One in twenty would have by chance, and they are not independent."
+    by_chance = "One in twenty would have by chance, and they are not independent"
+    return f"{begin} without zero ({named}; of nats lower is better). {by_chance}."
 
 
 def _weights(first: Tokens) -> str:
