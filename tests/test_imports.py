@@ -113,7 +113,13 @@ FLOORS = {
         {"table"},
         {"plan"},
     ],
-    "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
+    "demo": [
+        {"compute", "emoji", "paired", "plan", "state"},
+        {"files", "measure"},
+        {"page", "report", "trial"},
+        {"compared", "run"},
+        {"compare"},
+    ],
     "cli": [
         {"alignment", "bench", "build_start", "check_data", "convert", "eval_tasks", "export", "families", "plan"}
         | {"preview", "replay", "score"},

@@ -48,6 +48,10 @@ def demo(
         str, typer.Option(help="Token weights of stage 2: cal, or uniform for plain training.")
     ] = "cal",
     seed: Annotated[int, typer.Option(help="Same seed, steps and machine: same results.")] = 0,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="CAL and plain training from one stage 1, with intervals.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="With --compare: trainings of either.")] = 1,
 ) -> None:
     """Train a real small vision-language model with CAL on real images (CPU, a few minutes); again: go on."""
     # Before torch is loaded. Its threads otherwise spin while they wait for each other: on two cores that other programs
@@ -59,7 +63,11 @@ def demo(
 
     if weighting not in ("cal", "uniform"):
         raise ValueError(f"--weighting {weighting}: expected cal or uniform")
-    options = DemoOptions(out, minutes, steps, batch_size, held_out, weighting, seed)
+    options = DemoOptions(out, minutes, steps, batch_size, held_out, weighting, seed, compare, seeds)
+    if compare:
+        from ..demo.compare import compare as run
+    elif seeds != 1:
+        raise ValueError(f"--seeds {seeds} is how many trainings of either arm --compare makes: add --compare")
     raise typer.Exit(run(options, Console()))
 
 

@@ -195,6 +195,11 @@ def answer(item: Emoji, question: str, rng: random.Random) -> Answer:
     return Answer(QUESTIONS[question], tuple(pieces))
 
 
+def described(item: Emoji) -> Answer:
+    """The description that is true of a drawing where one is shown or measured: always the same."""
+    return answer(item, "describe", random.Random(1))
+
+
 def record(image: str | Path, reply: Answer) -> dict[str, Any]:
     """One training record in the ``messages`` format; the image is a path."""
     user = [{"type": "image"}, {"type": "text", "text": reply.question}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +84,48 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text(f"[\n{lines}\n]\n", "utf8")
 
 
-def recipe(out: Path, plan: Plan, *, batch_size: int, weighting: str, seed: int, on_cpu: bool, bf16: bool) -> str:
-    """The two-stage recipe of the demo, with comments."""
-    quoted = {name: json.dumps(str(out / name)) for name in ("start", "data.json", "eval.json", "run", "mine")}
-    return f"""\
+@dataclass(frozen=True)
+class Part:
+    """A recipe of the demo's by the names that it reads and writes below the demo's folder, and its stages."""
+
+    file: str = "recipe.yaml"
+    model: str = "start"
+    data: str = "data.json"
+    run: str = "run"
+    stages: tuple[str, ...] = ("align", "tune")
+
+
+def recipe(
+    out: Path,
+    plan: Plan,
+    *,
+    batch_size: int,
+    weighting: str,
+    seed: int,
+    on_cpu: bool,
+    bf16: bool,
+    part: Part | None = None,
+    tune: Mapping[str, Any] | None = None,
+) -> str:
+    """The recipe of the demo, with comments.
+
+    Args:
+        part: of the demo; None: both stages in one recipe.
+        tune: settings of stage 2 that replace the demo's or come to them.
+    """
+    part = part or Part()
+    names = ("eval.json", "mine", part.file, part.model, part.data, part.run)
+    quoted = {name: json.dumps(str(out / name)) for name in names}
+    comes = "as they come" if part.model == "start" else "trained so far"
+    head = f"""\
 # Written by seecal demo. Change what you like and run it again, into a folder of its own:
-#   seecal train --config {json.dumps(str(out / "recipe.yaml"))} --output_dir {quoted["mine"]}
+#   seecal train --config {quoted[part.file]} --output_dir {quoted["mine"]}
 # {plan.why}
 
-model: {quoted["start"]} # EfficientNet-lite0, a projector, SmolLM2-135M, as they come
-data: {quoted["data.json"]}
+model: {quoted[part.model]} # EfficientNet-lite0, a projector, SmolLM2-135M, {comes}
+data: {quoted[part.data]}
 # eval_data: {quoted["eval.json"]} # the demo measures these itself, apart for each kind of question
-output_dir: {quoted["run"]}
+output_dir: {quoted[part.run]}
 
 use_cpu: {_yaml(on_cpu)}
 bf16: {_yaml(bf16)} # what is faster here
@@ -112,19 +143,34 @@ seed: {seed}
 data_seed: {seed}
 
 stages:
+"""
+    stages = {"align": _ALIGN.format(warmup=_warmup(plan.align_steps), steps=plan.align_steps)}
+    settings = {"learning_rate": "3.0e-4", **(tune or {})}
+    stages["tune"] = _TUNE.format(
+        name=Path(part.run).name if part.stages == ("tune",) else "tune",  # which of several it is
+        weighting=weighting,
+        warmup=_warmup(plan.tune_steps),
+        steps=plan.tune_steps,
+        settings="".join(f"\n    {name}: {_yaml(value)}" for name, value in settings.items()),
+    )
+    return head + "".join(stages[name] for name in part.stages)
+
+
+_ALIGN = """\
   - name: align
     train: projector
     weighting: uniform # before the language model can read the image tokens, Δ says little
     learning_rate: 5.0e-4
-    warmup_steps: {_warmup(plan.align_steps)} # below 1: a share of all steps
-    max_steps: {plan.align_steps}
-  - name: tune
+    warmup_steps: {warmup} # below 1: a share of all steps
+    max_steps: {steps}
+"""
+_TUNE = """\
+  - name: {name}
     train: [projector, language_model]
     freeze: embeddings # the word table, also the output layer: a fifth of all parameters, half of the time of a step
-    weighting: {weighting}
-    learning_rate: 3.0e-4
-    warmup_steps: {_warmup(plan.tune_steps)}
-    max_steps: {plan.tune_steps}
+    weighting: {weighting}{settings}
+    warmup_steps: {warmup}
+    max_steps: {steps}
 """
 
 
@@ -133,5 +179,5 @@ def _warmup(steps: int) -> float:
     return 0.05 if steps >= 10 else 0
 
 
-def _yaml(value: bool) -> str:
-    return "true" if value else "false"
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

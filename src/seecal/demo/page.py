@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,15 +20,15 @@ def write_described(path: Path, items: Sequence[emoji.Emoji], images: Mapping[st
     asked = {}
     for split in files.HELD_OUT:
         for item in files.held_out(items, split, DRAWINGS):
-            asked[f"{split}/{item.hexcode}"] = item, emoji.answer(item, "describe", random.Random(1))
+            asked[f"{split}/{item.hexcode}"] = item, emoji.described(item)
     files.write_records(path, {name: (images[item.hexcode], answer) for name, (item, answer) in asked.items()})
 
 
-def held_out_page(out: Path, models: Sequence[Path], precision: Any, console: Console) -> Path:
-    """Scores ``out/held_out.json`` with one or two models and draws ``out/report.html``.
+def held_out_page(out: Path, models: Mapping[str, Path], precision: Any, console: Console) -> Path:
+    """Scores ``out/held_out.json`` into ``out/scores/NAME`` with each model and draws the first two in ``out/report.html``.
 
     Args:
-        models: folders, the one before first.
+        models: name -> folder.
         precision: makes the context in which they run.
         console: for the progress.
 
@@ -42,10 +41,10 @@ def held_out_page(out: Path, models: Sequence[Path], precision: Any, console: Co
 
     require_altair()
     folders = []
-    for number, model in enumerate(models):
-        folder = out / "scores" / ("after" if number == len(models) - 1 else "before")
+    for name, model in models.items():
+        folder = out / "scores" / name
         shutil.rmtree(folder, ignore_errors=True)  # of another training
         with precision():
             score(str(model), str(out / "held_out.json"), folder, options=CALOptions(), batch_size=12, console=console)
         folders.append(folder)
-    return report(*folders, out=out / "report.html", console=console).path
+    return report(*folders[:2], out=out / "report.html", console=console).path

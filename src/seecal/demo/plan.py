@@ -11,6 +11,8 @@ MEASURING_SHARE = 0.2
 # As shipped, after stage 1, after stage 2; two splits, two questions about each drawing
 QUESTIONS_A_DRAWING = 3 * 2 * 2
 _ALIGN_SHARE = 1 / 11
+# Where two ways to train are compared: two splits, three questions about each drawing. What is compared is the measuring
+COMPARED_QUESTIONS, COMPARED_SHARE = 2 * 3, 0.3
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,25 @@ def budget(minutes: float, preparing: float, trial: float) -> float:
     return max(min(asked, 1.5 * asked - 1.25 * preparing) - trial, 0.25 * asked)
 
 
-def plan(seconds: float, a_step: float, a_question: float, held_out: int | None = None) -> Plan:
-    """The plan that fits ``seconds``, where a step and a held-out question take so many seconds each."""
+def plan(seconds: float, a_step: float, a_question: float, held_out: int | None = None, trainings: int = 0) -> Plan:
+    """The plan that fits ``seconds``, where a step and a held-out question take so many seconds each.
+
+    Args:
+        trainings: 0: the demo. Else how often stage 2 is made from one stage 1, to be compared; the plan is of one of them.
+    """
+    questions, share = QUESTIONS_A_DRAWING, MEASURING_SHARE
+    if trainings:
+        questions, share = COMPARED_QUESTIONS * (1 + trainings), COMPARED_SHARE
     if held_out is None:
-        fits = int(MEASURING_SHARE * seconds / (QUESTIONS_A_DRAWING * a_question))
+        fits = int(share * seconds / (questions * a_question))
         held_out = min(max(fits, LEAST_HELD_OUT), MOST_HELD_OUT)
-    left = seconds - held_out * QUESTIONS_A_DRAWING * a_question
-    steps = min(max(int(left / a_step), LEAST_STEPS), MOST_STEPS)
+    left = seconds - held_out * questions * a_question
+    all_of_one = a_step * (_ALIGN_SHARE + max(trainings, 1) * (1 - _ALIGN_SHARE))
+    steps = min(max(int(left / all_of_one), LEAST_STEPS), MOST_STEPS)
     rate = f"{1 / a_step:.2g}"
     limit = {MOST_STEPS: ", the most it ever takes", LEAST_STEPS: ", the least that shows anything"}.get(steps, "")
-    why = f"This machine does {rate} steps/s: {steps} steps{limit}, {held_out} drawings in each measurement"
+    each = f" in each of {trainings} trainings" if trainings else ""
+    why = f"This machine does {rate} steps/s: {steps} steps{each}{limit}, {held_out} drawings in each measurement"
     return of_steps(steps, held_out, why)
 
 

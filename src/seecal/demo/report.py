@@ -77,10 +77,14 @@ def figures(results: Results) -> Table:
 
 
 def commonest(results: Results, key: tuple[str, str]) -> float:
-    """Share that is right when every question gets the commonest answer of the drawings trained on: what guessing earns."""
-    answers = Counter(getattr(item, key[1]) for item in emoji.by_split(results.items, emoji.TRAIN))
-    (guess, _), asked = answers.most_common(1)[0], results.asked[key]
-    return sum(answer.text == guess for _, answer in asked) / len(asked)
+    """What guessing earns in one of the sets of questions."""
+    return commonest_share(results.items, key[1], [answer for _, answer in results.asked[key]])
+
+
+def commonest_share(items: Sequence[emoji.Emoji], question: str, answers: Sequence[emoji.Answer]) -> float:
+    """Share that is right when all of ``answers`` are guessed to be the commonest one of the drawings trained on."""
+    (guess, _), *_ = Counter(getattr(item, question) for item in emoji.by_split(items, emoji.TRAIN)).most_common(1)
+    return sum(answer.text == guess for answer in answers) / len(answers)
 
 
 def token_table(name: str, rows: list[tuple[str, float, float]]) -> Table:

@@ -17,11 +17,13 @@ Run again in the same folder it goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
 import shutil
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,25 +45,31 @@ _TRIED = 32  # held-out questions that are timed
 
 def run(options: DemoOptions, console: Console) -> int:
     """The whole demo. Returns the exit code: 0, or 130 (143) after Ctrl-C (SIGTERM), when all there is has been saved."""
-    demo = Demo(options, open_state(options), console)
+    return carry_out(Demo(options, open_state(options), console))
+
+
+def carry_out(demo: Demo) -> int:
+    """A demo from where it is to its end, or to where it is stopped; what :func:`run` returns."""
     code = 130
     try:
         with demo.progress:
             results = demo.go()
-        if isinstance(results, Results):
-            report(results, console)
+        if not isinstance(results, int):
+            demo.show(results)
             return 0
         code = results
     except KeyboardInterrupt:
         pass
     finally:
         demo.note_time()
-    console.print(demo.how_to_go_on(), markup=False, highlight=False, soft_wrap=True)
+    demo.console.print(demo.how_to_go_on(), markup=False, highlight=False, soft_wrap=True)
     return code
 
 
 class Demo:
     """The running demo."""
+
+    trainings = 0  # of stage 2, where they are compared
 
     def __init__(self, options: DemoOptions, state: State, console: Console) -> None:
         self.options, self.state, self.console, self.out = options, state, console, options.out
@@ -70,7 +78,7 @@ class Demo:
         self._started = time.monotonic()
         self._features: Any = None  # of the tower, which is the same in all models
 
-    def go(self) -> Results | int:
+    def go(self) -> Any:
         """The results, or an exit code other than 0."""
         self.prepare_images()
         self.prepare_machine()
@@ -90,7 +98,13 @@ class Demo:
             if f"after stage {stage.number}" not in self.state.scores:
                 self.measure(f"after stage {stage.number}", *self.load(folder.output_of(stage)))
         self.doing = "drawing the page"
-        return self.results(folder, self.draw_page(folder))
+        stages = [folder.output_of(stage) for stage in folder.recipe.stages]
+        names = ("before", "after")[-len(stages) :]  # a recipe that was changed may have one stage alone
+        return self.results(folder, self.draw_page(dict(zip(names, stages[-2:], strict=True))))
+
+    def show(self, results: Any) -> None:
+        """Print what :meth:`go` has found."""
+        report(results, self.console)
 
     # ---- Preparing ----
 
@@ -154,7 +168,7 @@ class Demo:
                 asked = [(self.images[item.hexcode], emoji.answer(item, "name", random.Random(0))) for item in shown]
                 question = trial.seconds_a_question(model, processor, asked, bf16)
             seconds = budget(options.minutes, preparing, time.monotonic() - begin)
-            found = plan(seconds, step, question, options.held_out)
+            found = plan(seconds, step, question, options.held_out, self.trainings)
         self.console.print(f"{found.why}.", markup=False, highlight=False, soft_wrap=True)
         return found
 
@@ -169,34 +183,39 @@ class Demo:
 
     def write_files(self, found: Plan) -> None:
         """data.json, eval.json, and last recipe.yaml: where that is, the others are whole."""
-        import torch
-
         options, steps = self.options, max(found.align_steps, found.tune_steps)
         asked = files.questions(self.items, steps, options.batch_size, options.seed)
         files.write_data(self.out / "data.json", asked, self.images)
         shown = {split: files.held_out(self.items, split, found.held_out) for split in files.HELD_OUT}
         files.write_eval(self.out / "eval.json", shown, self.images)
+        self.write_recipe(found, files.Part(), options.weighting, options.seed)
+
+    def write_recipe(self, found: Plan, part: files.Part, weighting: str, seed: int) -> None:
+        """A recipe into its file, which is whole or not there."""
+        import torch
+
         text = files.recipe(
             self.out,
             found,
-            batch_size=options.batch_size,
-            weighting=options.weighting,
-            seed=options.seed,
+            batch_size=self.options.batch_size,
+            weighting=weighting,
+            seed=seed,
             on_cpu=not torch.cuda.is_available(),
             bf16=bool(self.state.bf16),
+            part=part,
         )
-        part = self.out / "recipe.part"
-        part.write_text(text, "utf8")
-        part.replace(self.out / "recipe.yaml")
+        aside = self.out / "recipe.part"
+        aside.write_text(text, "utf8")
+        aside.replace(self.out / part.file)
 
     # ---- Training ----
 
-    def recipe_folder(self) -> RunFolder:
-        """Where the recipe puts what, as it stands in ``recipe.yaml`` now."""
+    def recipe_folder(self, file: str = "recipe.yaml") -> RunFolder:
+        """Where the recipe puts what, as it stands in its file now."""
         from ..recipes.folder import RunFolder
         from ..recipes.recipe import read
 
-        return RunFolder(read(str(self.out / "recipe.yaml")))
+        return RunFolder(read(str(self.out / file)))
 
     def train(self, folder: RunFolder) -> int:
         """The recipe through the path of ``seecal train --resume``; its exit code."""
@@ -209,26 +228,33 @@ class Demo:
 
     def measure(self, when: str, model: Any, processor: Any) -> None:
         """Held-out drawings and held-out concepts, apart, into the state."""
-        from ..models.feature_cache import VisionFeatureCache
-        from .compute import precision
         from .measure import measure
 
         asked = files.read_eval(self.out / "eval.json")
-        if self._features is None:
-            self._features = VisionFeatureCache(model.requires_grad_(False))
         found = {}
         with (
             self.progress.task(f"measure {when}", sum(map(len, asked.values())), unit="question") as task,
-            precision(model.device, bool(self.state.bf16)),
-            self._features.on(model.requires_grad_(False)),
+            self.measuring(model),
         ):
             for key, pairs in asked.items():
                 found[key] = measure(model, processor, pairs, on_batch=task.advance)
         self.state.scores[when] = found
         self.state.save()
 
-    def draw_page(self, folder: RunFolder) -> Path:
-        """Scores of held-out descriptions before and after CAL, as a page; drawn anew each time, which takes seconds."""
+    @contextlib.contextmanager
+    def measuring(self, model: Any) -> Iterator[None]:
+        """The precision that is faster here; the tower, the same in all models, runs once an image."""
+        from ..models.feature_cache import VisionFeatureCache
+        from .compute import precision
+
+        if self._features is None:
+            self._features = VisionFeatureCache(model.requires_grad_(False))
+        with precision(model.device, bool(self.state.bf16)), self._features.on(model.requires_grad_(False)):
+            yield
+
+    def draw_page(self, models: Mapping[str, Path]) -> Path:
+        """Scores of held-out descriptions by each model (name -> folder), the first two as a page; drawn anew each time,
+        which takes seconds."""
         import torch
 
         from .compute import precision
@@ -236,10 +262,9 @@ class Demo:
 
         write_described(self.out / "held_out.json", self.items, self.images)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        stages = [folder.output_of(stage) for stage in folder.recipe.stages]
         with self.progress.task("scores of what is held out"):
             return held_out_page(
-                self.out, stages[-2:], lambda: precision(device, bool(self.state.bf16)), Console(quiet=True)
+                self.out, models, lambda: precision(device, bool(self.state.bf16)), Console(quiet=True)
             )
 
     def results(self, folder: RunFolder, page: Path) -> Results:
@@ -278,7 +303,7 @@ class Demo:
         from ..data.collators.vision import VisionCollator
         from ..data.images.decode import open_image
 
-        answer, path = emoji.answer(item, "describe", random.Random(1)), self.images[item.hexcode]
+        answer, path = emoji.described(item), self.images[item.hexcode]
         batch = VisionCollator(processor)([{**emoji.record(path, answer), "images": [open_image(path)]}])
         delta = visual_delta(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
         weights = token_weights(delta.delta, delta.runs)

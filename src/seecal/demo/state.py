@@ -17,7 +17,8 @@ class DemoOptions:
     """What ``seecal demo`` can be told. Steps are optimizer steps of ``batch_size`` questions each.
 
     ``minutes`` of training and measuring; ``steps`` in both stages together takes its place. ``held_out``: drawings at most
-    in each held-out measurement; None: as many as fit.
+    in each held-out measurement; None: as many as fit. ``compare``: stage 2 once with CAL and once plain, both from one
+    stage 1, for each of ``seeds`` seeds from ``seed`` on; the steps are those of one arm with its stage 1.
     """
 
     out: Path = Path("seecal-demo")
@@ -27,6 +28,8 @@ class DemoOptions:
     held_out: int | None = None
     weighting: str = "cal"
     seed: int = 0
+    compare: bool = False
+    seeds: int = 1
 
     def asked(self) -> dict[str, Any]:
         """All but the folder."""
@@ -37,7 +40,7 @@ class DemoOptions:
         words = ["seecal", "demo"]
         for name, value in dataclasses.asdict(self).items():
             if value != getattr(DemoOptions(), name):
-                words += [f"--{name.replace('_', '-')}", str(value)]
+                words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
         return shlex.join(words)
 
 
@@ -102,7 +105,7 @@ def open_state(options: DemoOptions) -> State:
             f"{path}: damaged, so how far this demo is is not known. Give another folder with --out."
         ) from None
     now = options.asked()
-    changed = [name for name, old in state.options.items() if now.get(name) != old]
+    changed = [name for name in now if state.options.get(name, getattr(DemoOptions(), name)) != now[name]]
     if changed:
         started = DemoOptions(out, **state.options).command()
         raise ValueError(
