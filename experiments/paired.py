@@ -163,9 +163,12 @@ def _draws(cell: Sequence[np.ndarray], crossed: bool, draws: int, rng: np.random
         lengths = {len(one) for one in cell}
         if len(lengths) > 1:
             raise ValueError(f"seeds with {sorted(lengths)} items: those are not the same items. Set crossed=False")
-        items = lengths.pop()
-        of_seed = np.array([_means(np.asarray(cell), rng.multinomial(items, [1 / items] * items)) for _ in range(draws)])
-        return of_seed[np.arange(draws)[:, None], chosen].mean(1)
+        items, values_SI = lengths.pop(), np.asarray(cell)
+        times_DI = rng.multinomial(items, [1 / items] * items, draws)
+        kept_SI = ~np.isnan(values_SI)
+        sums_DS = times_DI @ np.where(kept_SI, values_SI, 0).T
+        of_seed_DS = sums_DS / np.maximum(times_DI @ kept_SI.T, 1)
+        return np.take_along_axis(of_seed_DS, chosen, 1).mean(1)
     # Each drawn seed draws items of its own
     found = np.empty((draws, count))
     for number, one in enumerate(cell):
@@ -176,8 +179,3 @@ def _draws(cell: Sequence[np.ndarray], crossed: bool, draws: int, rng: np.random
         found[places[:, 0], places[:, 1]] = times[:, kept] @ one[kept] / np.maximum(weight, 1)
     return found.mean(1)
 
-
-def _means(values_SI: np.ndarray, times_I: np.ndarray) -> np.ndarray:
-    """[S] means over items that are drawn ``times_I`` times, nan left out."""
-    kept = ~np.isnan(values_SI)
-    return (np.where(kept, values_SI, 0) @ times_I) / np.maximum(kept @ times_I, 1)
