@@ -1,0 +1,65 @@
+"""How long each part of a training is: what the machine at hand allows."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps, records and learning rates.
+
+    Attributes:
+        tower, language, joint: steps of the three parts of an alignment: the tower on attributes of images, the language
+            model on texts alone, both together.
+        tuning: steps of stage 2.
+        tower_rate, language_rate, joint_rate, tuning_rate: learning rates at the top of their cosines.
+        tower_batch, batch: rows of a step.
+        align, train, validation, test: records of each split; the image of one is in no other.
+        text_only: rows without their image that are added in the joint part, as a share of those with one.
+    """
+
+    tower: int = 500
+    language: int = 120
+    joint: int = 300
+    tuning: int = 150
+    tower_rate: float = 1e-3
+    language_rate: float = 1e-3
+    joint_rate: float = 1e-3
+    tuning_rate: float = 5e-4
+    tower_batch: int = 128
+    batch: int = 64
+    align: int = 5000
+    train: int = 5000
+    validation: int = 400
+    test: int = 800
+    text_only: float = 0.25
+
+    def capped(self, steps: int | None) -> Plan:
+        """The same with no part longer than ``steps`` and no split larger than that needs: to see that it runs."""
+        if steps is None:
+            return self
+        rows = max(16, 2 * steps * 8)
+        least = {name: min(getattr(self, name), steps) for name in ("tower", "language", "joint", "tuning")}
+        least |= {name: min(getattr(self, name), rows) for name in ("align", "train", "validation", "test")}
+        return dataclasses.replace(self, **least, batch=min(self.batch, 8), tower_batch=min(self.tower_batch, 8))
+
+
+PLANS = {
+    "cpu": Plan(),
+    "gpu": Plan(
+        tower=2000, language=400, joint=1500, tuning=600, batch=128, align=20_000, train=20_000, validation=800, test=2000
+    ),
+}
+
+
+def plan_of(scale: str, steps: int | None = None) -> Plan:
+    """The plan for a kind of machine.
+
+    Raises:
+        ValueError: a scale that there is no plan for.
+    """
+    if scale not in PLANS:
+        raise ValueError(f"scale={scale!r}: there is no plan for it. Set one of {', '.join(PLANS)}")
+    return PLANS[scale].capped(steps)

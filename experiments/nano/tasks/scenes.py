@@ -1,0 +1,97 @@
+"""Describing a drawn scene of one or two things; some pairs of colour and shape are for the test alone."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+from PIL import Image, ImageDraw
+
+from ..records import Record, phrases, record
+
+COLOURS = {
+    "red": (215, 40, 40),
+    "green": (40, 160, 60),
+    "blue": (45, 80, 210),
+    "yellow": (235, 205, 40),
+    "purple": (140, 60, 170),
+    "black": (25, 25, 25),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES = ("small", "large")
+_NONE = "none"
+# Every colour and every shape is in the training too, these pairs are not
+HELD = (("red", "cross"), ("green", "triangle"), ("blue", "square"), ("yellow", "circle"))
+_SIDES = ("left", "right")
+ATTRIBUTES = {
+    **{f"{name} colour": (*COLOURS, _NONE) for name in _SIDES},
+    **{f"{name} shape": (*SHAPES, _NONE) for name in _SIDES},
+    **{f"{name} size": (*SIZES, _NONE) for name in _SIDES},
+}
+_ASKED = {
+    "one": ("describe the picture .", "what does the picture show ?"),
+    "two": ("describe the two things .", "which two things are here ?"),
+}
+_ONE, _TWO = "there is a {%s} {%s} {%s} here", "there is a {%s} {%s} on the left and a {%s} {%s} on the right"
+
+
+def texts() -> list[str]:
+    asked = [question for questions in _ASKED.values() for question in questions]
+    cores = [core.replace("{%s}", " ") for core in (_ONE, _TWO)]
+    return [*asked, *cores, phrases(), *COLOURS, *SHAPES, *SIZES]
+
+
+def held_out(one: Record) -> str | None:
+    """The pair of the first thing, in the test always a held-out one."""
+    return " ".join(one["pairs"][0])
+
+
+def records(split: str, count: int, seed: int, side: int, answers: str) -> list[Record]:
+    """Half of them scenes of one thing, half of two. In the test set every thing is of a held-out pair."""
+    rng = random.Random(f"scenes {split} {'' if split == 'test' else seed}")
+    known = [pair for pair in itertools.product(COLOURS, SHAPES) if pair not in HELD]
+    pairs = list(HELD) if split == "test" else known
+    found = []
+    for number in range(count):
+        kind = ("one", "two")[number % 2]
+        things = [(rng.choice(pairs), rng.choice(SIZES)) for _ in range(1 if kind == "one" else 2)]
+        attributes = {name: len(values) - 1 for name, values in ATTRIBUTES.items()}
+        for name, ((colour, shape), size) in zip(_SIDES, things, strict=False):
+            told = {f"{name} colour": colour, f"{name} shape": shape, f"{name} size": size}
+            attributes |= {key: ATTRIBUTES[key].index(value) for key, value in told.items()}
+        if kind == "one":
+            ((colour, shape), size) = things[0]
+            core = _ONE % (size, colour, shape)
+        else:
+            core = _TWO % (*things[0][0], *things[1][0])
+        more = {"attributes": attributes, "pairs": [pair for pair, _ in things]}
+        shown = _picture(things, side, rng)
+        found.append(record(f"{split}-{number}", kind, rng.choice(_ASKED[kind]), core, shown, answers, rng, **more))
+    return found
+
+
+def _picture(things: list[tuple[tuple[str, str], str]], side: int, rng: random.Random) -> Image.Image:
+    image = Image.new("RGB", (side, side), tuple(rng.randrange(195, 256) for _ in range(3)))
+    draw = ImageDraw.Draw(image)
+    room = side / len(things)
+    for place, ((colour, shape), size) in enumerate(things):
+        radius = side * (rng.uniform(0.08, 0.11) if size == "small" else rng.uniform(0.17, 0.21))
+        x = room * place + rng.uniform(radius, room - radius)
+        y = rng.uniform(radius, side - radius)
+        shade = tuple(min(255, max(0, value + rng.randrange(-20, 21))) for value in COLOURS[colour])
+        _thing(draw, shape, x, y, radius, shade)
+    return image
+
+
+def _thing(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, shade: tuple[int, ...]) -> None:
+    box = (x - radius, y - radius, x + radius, y + radius)
+    if shape == "circle":
+        draw.ellipse(box, shade)
+    elif shape == "square":
+        draw.rectangle(box, shade)
+    elif shape == "triangle":
+        draw.polygon([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)], shade)
+    else:
+        thick = radius * 0.35
+        draw.rectangle((x - radius, y - thick, x + radius, y + thick), shade)
+        draw.rectangle((x - thick, y - radius, x + thick, y + radius), shade)
