@@ -102,14 +102,14 @@ def calibrated(aligned: Any, *, records: int = 256, at_alpha: float = 0.5, at_be
         aligned: of :func:`aligned`.
         records: of the validation set, which no training sees.
     """
-    data = _data_set(aligned.validation[:records])
+    data = data_set(aligned.validation[:records])
     found = seecal.calibrate(
         aligned.model, data, processor=aligned.processor, at_alpha=at_alpha, at_beta=at_beta, batch_size=_BATCH, resamples=1
     )
     return found.alpha, found.beta
 
 
-def _data_set(records: Sequence[Record]) -> Any:
+def data_set(records: Sequence[Record]) -> Any:
     message = {"role": Value("string"), "content": Value("string")}
     features = Features({"id": Value("string"), "messages": [message], "images": datasets.Sequence(Image())})
     return Dataset.from_list(plain(records), features=features)
