@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ class Aligned:
     _texts: list[str] = field(repr=False)
 
     @property
+    def folder(self) -> Path:
+        """Where it is kept; what is measured of it can be kept there too."""
+        return self._weights.parent
+
+    @property
     def model(self) -> Any:
         """The model, a fresh copy each time; its tower takes no gradients, as in stage 2."""
         model, _ = built(self.cell, self._texts, self.seed)
@@ -69,6 +75,7 @@ def aligned(
     cold: bool = False,
     steps: int | None = None,
     plan: Plan | None = None,
+    stage_1: Mapping[str, Any] | None = None,
 ) -> Aligned:
     """Makes what is not in ``folder`` yet: the tower on attributes of pictures, the language model on texts alone, then
     both together with a quarter of the rows without their image. Parts that are whole are not made again.
@@ -80,6 +87,7 @@ def aligned(
         cold: stage 1 as it is for pre-trained models, the projector alone, on towers and language models that know nothing.
         steps: at most so many steps of each part, to see that it runs.
         plan: another one than the scale's.
+        stage_1: fields of :class:`seecal.CALConfig` for the joint part; None: plain cross-entropy.
 
     Raises:
         ValueError: an unknown scale.
@@ -90,13 +98,18 @@ def aligned(
     splits = {
         name: task.records(name, getattr(plan, name), seed, cell.side, cell.answers) for name in SPLITS
     }  # fmt: skip
-    place = Path(folder) / f"{cell}-seed{seed}{'-cold' if cold else ''}-{_plan_name(plan)}"
+    place = Path(folder) / f"{cell}-seed{seed}{'-cold' if cold else ''}-{_name_of(asdict(plan))}"
     place.mkdir(parents=True, exist_ok=True)
     model, processor = built(cell, task.texts(), seed)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     run = _Run(cell, seed, plan, task, model, processor, splits, place, cold)
-    for part in ("joint",) if cold else ("tower", "language", "joint"):
+    for part in () if cold else ("tower", "language"):
         run.part(part)
+    if stage_1 is not None:  # the parts before are the same ones
+        run.place = place = place / f"stage-1-{_name_of(dict(stage_1))}"
+        run.joint_settings = dict(stage_1)
+        place.mkdir(exist_ok=True)
+    run.part("joint")
     facts = run.facts()
     kept = [splits[name] for name in ("train", "validation", "test")]
     return Aligned(cell, seed, plan, processor, *kept, facts, place / "joint.safetensors", task.texts())
@@ -136,6 +149,7 @@ class _Run:
     splits: dict[str, list[Record]]
     place: Path
     cold: bool
+    joint_settings: dict[str, Any] = field(default_factory=lambda: {"weighting": "uniform"})
 
     def part(self, name: str) -> None:
         """Loads its weights, or trains and writes them."""
@@ -184,17 +198,17 @@ class _Run:
     def _language(self) -> None:
         _trainable(self.model, "tower", "projector", frozen=True)
         texts = [without_image(one) for one in self.splits["align"]]
-        self._trained(texts, self.plan.language, self.plan.language_rate)
+        self._trained(texts, self.plan.language, self.plan.language_rate, weighting="uniform")
 
     def _joint(self) -> None:
         records = self.splits["align"]
         alone = [without_image(one) for one in records[: round(self.plan.text_only * len(records))]]
         _trainable(self.model, *(("tower", "language") if self.cold else ("tower",)), frozen=True)
-        self._trained([*records, *alone], self.plan.joint, self.plan.joint_rate)
+        self._trained([*records, *alone], self.plan.joint, self.plan.joint_rate, **self.joint_settings)
 
-    def _trained(self, records: list[Record], steps: int, rate: float) -> None:
+    def _trained(self, records: list[Record], steps: int, rate: float, weighting: str = "cal", **settings: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            settings = {"batch": self.plan.batch, "seed": self.seed, "weighting": "uniform"}
+            settings |= {"batch": self.plan.batch, "seed": self.seed, "weighting": weighting}
             trained(self.model, self.processor, records, folder, steps=steps, rate=rate, **settings)
 
 
@@ -205,11 +219,9 @@ def _trainable(model: Any, *names: str, frozen: bool) -> None:
             one.requires_grad_(not (frozen and part in names))
 
 
-def _plan_name(plan: Plan) -> str:
-    """Short, and another one for each plan."""
-    import hashlib
-
-    return hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode()).hexdigest()[:8]
+def _name_of(settings: dict[str, Any]) -> str:
+    """Short, and another one for other settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _written(path: Path, write: Callable[[Path], Any]) -> None:
