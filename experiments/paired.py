@@ -6,6 +6,7 @@ over seeds and items whose percentiles are widened for the few seeds.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,8 +133,10 @@ def pooled(cells: Sequence[Sequence[np.ndarray]], crossed: bool = True, draws: i
     if min(map(len, cells)) < 2:
         return Paired(estimate, _NONE, _NONE, float("nan"), seeds, items)
     student, p, freedom = _student(means, estimate)
-    rng = np.random.default_rng(seed)
-    drawn = np.mean([_draws([np.asarray(one, float) for one in cell], crossed, draws, rng) for cell in cells], axis=0)
+    drawn = np.mean(
+        [_draws([np.asarray(one, float) for one in cell], crossed, draws, (seed, place)) for place, cell in enumerate(cells)],
+        axis=0,
+    )
     # Percentiles are too narrow for few seeds: the mean of n drawn anew spreads by sqrt((n - 1) / n) of what it should, and
     # nothing stands for t. Hesterberg, What Teachers Should Know About the Bootstrap (2015), "expanded percentile".
     count = min(map(len, cells))
@@ -155,16 +158,16 @@ def _student(means: Sequence[np.ndarray], estimate: float) -> tuple[tuple[float,
     return (estimate - half, estimate + half), 2 * student_cdf(-abs(estimate) / error, freedom), freedom
 
 
-def _draws(cell: Sequence[np.ndarray], crossed: bool, draws: int, rng: np.random.Generator) -> np.ndarray:
+def _draws(cell: Sequence[np.ndarray], crossed: bool, draws: int, seed: tuple[int, int]) -> np.ndarray:
     """[draws] means of seeds and items drawn anew."""
-    count = len(cell)
+    count, rng = len(cell), np.random.default_rng((*seed, 1))
     chosen = rng.integers(0, count, (draws, count))
     if crossed:
         lengths = {len(one) for one in cell}
         if len(lengths) > 1:
             raise ValueError(f"seeds with {sorted(lengths)} items: those are not the same items. Set crossed=False")
         items, values_SI = lengths.pop(), np.asarray(cell)
-        times_DI = rng.multinomial(items, [1 / items] * items, draws)
+        times_DI = _times(items, draws, seed)
         kept_SI = ~np.isnan(values_SI)
         sums_DS = times_DI @ np.where(kept_SI, values_SI, 0).T
         of_seed_DS = sums_DS / np.maximum(times_DI @ kept_SI.T, 1)
@@ -179,3 +182,8 @@ def _draws(cell: Sequence[np.ndarray], crossed: bool, draws: int, rng: np.random
         found[places[:, 0], places[:, 1]] = times[:, kept] @ one[kept] / np.maximum(weight, 1)
     return found.mean(1)
 
+
+@functools.lru_cache(maxsize=32)  # for all comparisons of a page, which may as well see the same draws
+def _times(items: int, draws: int, seed: tuple[int, int]) -> np.ndarray:
+    """[draws, items]: how often each item is drawn."""
+    return np.random.default_rng((*seed, 2)).multinomial(items, [1 / items] * items, draws).astype(float)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -138,6 +139,7 @@ def run(
     with _alone(name, folder):
         rows = pool(folder)
         groups = missing(plan, rows, scale)
+        there = len(plan.runs) - sum(map(len, groups))
         if first is not None:
             groups = [group[:first] for group in groups[:1]]
         count = sum(map(len, groups))
@@ -145,7 +147,7 @@ def run(
         cost = {id(one): of.of_run(one, plan) for group in groups for one in group}
         begun = {id(group[0]): of.of_alignment(group[0], plan) for group in groups}
         whole = (sum(cost.values()) + sum(begun.values())) / max(min(workers, len(groups)), 1)
-        say(f"{name}: {len(plan.runs) - count} of {len(plan.runs)} runs have their row; the others take {whole:.0f} minutes")
+        say(f"{name}: {there} of {len(plan.runs)} runs have their row; {count} now, which take {whole:.0f} minutes")
         if not count:
             return 0
         jobs = [[(one, cost[id(one)]) for one in group] for group in groups]
@@ -255,6 +257,7 @@ def work(todo: Any, found: Any, cache: str, scale: Scale, until: float) -> None:
     from .trials import trial
 
     verbosity.quiet()
+    sys.stdout = open(os.devnull, "w", encoding="utf8")  # noqa: SIM115  # what trainers log; the rows say what matters
     first = True
     while (job := todo.get()) is not None:
         for one, minutes in job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import platform
 import tempfile
@@ -152,6 +153,7 @@ class Trial:
             "facts": {**self.aligned.facts, "calibration": self.calibration},
             "shares": shares(trainer.state.log_history),
             **({"trace": trace.points} if trace.points else {}),
+            "items": items_of([one["id"] for one in self.aligned.test]),
             "temperature": round(after["temperature"], 4),
             **{name: packed(found) for name, found in arrays.items()},
             "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -195,6 +197,11 @@ def oracle(record: Record, scores: RecordScores, options: Mapping[str, Any]) -> 
     spans = [] if record.get("swapped") else record["visual"]
     columns = zip(scores.columns["start"], scores.columns["stop"], strict=True)
     return [high if any(start < end and begin < stop for begin, end in spans) else low for start, stop in columns]
+
+
+def items_of(ids: Sequence[str]) -> str:
+    """What tells two sets of test items apart."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]
 
 
 def shares(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
