@@ -65,7 +65,8 @@ class Minutes:
                 cell, told = str(sorted(row["cell"].items())), row["seconds"]
                 parts = [told[name] for name in ("weighing", "training", "measuring") if name in told]
                 self.runs.setdefault(cell, []).append((sum(parts) or told["all"]) / 60)
-                if parts_of := row.get("facts", {}).get("seconds"):
+                parts_of = row.get("facts", {}).get("seconds", {})
+                if parts_of:
                     self.alignments.setdefault(cell, []).append(sum(parts_of.values()) / 60)
 
     def of_run(self, run: Run, plan: Design) -> float:
@@ -266,6 +267,6 @@ def work(todo: Any, found: Any, cache: str, scale: Scale, until: float) -> None:
             first = False
             try:
                 found.put(("row", trial(one, Path(cache), scale.name, scale.steps)))
-            except Exception:  # the other runs go on, and it has no row
+            except (Exception, SystemExit):  # the other runs go on, and it has no row
                 found.put(("failed", f"{one.name}, {dict(one.cell)}, seed {one.seed}: {traceback.format_exc()}"))
     found.put(("done", None))

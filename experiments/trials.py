@@ -237,6 +237,5 @@ def _demo(run: Run, folder: Path, steps: int | None) -> dict[str, Any]:
     """A run of the model with real weights."""
     from . import real_weights
 
-    found = real_weights.run(run.seed, run.noise, dict(run.arm.options), folder / DEMO, steps=steps)
-    arrays = found.pop("arrays")
-    return {**found, "options": dict(run.arm.options), "test": packed(arrays)}
+    found = real_weights.run(run.seed, run.noise, dict(run.arm.options), folder / DEMO, steps=steps, learning_rate=run.learning_rate)
+    return {**found, "options": dict(run.arm.options), "test": packed(found.pop("arrays"))}
