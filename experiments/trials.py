@@ -238,4 +238,5 @@ def _demo(run: Run, folder: Path, steps: int | None) -> dict[str, Any]:
     from . import real_weights
 
     found = real_weights.run(run.seed, run.noise, dict(run.arm.options), folder / DEMO, steps=steps, learning_rate=run.learning_rate)
-    return {**found, "options": dict(run.arm.options), "test": packed(found.pop("arrays"))}
+    arrays = packed(found.pop("arrays"))
+    return {**found, "options": dict(run.arm.options), "test": arrays}

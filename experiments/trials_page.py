@@ -92,7 +92,8 @@ def _of_alignment(known: Mapping[str, Alignment], plans: Sequence[Design]) -> li
 def _alignment_line(one: Alignment) -> list[str]:
     shares = (f"{100 * share:.0f} %" for share in (one.commonest, one.accuracy, one.tuned))
     logits = (f"{value:.2f}" for value in (one.visual, one.filler, one.alpha, one.beta))
-    return [cell_name(one.cell), str(one.seeds), *shares, *logits, f"{100 * one.inside:.0f} %", "yes" if one.counts else "**no**"]
+    last = (f"{100 * one.inside:.0f} %", "yes" if one.counts else "**no**")
+    return [cell_name(one.cell), str(one.seeds), *shares, *logits, *last]
 
 
 # ---- One experiment ----
@@ -125,7 +126,8 @@ def _sentence(text: str) -> str:
 def _left_out(plan: Design) -> list[str]:
     if not plan.cut:
         return [""]
-    return ["", f"Left out: {'; '.join(f'{one['what']} ({one['why']})' for one in plan.cut)}.", ""]
+    told = "; ".join(f"{one['what']} ({one['why']})" for one in plan.cut)
+    return ["", f"Left out: {told}.", ""]
 
 
 def ran(found: Findings) -> str:
@@ -221,7 +223,8 @@ def _means(found: Findings, rows: Sequence[Row]) -> list[str]:
         mean = float(np.mean([np.nanmean(one) for one in arrays])) if arrays else None
         values.append("–" if mean is None else f"{100 * mean:.1f} %" if measure == "exact" else f"{mean:.3f}")
     there = [row["shares"] for row in rows if row["shares"]]
-    lie = " / ".join(f"{100 * np.mean([one[name] for one in there]):.0f}" for name in ("at_alpha", "inside", "at_beta")) if there else ""
+    places = ("at_alpha", "inside", "at_beta")
+    lie = " / ".join(f"{100 * np.mean([one[name] for one in there]):.0f}" for name in places) if there else ""
     minutes = np.mean([row["seconds"]["training"] + row["seconds"].get("weighing", 0) for row in rows]) / 60
     return [str(len(rows)), f"{rows[0]['learning_rate']:g}", *values, f"{lie} %" if lie else "–", f"{minutes:.1f}"]
 
@@ -255,4 +258,5 @@ def quoted(rows: Mapping[str, Row]) -> list[str]:
          f"{one.primary.seeds // len(one.cells)} × {len(one.cells)}"]
         for one in pooled[:2]
     ]  # fmt: skip
-    return [f"CAL with calibrated α and β against plain training, nano models: {said(found, found.compared())}", *table(head, lines)[1:-1]]
+    sentence = said(found, found.compared())
+    return [f"CAL with calibrated α and β against plain training, nano models: {sentence}", *table(head, lines)[:-1]]
