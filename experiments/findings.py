@@ -159,9 +159,11 @@ class Findings:
                 rates.setdefault(run.learning_rate, {})[run.seed] = row
         return rates
 
-    def rate(self, cell: str, noise: float, arm: str) -> float | None:
+    def rate(self, cell: str, noise: float, arm: str, among: Iterable[float] | None = None) -> float | None:
         """The learning rate with the highest mean exact match on validation, over the seeds that all rates have."""
         rates = self.runs(cell, noise, arm)
+        if among is not None:
+            rates = {rate: seeds for rate, seeds in rates.items() if rate in among}
         if len(rates) < 2:
             return next(iter(rates), None)
         common = set.intersection(*(set(seeds) for seeds in rates.values()))
@@ -169,14 +171,16 @@ class Findings:
             return max(rates, key=lambda rate: len(rates[rate]))
         return max(rates, key=lambda rate: np.mean([_accuracy(rates[rate][seed], "validation") for seed in common]))
 
-    def chosen(self, cell: str, noise: float, arm: str) -> dict[int, Row]:
-        """Rows by seed, at the chosen rate."""
-        rate = self.rate(cell, noise, arm)
+    def chosen(self, cell: str, noise: float, arm: str, among: Iterable[float] | None = None) -> dict[int, Row]:
+        """Rows by seed, at the rate chosen among all of the arm's, or some."""
+        rate = self.rate(cell, noise, arm, among)
         return {} if rate is None else self.runs(cell, noise, arm)[rate]
 
     def differences(self, arm: str, baseline: str, cell: str, noise: float, split: str) -> dict[str, list[np.ndarray]]:
-        """measure -> one array [items] a seed that both arms have."""
-        ours, theirs = (self.chosen(cell, noise, name) for name in (arm, baseline))
+        """measure -> one array [items] a seed that both arms have. Both choose among the learning rates that both were run
+        with: an arm that was tuned against one that was not would be no comparison."""
+        both = set(self.runs(cell, noise, arm)) & set(self.runs(cell, noise, baseline))
+        ours, theirs = (self.chosen(cell, noise, name, both) for name in (arm, baseline))
         found: dict[str, list[np.ndarray]] = {}
         for seed in sorted(set(ours) & set(theirs)):
             one, other = ours[seed], theirs[seed]

@@ -175,8 +175,8 @@ def shown(one: Paired | None, points: bool = False) -> str:
         return "–"
     form = "{:+.1f}" if points else "{:+.3f}"
     if one.verdict() == "unknown":
-        return f"{form.format(one.estimate)} (one seed)"
-    return f"{form.format(one.estimate)} ({form.format(one.low)} to {form.format(one.high)})"
+        return f"{form.format(one.estimate)} (one seed)".replace("-", "−")
+    return f"{form.format(one.estimate)} ({form.format(one.low)} to {form.format(one.high)})".replace("-", "−")
 
 
 def differences(found: Findings, compared: Sequence[Comparison]) -> list[str]:
