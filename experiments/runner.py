@@ -258,7 +258,7 @@ def work(todo: Any, found: Any, cache: str, scale: Scale, until: float) -> None:
     from .trials import trial
 
     verbosity.quiet()
-    sys.stdout = open(os.devnull, "w", encoding="utf8")  # noqa: SIM115  # what trainers log; the rows say what matters
+    _silenced()
     first = True
     while (job := todo.get()) is not None:
         for one, minutes in job:
@@ -270,3 +270,8 @@ def work(todo: Any, found: Any, cache: str, scale: Scale, until: float) -> None:
             except (Exception, SystemExit):  # the other runs go on, and it has no row
                 found.put(("failed", f"{one.name}, {dict(one.cell)}, seed {one.seed}: {traceback.format_exc()}"))
     found.put(("done", None))
+
+
+def _silenced() -> None:
+    """What trainers and scorers print is not shown; the rows say what matters."""
+    sys.stdout = open(os.devnull, "w", encoding="utf8")  # noqa: SIM115  # for the rest of the process
