@@ -116,9 +116,9 @@ def design(name: str, folder: Path = HERE) -> Design:
             comparison of arms that share no run; names the file and the key.
     """
     path = folder / f"{name}.yaml"
-    if name not in names(folder):
+    told = yaml.safe_load(path.read_text("utf8")) if path.exists() else {}
+    if "runs" not in told:
         raise ValueError(f"there is no experiment {name!r} that trains; there are {', '.join(names(folder))}")
-    told = yaml.safe_load(path.read_text("utf8"))
     _keys(path.name, told, _KEYS, _NOTES)
     _keys(f"{path.name}: endpoints", told["endpoints"], {"primary", "secondary"})
     _keys(f"{path.name}: minutes", told["minutes"], {"alignment", "run"})

@@ -61,7 +61,7 @@ def of_trials(rows: Mapping[str, Row]) -> list[str]:
         rows: of all experiments, by key (:func:`experiments.runner.pool`).
     """
     known = alignments(rows.values())
-    lines = [INTRODUCTION, *_of_alignment(known, [design(name) for name in in_order()])]
+    lines = [INTRODUCTION, *of_alignment(known, [design(name) for name in in_order()])]
     for name in in_order():
         lines += of_experiment(Findings(design(name), rows, known))
     return lines
@@ -78,7 +78,8 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     return ["", *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
-def _of_alignment(known: Mapping[str, Alignment], plans: Sequence[Design]) -> list[str]:
+def of_alignment(known: Mapping[str, Alignment], plans: Sequence[Design]) -> list[str]:
+    """The table of cells, and which of the designs' cells have no rows."""
     lines = [ALIGNMENT]
     if known:
         head = ["cell", "seeds", "commonest answer", "after stage 1", "after clean stage 2", "Δ visual", "Δ filler"]

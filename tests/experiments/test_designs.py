@@ -120,7 +120,7 @@ def test_another_name_is_no_experiment():
 
 def test_the_same_training_in_two_experiments_is_one():
     keys = {name: {run.key() for run in design(name).runs} for name in ALL}
-    assert len(keys["noise"] & keys["types_and_tasks"]) == 20
+    assert len(keys["noise"] & keys["types_and_tasks"]) == 20, "two arms, no and a fifth of the answers, five seeds"
     assert not keys["beyond"] & keys["clamp"]
     assert Arm({"alpha": 1}).told() == {"options": {"alpha": 1}}
     assert Arm({}, start="cold").told() == {"options": {}, "start": "cold"}
