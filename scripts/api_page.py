@@ -21,7 +21,7 @@ import seecal
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
 _OURS = ("seecal", "builtins")
-PACKAGES = ("core", "data", "families", "models", "ops", "recipes", "scoring", "trainer")
+PACKAGES = ("core", "data", "evaluation", "families", "models", "models.mgm", "ops", "recipes", "scoring", "trainer")
 _HEAD = """# Public names
 
 Written by `python -m scripts.api_page` from the code; a test keeps it so. What is not here may change in any

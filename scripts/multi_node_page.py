@@ -1,4 +1,4 @@
-"""Write the tables of docs/multi-node.md from the models' shapes and the formulas that the page states:
+"""Write the tables of docs/multi-node.md from the models' sizes and the formulas of `seecal plan`, which the page states:
 
     python -m scripts.multi_node_page
 
@@ -8,17 +8,24 @@ Run it from the root of the repository. Nothing in it is measured.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from seecal.models.known import known_config
+from seecal.ops.linear_cross_entropy import CHUNK_LOGITS
+from seecal.planning.cost import decoder_cost
+from seecal.planning.memory import GB, Counts, Precision, held
+from seecal.planning.storageless import storageless_model
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
 from flops import step, work_of  # noqa: E402
-from shapes import SHAPES, Shape, build, draw  # noqa: E402
+from shapes import SHAPES, draw  # noqa: E402
 
 PAGE = ROOT / "docs" / "multi-node.md"
 _7B = SHAPES["llava-1.5-7b"]
@@ -26,82 +33,40 @@ MODELS = {
     "LLaVA-1.5 7B": _7B,
     "LLaVA-1.5 13B": dataclasses.replace(_7B, layers=40, hidden=5120, inter=13824, heads=40),
 }
+KNOWN = {"LLaVA-1.5 7B": "llava-1.5-7b", "LLaVA-1.5 13B": "llava-1.5-13b"}
 GPUS = (8, 16, 32)
-GB = 1e9
 MFU = 0.4
 PEAKS = {"A100": 312e12, "H100": 989e12}  # dense bfloat16, FLOP/s, as NVIDIA's data sheets say
 LINK = 50e9  # bytes/s of a GPU's share of the network: one port of 400 Gbit/s for each
-LIVE, BUCKET = 1e9, 5e8  # DeepSpeed's defaults: stage3_max_live_parameters, reduce and all-gather buckets, in elements
 Table = list[list[str]]
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Parameters of a model.
-
-    Attributes:
-        all: of everything.
-        frozen: of the vision tower.
-        layer: of one layer of the decoder.
-        outside: of all that is in no layer of the decoder.
-        projector: of the projector.
-    """
-
-    all: int
-    frozen: int
-    layer: int
-    outside: int
-    projector: int
-
-    @property
-    def trained(self) -> int:
-        return self.all - self.frozen
+@functools.cache
+def model_of(name: str) -> Any:
+    """Without storage, all but the tower training, in bfloat16."""
+    model = storageless_model(known_config(KNOWN[name]), torch.bfloat16)
+    model.model.vision_tower.requires_grad_(False)
+    return model
 
 
-def counts(shape: Shape) -> Counts:
-    """Counted on a model without storage, made from the shape alone."""
-    model = build(shape, torch.device("meta"), torch.bfloat16)
-
-    def of(module: torch.nn.Module) -> int:
-        return sum(parameter.numel() for parameter in module.parameters())
-
-    layers = model.model.language_model.layers
-    whole, layer = of(model), of(layers[0])
-    return Counts(
-        whole, of(model.model.vision_tower), layer, whole - layer * len(layers), of(model.model.multi_modal_projector)
-    )
+def size(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
-def ddp(found: Counts, width: int = 4) -> float:
-    """Bytes. ``width``: bytes of a number in the weights, and so in gradients and in each of AdamW's two moments."""
-    cast = 2 if width == 4 else 0
-    return found.trained * (width + width + width + 2 * width + cast) + found.frozen * width
+def counts(name: str, projector_only: bool = False) -> Counts:
+    """Counted on a model without storage."""
+    inner = model_of(name).model
+    whole, layer = size(model_of(name)), size(inner.language_model.layers[0])
+    trained = size(inner.multi_modal_projector) if projector_only else whole - size(inner.vision_tower)
+    return Counts(whole, trained, layer, whole - layer * len(inner.language_model.layers))
 
 
-def ddp_projector(found: Counts) -> float:
-    """The first stage: the projector trains, everything else is frozen in float32."""
-    return found.projector * (4 + 4 + 4 + 8 + 2) + (found.all - found.projector) * 4
-
-
-def fsdp2(found: Counts, gpus: int) -> float:
-    shared = found.trained * (4 + 4 + 8) + found.frozen * 4
-    gathered = 2 * (found.outside + 2 * found.layer) + 2 * (found.outside + found.layer)
-    return shared / gpus + gathered
-
-
-def zero2(found: Counts, gpus: int) -> float:
-    return 2 * found.all + found.trained * (2 + 4 + 4 + 8) / gpus + 2 * 2 * BUCKET
-
-
-def zero3(found: Counts, gpus: int) -> float:
-    return (2 * found.all + found.trained * (2 + 4 + 4 + 8)) / gpus + 2 * LIVE + 2 * 2 * BUCKET
-
-
-def activations(shape: Shape, tokens: int) -> float:
-    """Bytes in bfloat16 with every layer checkpointed: the input of each, and one layer's own, forward and backward."""
-    one_layer = 9 * shape.hidden + 4 * shape.inter
-    logits = 2 * 4 * (1 << 25)  # a chunk of logits in float32, and what its softmax holds
-    return tokens * 2 * (shape.layers * shape.hidden + 2 * one_layer) + logits
+@functools.cache
+def activations(name: str, tokens: int) -> float:
+    """Bytes in bfloat16 with every layer checkpointed: what is kept, what one layer works with, and a chunk of logits."""
+    cost = decoder_cost(model_of(name)).checkpointed
+    logits = CHUNK_LOGITS * (4 + 2)  # in float32, and their gradient
+    return tokens * (cost.kept + cost.working) + logits
 
 
 def gigabytes(value: float) -> str:
@@ -110,35 +75,36 @@ def gigabytes(value: float) -> str:
 
 def count_table() -> Table:
     rows = [["parameters, in millions", "all", "vision tower", "projector", "one decoder layer", "outside the layers"]]
-    for name, shape in MODELS.items():
-        found = counts(shape)
-        numbers = (found.all, found.frozen, found.projector, found.layer, found.outside)
+    for name in MODELS:
+        found, inner = counts(name), model_of(name).model
+        numbers = (found.all, size(inner.vision_tower), size(inner.multi_modal_projector), found.layer, found.outside)
         rows.append([name, *(f"{number / 1e6:,.0f}" for number in numbers)])
     return rows
 
 
 def memory_table() -> Table:
     rows = [["GB on each GPU", *(f"{name}, {gpus} GPUs" for name in MODELS for gpus in GPUS)]]
-    found = [(counts(shape), gpus) for shape in MODELS.values() for gpus in GPUS]
-    engines = {
-        "DDP": lambda one, gpus: ddp(one),
-        "DDP, `dtype: bfloat16`": lambda one, gpus: ddp(one, 2),
-        "DDP, the projector alone": lambda one, gpus: ddp_projector(one),
-        "FSDP2": lambda one, gpus: fsdp2(one, gpus),
-        "ZeRO-2": zero2,
-        "ZeRO-3": zero3,
+    columns = [(name, gpus) for name in MODELS for gpus in GPUS]
+    lines = {
+        "DDP": ("ddp", 4, False),
+        "DDP, `dtype: bfloat16`": ("ddp", 2, False),
+        "DDP, the projector alone": ("ddp", 4, True),
+        "FSDP2": ("fsdp2", 4, False),
+        "ZeRO-2": ("zero2", 4, False),
+        "ZeRO-3": ("zero3", 4, False),
     }
-    for name, function in engines.items():
-        rows.append([name, *(gigabytes(function(one, gpus)) for one, gpus in found)])
-    held = [activations(shape, sum(work_of(draw(shape)[0]).rows)) for shape in MODELS.values() for _ in GPUS]
-    return [*rows, ["activations, on top", *map(gigabytes, held)]]
+    for line, (engine, width, projector_only) in lines.items():
+        found = [held(engine, counts(name, projector_only), gpus, Precision(width)) for name, gpus in columns]
+        rows.append([line, *(gigabytes(one.total) for one in found)])
+    on_top = [activations(name, sum(work_of(draw(MODELS[name])[0]).rows)) for name, _ in columns]
+    return [*rows, ["activations, on top", *map(gigabytes, on_top)]]
 
 
 def speed_table() -> Table:
     rows = [["a step on one GPU", *MODELS]]
     columns = []
-    for shape in MODELS.values():
-        work, found = work_of(draw(shape)[0]), counts(shape)
+    for name, shape in MODELS.items():
+        work, found = work_of(draw(shape)[0]), counts(name)
         tokens = sum(work.rows)
         plain = step(shape, work.rows, work.labels)
         cal = step(shape, work.rows, work.labels, work.after, before=work.before)

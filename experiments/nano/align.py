@@ -95,9 +95,7 @@ def aligned(
     """
     plan = plan.capped(steps) if plan is not None else plan_of(scale, steps)
     task = task_of(cell.task)
-    splits = {
-        name: task.records(name, getattr(plan, name), seed, cell.side, cell.answers) for name in SPLITS
-    }  # fmt: skip
+    splits = {name: task.records(name, getattr(plan, name), seed, cell.side, cell.answers) for name in SPLITS}
     place = Path(folder) / f"{cell}-seed{seed}{'-cold' if cold else ''}-{_name_of(asdict(plan))}"
     place.mkdir(parents=True, exist_ok=True)
     model, processor = built(cell, task.texts(), seed)

@@ -37,7 +37,9 @@ class Cell:
         for field in fields(self):
             value, known = getattr(self, field.name), _CHOICES[field.name]
             if value not in known:
-                raise ValueError(f"{field.name}={value!r}: there is no such cell. Set one of {', '.join(map(str, known))}")
+                raise ValueError(
+                    f"{field.name}={value!r}: there is no such cell. Set one of {', '.join(map(str, known))}"
+                )
 
     def __str__(self) -> str:
         return "-".join(str(getattr(self, field.name)) for field in fields(self))

@@ -32,7 +32,9 @@ def measure(model: Any, processor: Any, records: Sequence[Record]) -> dict[str, 
         ``nll_filler`` [n] float64, nats, means over a record's tokens (NaN without any). For :func:`fitted`, over all M
         tokens of the image: ``logits`` [M, V] float32, ``labels`` [M] and ``item`` [M], the record's place.
     """
-    found: dict[str, list[Any]] = {name: [] for name in ("exact", "nll_visual", "nll_filler", "logits", "labels", "item")}
+    found: dict[str, list[Any]] = {
+        name: [] for name in ("exact", "nll_visual", "nll_filler", "logits", "labels", "item")
+    }
     place = 0
     with _evaluating(model):
         for some, batch in _batches(model, processor, records):
@@ -104,15 +106,22 @@ def calibrated(aligned: Any, *, records: int = 256, at_alpha: float = 0.5, at_be
     """
     data = data_set(aligned.validation[:records])
     found = seecal.calibrate(
-        aligned.model, data, processor=aligned.processor, at_alpha=at_alpha, at_beta=at_beta, batch_size=_BATCH, resamples=1
+        aligned.model,
+        data,
+        processor=aligned.processor,
+        at_alpha=at_alpha,
+        at_beta=at_beta,
+        batch_size=_BATCH,
+        resamples=1,
     )
     return found.alpha, found.beta
 
 
 def data_set(records: Sequence[Record]) -> Any:
+    """Records as what :func:`seecal.score` reads."""
     message = {"role": Value("string"), "content": Value("string")}
     features = Features({"id": Value("string"), "messages": [message], "images": datasets.Sequence(Image())})
-    return Dataset.from_list(plain(records), features=features)
+    return Dataset.from_list([{name: one[name] for name in features} for one in records], features=features)
 
 
 class _evaluating:
@@ -134,7 +143,9 @@ class _evaluating:
             self.model.forward = forward
 
 
-def _batches(model: Any, processor: Any, records: Sequence[Record]) -> Iterator[tuple[Sequence[Record], dict[str, Any]]]:
+def _batches(
+    model: Any, processor: Any, records: Sequence[Record]
+) -> Iterator[tuple[Sequence[Record], dict[str, Any]]]:
     collator = seecal.VisionCollator(processor)
     for start in range(0, len(records), _BATCH):
         some = records[start : start + _BATCH]

@@ -19,7 +19,7 @@ _PATCH = 8
 _MERGED = 2  # × 2 patches of Qwen2-VL are one token
 _HEADS = 4
 # (width, inner width, layers of the language model, layers of the tower)
-SIZES = {"s": (128, 384, 4, 2), "m": (192, 512, 5, 3)}
+SIZES = {"s": (128, 384, 4, 2), "m": (192, 512, 4, 3)}
 _QWEN = {"vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>", "video_token": "<|video_pad|>"}
 
 _IMAGE_PART = "{% for part in m.content if part.type == 'image' %}SHOWN{% endfor %}"

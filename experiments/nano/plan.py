@@ -49,7 +49,15 @@ class Plan:
 PLANS = {
     "cpu": Plan(),
     "gpu": Plan(
-        tower=2000, language=400, joint=1500, tuning=600, batch=128, align=20_000, train=20_000, validation=800, test=2000
+        tower=2000,
+        language=400,
+        joint=1500,
+        tuning=600,
+        batch=128,
+        align=20_000,
+        train=20_000,
+        validation=800,
+        test=2000,
     ),
 }
 

@@ -72,8 +72,9 @@ def without_image(one: Record) -> Record:
 
 
 def plain(records: Sequence[Record]) -> list[Record]:
-    """What a collator reads of the records."""
-    return [{name: one[name] for name in ("id", "messages", "images")} for one in records]
+    """What a collator reads of the records: without what only the experiments know, with stored weights."""
+    names = ("id", "messages", "images", "weights", "weight_ids")
+    return [{name: one[name] for name in names if name in one} for one in records]
 
 
 def swapped(records: Sequence[Record], share: float, seed: int) -> list[Record]:

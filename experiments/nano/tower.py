@@ -70,16 +70,20 @@ def pretrained_tower(
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / steps))
         chosen = rng.sample(range(len(records)), min(batch, len(records)))
-        given = _taken(pixels, chosen, model.device)
+        given = _batch_of(pixels, chosen, model.device)
         scores = head(features_of(model, given))
-        losses = [functional.cross_entropy(one, known[chosen, place]) for place, one in enumerate(scores) if (known[chosen, place] >= 0).any()]
+        told = known[chosen]
+        losses = [
+            functional.cross_entropy(one, told[:, place])
+            for place, one in enumerate(scores)
+            if (told[:, place] >= 0).any()
+        ]
         loss = torch.stack(losses).sum()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         if step >= steps * 0.9:
-            told = known[chosen]
             hits += sum(int((one.argmax(1) == told[:, place]).sum()) for place, one in enumerate(scores))
             count += int((told >= 0).sum())
     optimizer.zero_grad()
@@ -102,7 +106,7 @@ def _pixels(images: Any, pictures: Sequence[Any]) -> list[dict[str, Tensor]]:
     return found
 
 
-def _taken(pixels: list[dict[str, Tensor]], chosen: Sequence[int], device: torch.device) -> dict[str, Tensor]:
+def _batch_of(pixels: list[dict[str, Tensor]], chosen: Sequence[int], device: torch.device) -> dict[str, Tensor]:
     stacked = {name: torch.stack([pixels[one][name] for one in chosen]).to(device) for name in pixels[0]}
     if "image_grid_thw" in stacked:
         stacked["pixel_values"] = stacked["pixel_values"].flatten(0, 1)

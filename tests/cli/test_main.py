@@ -12,7 +12,7 @@ from tests.support.processes import environment, limit
 
 COMMANDS = (
     *("demo", "train", "accelerate-config", "tiny-folder", "chat", "families", "bench"),
-    *("score", "filter", "calibrate", "report"),
+    *("score", "filter", "calibrate", "report", "eval"),
 )
 HEAVY = ("torch", "transformers", "trl", "datasets", "PIL")
 

@@ -28,6 +28,8 @@ COMMANDS = [
     ["report", "--alignment", *MODEL, "--data", "out/tiny/data.json", "--ids", "r0", "--out", "out/alignment.html"],
     ["chat", MODEL[1], "out/tiny/images/data-r0-0.png", "What is it?", "--max-new-tokens", "2"],
     ["families"],
+    ["train", "--config", "tiny", "--dry-run"],
+    ["train", "--config", "gemma3-qlora", "--dry-run"],
 ]
 
 

@@ -28,7 +28,7 @@ def test_loss_weights_and_gradients_are_the_equations(family):
     assert_same_gradients(gradients(model), gradients(plain), 1e-4)
 
 
-@pytest.mark.parametrize("normalize", ["global", "micro_batch", "sample"])
+@pytest.mark.parametrize("normalize", ["global", "micro_batch", "sample", "tokens", "matched"])
 def test_normalisers(case, normalize):
     model, batch = case
     seecal.enable_cal(model, CALOptions(normalize=normalize))
@@ -42,8 +42,10 @@ def test_normalisers(case, normalize):
             rows = [delta.sample == row for row in range(len(batch["labels"]))]
             each = [(cal.weights[row] * ce[row]).sum() / cal.weights[row].sum() for row in rows if row.any()]
             expected = torch.stack(each).mean()
+        elif normalize == "matched":
+            expected = ce.mean()
         else:
-            expected = (cal.weights * ce).sum() / cal.weights.sum()
+            expected = (cal.weights * ce).sum() / (len(ce) if normalize == "tokens" else cal.weights.sum())
         torch.testing.assert_close(output.loss, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(cal.loss_sum, (cal.weights * ce).sum(), atol=0, rtol=1e-5)
         torch.testing.assert_close(cal.weight_sum, cal.weights.sum())
@@ -51,7 +53,7 @@ def test_normalisers(case, normalize):
     output.loss.backward()
 
 
-@pytest.mark.parametrize("normalize", ["global", "micro_batch", "sample"])
+@pytest.mark.parametrize("normalize", ["global", "micro_batch", "sample", "tokens", "matched"])
 def test_rows_without_a_label_do_not_dilute_the_loss(llava, normalize):
     model, image_tokens, pixels = llava
     rows = [*MIXED[:2], Row([4, "image", 3]), Row([7]), MIXED[3]]

@@ -68,7 +68,8 @@ def test_weightings_are_a_plain_dict_of_callables():
     delta = VisualDelta(*(torch.tensor(values) for values in ([0.0, 9.0], [1, 2], [0, 0], [1, 2], [True, True])))
     assert seecal.WEIGHTINGS["uniform"](delta, CALOptions()).tolist() == [1.0, 1.0]
     assert seecal.WEIGHTINGS["cal"](delta, CALOptions()).tolist() == [3.0, 3.0]
-    assert [name for name, weighting in seecal.WEIGHTINGS.items() if weighting.needs_logprob] == ["vig", "prior", "dft"]
+    reading = [name for name, weighting in seecal.WEIGHTINGS.items() if weighting.needs_logprob]
+    assert reading == ["vig", "prior", "dft", "dpa"]
 
 
 def test_a_weighting_of_ones_own_is_one_row():
@@ -94,10 +95,20 @@ def test_defaults_are_the_papers():
         ({"contrast": "blur", "contrast_strength": 0.0}, "above 0"),
         ({"contrast": "swap", "contrast_strength": 1.0}, "Leave it None"),
         ({"delta": "probability"}, "delta='probability'"),
-        ({"delta": "logprob", "pool_scope": "released", "contrast": "mask"}, "released code compares logits"),
+        (
+            {"delta": "logprob", "pool_scope": "released", "contrast": "mask"},
+            "CAL's code compares logits and DPA's probabilities. Set delta='logit'",
+        ),
         ({"pool_scope": "batch"}, "pool_scope='batch'"),
         ({"pool_scope": "released"}, "contrast='mask'"),
-        ({"normalize": "tokens"}, "normalize='tokens'"),
+        ({"normalize": "token"}, "normalize='token': expected one of global, micro_batch, sample, tokens, matched"),
+        ({"prior_exponent": -1.0}, "prior_exponent=-1.0: expected a power"),
+        ({"prior_exponent": float("nan")}, "prior_exponent=nan"),
+        ({"prior_exponent": float("inf")}, "prior_exponent=inf"),
+        ({"weighting": "dpa", "delta": "logprob"}, "weighting='dpa' with delta='logprob': DPA compares probabilities"),
+        ({"weighting": "dpa", "alpha": 0.7}, r"alpha=0.7, beta=0.5"),
+        ({"delta": "prob"}, r"delta='prob' with alpha=1.0: no difference of probabilities is above 1.*weighting='dpa'"),
+        ({"delta": "prob", "weighting": "negative", "beta": 1.0}, "every weight would be alpha"),
         ({"window": 4}, "window=4"),
         ({"alpha": 6.0}, "alpha=6.0"),
         ({"padding_free": "yes"}, "padding_free='yes'"),

@@ -79,15 +79,30 @@ def vig(found, options):
     return weights
 
 
+def prior(found, options):
+    samples = found.sample.tolist()
+    plain = [(1 - math.exp(one)) ** options.prior_exponent for one in found.logprob_without.tolist()]
+    weights = []
+    for mine, weight in zip(samples, plain, strict=True):
+        of_sample = [one for one, sample in zip(plain, samples, strict=True) if sample == mine]
+        weights.append(weight * len(of_sample) / sum(of_sample))
+    return weights
+
+
 FORMULAS = {
     "cal": lambda found, options: pooled(found.delta.tolist(), found, options),
     "uniform": lambda found, options: [1.0] * len(found),
     "vig": vig,
-    "prior": lambda found, options: [1 - math.exp(one) for one in found.logprob_without.tolist()],
+    "prior": prior,
     "negative": lambda found, options: pooled([-one for one in found.delta.tolist()], found, options),
     "dft": lambda found, options: [math.exp(one) for one in found.logprob_with.tolist()],
+    "dpa": lambda found, options: pooled(found.delta.tolist(), found, options),
 }
-OPTIONS = [{}, {"window": 5, "alpha": 0.5, "beta": 3.0, "threshold": 0.7}, {"window": 1, "threshold": -0.5}]
+OPTIONS = [
+    {},
+    {"window": 5, "alpha": 0.5, "beta": 3.0, "threshold": 0.7, "prior_exponent": 0.5},
+    {"window": 1, "threshold": -0.5, "prior_exponent": 2.0},
+]
 
 
 def test_every_weighting_has_a_formula_here():

@@ -23,6 +23,7 @@ COSTS = {
     "prior": (TEXT_THAT_COUNTS, 1),
     "negative": (TEXT_THAT_COUNTS, 0),
     "dft": (0, 1),
+    "dpa": (TEXT_THAT_COUNTS, 2),
 }
 
 
@@ -50,10 +51,11 @@ def test_every_weighting_has_its_costs_here():
 
 
 @pytest.mark.parametrize("delta", ["logit", "logprob"])
-@pytest.mark.parametrize("name", COSTS)
+@pytest.mark.parametrize("name", COSTS)  # dpa's own Δ is a difference of probabilities
 def test_costs_what_it_reads(case, monkeypatch, name, delta):
     model, batch = case
     counted = Counted(model, monkeypatch)
+    delta = "prob" if name == "dpa" else delta
     seecal.enable_cal(model, CALOptions(weighting=name, delta=delta, threshold=0.5))
     cal = model(**batch).cal
     contrast, projections = COSTS[name]
@@ -84,13 +86,20 @@ def test_what_reads_no_contrast_needs_none_of_its_inputs(case, monkeypatch, name
 @pytest.mark.parametrize("name", COSTS)
 def test_visual_delta_measures_whatever_the_weighting_reads(case, name):
     model, batch = case
-    expected = seecal.visual_delta(model, batch, options=CALOptions(delta="logprob"))
-    found = seecal.visual_delta(model, batch, options=CALOptions(weighting=name, delta="logprob"))
+    kind = {"delta": "prob", "alpha": 0.05} if name == "dpa" else {"delta": "logprob"}
+    expected = seecal.visual_delta(model, batch, options=CALOptions(**kind))
+    found = seecal.visual_delta(model, batch, options=CALOptions(weighting=name, **kind))
     assert torch.equal(found.delta, expected.delta)
     assert torch.equal(found.has_contrast, expected.has_contrast)
     plain = seecal.visual_delta(model, batch, options=CALOptions(weighting=name))
     reads = weighting_named(name).needs_logprob
     assert [plain.logprob_with is not None, plain.logprob_without is not None] == [reads, reads]
+
+
+def mean_one(weights, sample):
+    """The weights of each sample over their mean."""
+    means = {row: weights[sample == row].mean() for row in sample.unique().tolist()}
+    return weights / torch.stack([means[row] for row in sample.tolist()])
 
 
 def test_prior_takes_the_training_pass_where_nothing_is_taken_away(case):
@@ -101,12 +110,14 @@ def test_prior_takes_the_training_pass_where_nothing_is_taken_away(case):
     assert cal.visual_delta.logprob_with is None
     torch.testing.assert_close(cal.visual_delta.logprob_without, measured.logprob_without, atol=1e-5, rtol=1e-5)
     still = ~measured.has_contrast
-    torch.testing.assert_close(cal.weights[still], 1 - measured.logprob_with[still].exp(), atol=1e-5, rtol=0)
+    plain = torch.where(still, 1 - measured.logprob_with.exp(), 1 - measured.logprob_without.exp())
+    torch.testing.assert_close(cal.weights, mean_one(plain, measured.sample), atol=1e-5, rtol=0)
     # the same where there is nothing to run the pass without the image on
     text = {name: value[2:3] for name, value in batch.items() if name != "pixel_values"}
     cal = model(**text).cal
     assert cal.contrast_tokens == 0
-    torch.testing.assert_close(cal.weights, 1 - cal.visual_delta.logprob_without.exp(), atol=1e-6, rtol=0)
+    plain = 1 - cal.visual_delta.logprob_without.exp()
+    torch.testing.assert_close(cal.weights, mean_one(plain, cal.visual_delta.sample), atol=1e-6, rtol=0)
 
 
 class RowsOfLogits(TorchDispatchMode):
@@ -173,7 +184,7 @@ def test_the_trainer_logs_no_delta_and_makes_no_images_without_a_contrast(tmp_pa
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("normalize", ["global", "micro_batch", "sample"])
+@pytest.mark.parametrize("normalize", ["global", "micro_batch", "sample", "tokens", "matched"])
 def test_a_step_in_which_no_token_keeps_its_weight(tmp_path, normalize, accumulation):
     changes = {"weighting": "vig", "threshold": 1e6, "normalize": normalize, "weight_decay": 0.0}
     data = trainer(tmp_path).train_dataset.filter(lambda row: len(row["images"]) > 0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import seecal
 from seecal import VisionCollator
 from seecal.families.table import FAMILIES, GENERIC, family_of
 from tests.families.test_sweep import step
-from tests.support import zoo, zoo_parts
+from tests.support import processors, zoo, zoo_parts
 from tests.support.tiny import tiny_llava, tiny_llava_processor, tiny_records
 from tests.support.zoo_models import ZOO
 
@@ -39,6 +40,21 @@ def my_model():
     return MyModel(
         MyConfig(vision_config=zoo_parts.clip(), text_config=zoo_parts.llama(), image_token_index=zoo_parts.IMAGE)
     )
+
+
+def test_minigemini_as_the_page_builds_it():
+    (block,) = re.findall(r"```pycon\n(.*?)```", TEXT, re.DOTALL)
+    made = {
+        "language_model": SimpleNamespace(config=zoo_parts.llama()),
+        "tokenizer": processors.mgm().tokenizer,
+        "template": "{{ messages }}",
+    }
+    exec("\n".join(line.removeprefix(">>> ") for line in block.strip().splitlines()), made)
+    processor, config = made["processor"], made["config"]
+    assert processor.image_seq_length == config.image_seq_length == 2880
+    pixels = processor(text=["<image>"], images=[[Image.new("RGB", (30, 20))]], return_tensors="pt")
+    assert pixels["pixel_values"].shape == (1, config.pictures, 3, 336, 336)
+    assert pixels["pixel_values_aux"].shape == (1, 3, config.image_size_aux, config.image_size_aux)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """docs/multi-node.md: its tables are those of the formulas, its commands are those of accelerate, its Slurm scripts run."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import time
 import pytest
 from scripts import multi_node_page as page
 
+from seecal.planning.memory import Counts, Precision, held
 from tests.support.processes import environment, limit
 
 TEXT = page.PAGE.read_text("utf8")
@@ -22,17 +24,22 @@ def test_the_tables_are_those_of_the_formulas(name):
 
 def test_what_the_text_says_of_each_engine():
     """The formulas of the page, written once more, for numbers that make each term visible."""
-    found = page.Counts(all=11 * 10**9, frozen=10**9, layer=10**8, outside=10**9, projector=10**8)
-    assert page.ddp(found) / page.GB == 22 * 10 + 4
-    assert page.ddp(found, 2) / page.GB == 10 * 10 + 2
-    assert page.ddp_projector(found) / page.GB == pytest.approx(22 * 0.1 + 4 * 10.9)
-    assert page.fsdp2(found, 8) / page.GB == pytest.approx((16 * 10 + 4) / 8 + 2 * 1.2 + 2 * 1.1)
-    assert page.zero2(found, 8) / page.GB == pytest.approx(2 * 11 + 18 * 10 / 8 + 2)
-    assert page.zero3(found, 8) / page.GB == pytest.approx((20 * 10 + 2) / 8 + 2 + 2)
+    found = Counts(all=11 * 10**9, trained=10 * 10**9, layer=10**8, outside=10**9)
+    projector = dataclasses.replace(found, trained=10**8)
+
+    def gigabytes(engine, counts=found, width=4):
+        return held(engine, counts, 8, Precision(width)).total / 1e9
+
+    assert gigabytes("ddp") == 22 * 10 + 4
+    assert gigabytes("ddp", width=2) == 10 * 10 + 2
+    assert gigabytes("ddp", projector) == pytest.approx(22 * 0.1 + 4 * 10.9)
+    assert gigabytes("fsdp2") == pytest.approx((16 * 10 + 4) / 8 + 2 * 1.2 + 2 * 1.1)
+    assert gigabytes("zero2") == pytest.approx(2 * 11 + 18 * 10 / 8 + 2)
+    assert gigabytes("zero3") == pytest.approx((20 * 10 + 2) / 8 + 2 + 2)
 
 
 def test_the_7b_is_as_large_as_the_released_one():
-    assert page.counts(page.MODELS["LLaVA-1.5 7B"]).all == 7_063_427_072  # llava-hf/llava-1.5-7b-hf
+    assert page.counts("LLaVA-1.5 7B").all == 7_063_427_072  # llava-hf/llava-1.5-7b-hf
 
 
 def test_the_options_are_those_of_accelerate():

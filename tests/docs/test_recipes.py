@@ -1,10 +1,13 @@
 """docs/recipes.md: its recipes and commands run, every key is on it; the paper's recipes run on a tiny start model."""
 
+import json
 import re
 import shlex
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from scripts.options_table import with_section
 from transformers import (
     AutoModelForImageTextToText,
@@ -16,6 +19,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from seecal import build_start
 from seecal.cli.main import app
 from seecal.recipes import run as train
 from seecal.recipes.help import config_fields
@@ -65,7 +69,8 @@ def test_a_snippet_trains(number, there, tmp_path):
 
 @pytest.mark.parametrize("line", RECIPE_COMMANDS)
 def test_a_command_runs(line, there):
-    assert train.run([*shlex.split(line)[2:], "--disable_tqdm", "--report_to", "none"]) == 0
+    given = [*shlex.split(line)[1:], "--disable_tqdm", "--report_to", "none"]
+    assert CliRunner().invoke(app, given, catch_exceptions=False).exit_code == 0
 
 
 def test_every_key_is_on_the_page():
@@ -94,14 +99,15 @@ def parts(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("family", "recipe"), [("llava", "llava-1.5-7b"), ("llava_next", "llava-next-7b")])
-def test_the_papers_recipe_from_its_start_model(family, recipe, parts, there, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    import start_model
+def newline(folder):
+    (tensor,) = (one for name, one in load_file(folder / "model.safetensors").items() if name.endswith("image_newline"))
+    return tensor
 
-    for part in start_model.build(family, str(parts / "text"), str(parts / "vision")):
-        part.save_pretrained(tmp_path / "start")
-    small = "--max_steps 1 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --dataloader_num_workers 0"
+
+@pytest.mark.parametrize(("family", "recipe"), [("llava", "llava-1.5-7b"), ("llava_next", "llava-next-7b")])
+def test_the_papers_recipe_from_its_start_model(family, recipe, parts, there, tmp_path, capsys):
+    build_start(family, str(parts / "text"), str(parts / "vision"), tmp_path / "start")
+    small = "--max_steps 1 --warmup_steps 0 --per_device_train_batch_size 2 --dataloader_num_workers 0"
     here = f"--model {tmp_path / 'start'} --output_dir {tmp_path / 'run'} --data out/tiny/data.json"
     run = f"--config {recipe} {here} {small} --use_cpu --bf16 false --disable_tqdm"
     assert train.run(shlex.split(run)) == 0
@@ -110,3 +116,11 @@ def test_the_papers_recipe_from_its_start_model(family, recipe, parts, there, tm
     assert ("vision_tower" in said.split("stage 2 of 2")[1].split("frozen")[0]) == (family == "llava_next")
     template = (tmp_path / "run" / "final" / "chat_template.jinja").read_text()
     assert "ASSISTANT" in template, "the model's own template, not that of stage 1"
+    aligned, tuned = tmp_path / "run" / "stage-1" / "model", tmp_path / "run" / "final"
+    settings = [json.loads((one / "processor_config.json").read_text()) for one in (aligned, tuned)]
+    padded = [one["image_processor"]["do_pad"] for one in settings]
+    assert padded == ([False, True] if family == "llava" else [True, True]), "square, then pad; NeXT has tiles"
+    if family == "llava_next":
+        start, after_1, after_2 = (newline(one) for one in (tmp_path / "start", aligned, tuned))
+        assert torch.equal(start, after_1), "frozen while the projector alone trains"
+        assert not torch.equal(after_1, after_2)

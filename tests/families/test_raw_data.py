@@ -14,21 +14,26 @@ from tests.support import processors
 from tests.support.raw_data import assistant, dataset, layers_of, model_of, processor_of, records, text, turns_of, user
 
 FAMILIES = [
-    "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "smolvlm",
-    "paligemma", "gemma3", "mistral3", "glm4v", "ovis2", "mllama",
+    "llava", "llava_next", "mgm", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3",
+    "smolvlm", "paligemma", "gemma3", "mistral3", "glm4v", "ovis2", "mllama",
 ]  # fmt: skip
 MODES = ["plain", "checkpointing", "LoRA"]
 # What ends the assistant's turns: (a turn that another follows, the last one)
 ENDS = {
     **dict.fromkeys(FAMILIES, ("<|im_end|>", "<|im_end|>")),
-    **dict.fromkeys(["llava", "llava_next", "mistral3"], ("</s>", "</s>")),
+    **dict.fromkeys(["llava", "llava_next", "mgm", "mistral3"], ("</s>", "</s>")),
     **dict.fromkeys(["idefics3", "smolvlm"], ("<end_of_utterance>", "<end_of_utterance>")),
     "paligemma": ("<eos>", "<eos>"),
     "gemma3": ("<end_of_turn>", "<end_of_turn>"),
     "glm4v": ("<|user|>", ""),  # the next turn's opening stops it; the template writes nothing after the last
     "mllama": ("<|eot_id|>", "<|eot_id|>"),
 }
-SPACED = {"llava", "idefics3", "smolvlm"}  # the template writes a space before an answer, and the two are one token
+SPACED = {
+    "llava",
+    "mgm",
+    "idefics3",
+    "smolvlm",
+}  # the template writes a space before an answer, and the two are one token
 
 
 def marked(*values):

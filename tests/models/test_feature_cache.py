@@ -12,7 +12,7 @@ from tests.support.builders import MIXED, batch_of, build
 
 KEPT = ["llava", "vipllava", "llava_next", "llava_onevision", "internvl", "ovis2", "paligemma", "gemma3", "aya_vision"]
 KEPT += ["cohere2_vision", "granite4_vision", "llama4"]
-REFUSED = ["qwen2_vl", "mistral3", "idefics2", "gemma4", "mllama"]
+REFUSED = ["qwen2_vl", "mgm", "mistral3", "idefics2", "gemma4", "mllama"]
 
 
 def frozen_tower(model):

@@ -170,6 +170,15 @@ def test_a_broken_adapter_config_is_named(adapter):
         load_vlm(str(path))
 
 
+@pytest.mark.parametrize("kind", ["mgm", "mgm_gemma", "llava_llama", "llava"])
+@pytest.mark.parametrize("load", [load_vlm, load_processor])
+def test_a_checkpoint_in_the_originals_layout_is_sent_to_convert(tmp_path, kind, load):
+    settings = {"model_type": kind, "mm_vision_tower": "openai/clip-vit-large-patch14-336", "hidden_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="Run seecal convert on it"):
+        load(str(tmp_path))
+
+
 # ---- folders that hold a model further inside ----
 
 

@@ -23,7 +23,8 @@ RUNS = [
 ]
 NO_CONTRAST = {"uniform", "dft"}
 # So that few weights are at a bound, and both of VIG's happen
-OPTIONS = {"cal": {"alpha": 0.0, "beta": 50.0}, "negative": {"alpha": 0.0, "beta": 50.0}, "vig": {"threshold": -0.2}}
+OPTIONS = {name: {"alpha": 0.0, "beta": 50.0} for name in ("cal", "negative")}
+OPTIONS |= {"dpa": {"alpha": 0.0}, "vig": {"threshold": -0.2}}
 
 
 def picture(shape, colour):
@@ -166,12 +167,13 @@ def test_text_alone_is_weighed_as_its_formula_says(run, weighting):
     found = cal.visual_delta
     alone = found.sample == RECORDS.index(RECORDS[-1])
     assert not found.has_contrast[alone].any()
-    if weighting in ("cal", "negative"):
+    if weighting in ("cal", "negative", "dpa"):
         expected = torch.zeros_like(cal.weights)  # alpha of these runs
     elif weighting in ("uniform", "vig"):
         expected = torch.ones_like(cal.weights)
     elif weighting == "prior":
-        expected = 1 - found.logprob_without.exp()
+        plain = 1 - found.logprob_without.exp()
+        expected = plain / plain[alone].mean()
     else:
         expected = found.logprob_with.exp()
     torch.testing.assert_close(cal.weights[alone], expected[alone], atol=1e-6, rtol=1e-5)

@@ -28,7 +28,9 @@ def test_groups_are_attributes_of_the_model():
         "lm_head": ("lm_head",),
     }
     assert module_groups(build("llava")[0]) == expected
-    assert module_groups(build("llava_next")[0])["projector"] == ("model.multi_modal_projector", "model.image_newline")
+    expected["image_newline"] = ("model.image_newline",)
+    expected["language_model"] += ("model.image_newline",)
+    assert module_groups(build("llava_next")[0]) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -56,7 +58,9 @@ def test_unused_tensors_are_those_without_a_gradient(family):
 def test_every_family_has_its_groups_and_takes_lora(name):
     model = ZOO[name].model()
     groups = module_groups(model)
-    assert set(groups) == set(GROUPS) - {"lora"}
+    newline = {"image_newline"} & set(groups)
+    assert bool(newline) == any(one.endswith("image_newline") for one, _ in model.named_parameters())
+    assert set(groups) == set(GROUPS) - {"lora", "image_newline"} | newline
     assert all(group_of(one, groups, groups) for one, _ in model.named_parameters())
     prepared = prepare(model, ["projector", "lora"])
     assert set(prepared.groups) == trainable(prepared.model)
@@ -95,6 +99,18 @@ def test_the_lm_head_alone_or_at_its_own_rate():
     assert prepare(model, ["language_model"]).groups["lm_head.weight"] == "language_model"
 
 
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_the_newline_goes_with_the_language_model_or_alone(family):
+    """As in the paper's code, where it is a parameter of the language model: frozen while the projector alone trains."""
+    model, name = build(family)[0], "model.image_newline"
+    assert name not in prepare(model, ["projector"]).groups
+    assert prepare(model, ["projector", "language_model"]).groups[name] == "language_model"
+    assert prepare(model, ["projector", "image_newline", "language_model"]).groups[name] == "image_newline"
+    assert prepare(model, ["image_newline"]).groups == {name: "image_newline"}
+    with pytest.raises(ValueError, match="has no image_newline that seecal knows"):
+        prepare(build("llava")[0], ["image_newline"])
+
+
 def test_lora_stays_in_the_language_model_unless_asked():
     prepared = prepare(build("llava")[0], ["projector", "lora"], LoraSettings(r=2))
     assert set(prepared.groups) == trainable(prepared.model)
@@ -109,7 +125,9 @@ def test_lora_stays_in_the_language_model_unless_asked():
 
 
 def test_a_single_parameter_beside_lora_is_said_to_stay_frozen(caplog):
-    prepared = prepare(build("llava_next")[0], ["projector", "lora"])
+    prepare(build("llava_next")[0], ["projector", "lora"])
+    assert "image_newline" not in caplog.text, "nobody asked for it"
+    prepared = prepare(build("llava_next")[0], ["projector", "image_newline", "lora"])
     assert "image_newline" in caplog.text
     assert not any("image_newline" in name for name in prepared.groups)
 

@@ -10,6 +10,8 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
+from seecal.models.mgm import MGMProcessor
+
 SIZE = {"height": 32, "width": 32}
 TILES = [[32, 32], [64, 32], [64, 64]]
 
@@ -247,3 +249,14 @@ def mllama():
     made = tokenizer(*names, bos="<|begin_of_text|>", eos="<|eot_id|>", begins=True, image_token="<|image|>")
     assert made.image_token_id == len(made) - 1
     return hf.MllamaProcessor(hf.MllamaImageProcessor(size=SIZE, max_image_tiles=2), made, chat_template=llama3())
+
+
+def mgm(grid=1):
+    """``grid=2``: as MGM-HD, with the whole picture."""
+    side = 32 * grid * 2
+    images = hf.LlavaImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_pad=True
+    )
+    made = tokenizer("<image>", bos="<s>", eos="</s>", begins=True)
+    tiles = {"image_grid": grid, "image_global": grid > 1}
+    return MGMProcessor(images, made, image_size=32, patch_size=8, chat_template=vicuna(), **tiles)

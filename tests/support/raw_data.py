@@ -91,7 +91,10 @@ _QWEN = {
     "vision_end_token_id": "<|vision_end|>",
 }
 IDS = {
-    **{name: {"image_token_id": "<image>"} for name in ("llava", "llava_next", "idefics3", "smolvlm", "paligemma")},
+    **{
+        name: {"image_token_id": "<image>"}
+        for name in ("llava", "llava_next", "mgm", "idefics3", "smolvlm", "paligemma")
+    },
     "llava_onevision": {"image_token_id": "<image>", "video_token_id": "<video>"},
     "qwen2_vl": _QWEN,
     "qwen2_5_vl": _QWEN,

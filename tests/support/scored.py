@@ -50,9 +50,10 @@ def scored_folder(
     per_shard=256,
     change=None,
     image_root=None,
+    logprobs=False,
 ):
     """Scores of a file of records: tokens are its words, Δ drawn at random or ``delta_of(record number, tokens)``.
-    ``change(record number, token, values)`` may change the values of a token."""
+    ``change(record number, token, values)`` may change the values of a token. ``logprobs``: Δ is the gain too."""
     source = Data(data if hasattr(data, "features") else str(data), image_root=image_root)
     fingerprint, rows = source.fingerprint(on_bad="skip")
     told = {"name": model, "adapter": None, "weights": f"w{seed}", "processor": "p", "dtype": "float32"}
@@ -61,7 +62,7 @@ def scored_folder(
         told,
         {**where, "fingerprint": fingerprint, "rows": rows},
         asdict(CALOptions()),
-        list(columns(False)),
+        list(columns(logprobs)),
         per_shard,
         {},
     )
@@ -70,7 +71,7 @@ def scored_folder(
     draw = np.random.default_rng(seed)
     located = list(source.rows())
     for shard in range(manifest.shards):
-        found = {name: [] for name in columns(False)}
+        found = {name: [] for name in columns(logprobs)}
         notes, records = [], 0
         for number in range(shard * per_shard, min((shard + 1) * per_shard, len(located))):
             row = located[number]
@@ -78,12 +79,12 @@ def scored_folder(
                 notes.append(Skipped(row.source, row.row, row.record and row.record["id"], f"row {row.row}: left out"))
                 continue
             records += 1
-            _add(found, row, draw, shift, delta_of, change)
+            _add(found, row, draw, shift, delta_of, change, logprobs)
         write(out, shard, manifest, found, ShardNote(records, len(found["row"]), sum(found["has_contrast"]), notes))
     return out
 
 
-def _add(found, row, draw, shift, delta_of, change):
+def _add(found, row, draw, shift, delta_of, change, logprobs=False):
     answers = [message for message in row.record["messages"] if message["role"] == "assistant"]
     seen = bool(row.record["images"])
     position = 10
@@ -102,6 +103,8 @@ def _add(found, row, draw, shift, delta_of, change):
             delta = float(delta) if seen else 0.0
             values |= {"start": start, "stop": stop, "has_contrast": seen, "delta": delta, "logit_with": 9.0}
             values |= {"logit_without": 9.0 - delta, "weight": min(max(delta, 1.0), 5.0)}
+            if logprobs:
+                values |= {"logprob_with": -1.0, "logprob_without": -1.0 - delta}
             if change:
                 change(row.row, position - 11, values)
             for name, value in values.items():

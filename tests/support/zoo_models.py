@@ -6,6 +6,7 @@ are shorter than the rows, so that distance in slots and distance in positions d
 
 import transformers as T
 
+from seecal.models.mgm import MGMConfig, MGMForConditionalGeneration
 from tests.support import zoo_parts as take
 from tests.support.zoo_parts import (
     BREAK,
@@ -24,6 +25,7 @@ from tests.support.zoo_parts import (
     WIDTH,
     Kind,
     clip,
+    convnext,
     llama,
     mistral,
     pixtral,
@@ -265,6 +267,25 @@ ZOO["paligemma, version 2"] = Kind(
 ZOO["gemma3"] = Kind(_gemma3, _WRAPPED(16), take.picture, _BLOCKS, embed=_GENTLE)
 ZOO["gemma3, window"] = Kind(lambda: _gemma3(12), _WRAPPED(16), take.picture, _BLOCKS, embed=_GENTLE)
 ZOO["gemma4"] = Kind(_gemma4, _WRAPPED(4), take.positioned, _TYPED, embed=_GENTLE)
+
+
+# ---------------------------------------------------------------- Mini-Gemini: two towers, tiles, either language model
+
+_HD = {"image_grid": 2, "image_global": True, "image_size_aux": 128}
+
+
+def mgm(text=None, **options):
+    towers = {"vision_config": clip(), "vision_aux_config": convnext()}
+    config = MGMConfig(text_config=text or llama(), image_token_id=IMAGE, **{**towers, "image_size_aux": 64, **options})
+    return MGMForConditionalGeneration(config)
+
+
+ZOO["mgm"] = Kind(mgm, [IMAGE] * 16, take.two_resolutions)
+ZOO["mgm, HD"] = Kind(lambda: mgm(**_HD), [IMAGE] * 80, take.tiles_and_large)
+ZOO["mgm, Gemma"] = Kind(lambda: mgm(T.GemmaConfig(**_GEMMA)), [IMAGE] * 16, take.two_resolutions, embed=_GENTLE)
+ZOO["mgm, HD, Gemma"] = Kind(
+    lambda: mgm(T.GemmaConfig(**_GEMMA), **_HD), [IMAGE] * 80, take.tiles_and_large, embed=_GENTLE
+)
 
 
 # ---------------------------------------------------------------- Cohere, Granite, Molmo, Llama 4

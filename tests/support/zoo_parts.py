@@ -78,6 +78,12 @@ def pixtral(patch_size):
     return T.PixtralVisionConfig(**{**TOWER, "patch_size": patch_size})
 
 
+def convnext(**changed):
+    """Layer scale 1: with the published 1e-6 untrained blocks would change nothing."""
+    sizes = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1]}
+    return T.ConvNextConfig(**{**sizes, "layer_scale_init_value": 1.0, **changed})
+
+
 def picture(counts, draw):
     return {"pixel_values": draw(sum(counts), 3, 32, 32)}
 
@@ -93,6 +99,15 @@ def sized_picture(counts, draw):
 def tiles(counts, draw):
     n = sum(counts)
     return {"pixel_values": draw(n, 5, 3, 32, 32), "image_sizes": torch.tensor([[64, 64]] * n)}
+
+
+def two_resolutions(counts, draw):
+    return {"pixel_values": draw(sum(counts), 3, 32, 32), "pixel_values_aux": draw(sum(counts), 3, 64, 64)}
+
+
+def tiles_and_large(counts, draw):
+    """Tiles row by row and the whole picture, then the picture at four times the tiles' size."""
+    return {"pixel_values": draw(sum(counts), 5, 3, 32, 32), "pixel_values_aux": draw(sum(counts), 3, 128, 128)}
 
 
 def counted_tiles(counts, draw):

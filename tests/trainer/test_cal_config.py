@@ -72,5 +72,6 @@ def test_deepspeed_with_accumulation_is_refused(tmp_path):
     config.deepspeed, config.gradient_accumulation_steps = {"zero_optimization": {"stage": 2}}, 2
     with pytest.raises(ValueError, match=r"DeepSpeed with gradient_accumulation_steps=2 and normalize='global'.*Set"):
         config.refuse_unsupported()
-    config.normalize = "micro_batch"
-    config.refuse_unsupported()
+    for normalize in ("micro_batch", "tokens", "sample", "matched"):  # what these divide by is known before
+        config.normalize = normalize
+        config.refuse_unsupported()

@@ -70,7 +70,7 @@ class Spoil(TrainerCallback):
             self.kept = model.model.multi_modal_projector.linear_1.weight.clone()
 
 
-@pytest.mark.parametrize("normalize", ["global", "micro_batch", "sample"])
+@pytest.mark.parametrize("normalize", ["global", "micro_batch", "sample", "tokens", "matched"])
 def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path, normalize):
     model, spoil = tiny_llava(), Spoil(math.nan)
     changes = {"normalize": normalize, "gradient_accumulation_steps": 2}

@@ -21,7 +21,7 @@ def trainer_of(folder, batch_size, accumulation, n, **changes):
     return CALTrainer(tiny_llava(), args, train_dataset=tiny_dataset(n), processing_class=tiny_llava_processor())
 
 
-@pytest.mark.parametrize("normalize", ["global", "micro_batch", "sample"])
+@pytest.mark.parametrize("normalize", ["global", "micro_batch", "sample", "tokens", "matched"])
 def test_a_last_step_of_fewer_micro_batches_is_a_whole_step(normalize, tmp_path):
     """4 records where a step has two micro-batches of 4: the one that there is counts in full, not by half."""
     found = []

@@ -19,7 +19,7 @@ from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
 # What each step is divided by, and the 8 records of a step as batch size x micro-batches, on each of two ranks
-ON_TWO_RANKS = ("global-4x1", "global-2x2", "micro_batch-4x1")
+ON_TWO_RANKS = ("global-4x1", "global-2x2", "micro_batch-4x1", "tokens-2x2")
 
 
 def trajectory(folder, split):
@@ -42,7 +42,7 @@ def distance(one, other):
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("split")
     two_ranks("-m", "tests.trainer.test_two_rank_split", folder, minutes=3)
-    alone = ("global-8x1", "global-4x2", "global-1x8", "micro_batch-8x1", "micro_batch-4x2")
+    alone = ("global-8x1", "global-4x2", "global-1x8", "micro_batch-8x1", "micro_batch-4x2", "tokens-8x1", "tokens-1x8")
     two = {f"2 x {split}": torch.load(folder / f"{split}.pt", weights_only=True) for split in ON_TWO_RANKS}
     return {**{split: trajectory(folder, split) for split in alone}, **two}
 
@@ -51,6 +51,14 @@ def found(tmp_path_factory):
 def test_global_does_not_see_the_split(split, found):
     whole = found["global-8x1"]
     assert distance(whole["weights"], dict(tiny_llava().state_dict())) >= 1e-3, "the weights move"
+    assert found[split]["losses"] == pytest.approx(whole["losses"], abs=1e-5)
+    assert distance(found[split]["weights"], whole["weights"]) <= 1e-5
+
+
+@pytest.mark.parametrize("split", ["tokens-1x8", "2 x tokens-2x2"])
+def test_tokens_does_not_see_the_split_either(split, found):
+    whole = found["tokens-8x1"]
+    assert whole["losses"] != pytest.approx(found["global-8x1"]["losses"], abs=1e-3), "another divisor"
     assert found[split]["losses"] == pytest.approx(whole["losses"], abs=1e-5)
     assert distance(found[split]["weights"], whole["weights"]) <= 1e-5
 

@@ -1,4 +1,4 @@
-"""Questions over bar and line charts of real numbers: tables of vega-datasets (BSD), of which some are for the test alone."""
+"""Questions over bar and line charts of real numbers: tables of vega-datasets (BSD), some of them for the test alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from ..records import Record, phrases, record
 # (file, columns)
 _TRAINING = (
     ("stocks.csv", ("price",)),
-    ("us-employment.csv", ("construction", "manufacturing", "information", "utilities", "government", "nonfarm_change")),
+    (
+        "us-employment.csv",
+        ("construction", "manufacturing", "information", "utilities", "government", "nonfarm_change"),
+    ),
     ("seattle-weather.csv", ("temp_max", "temp_min", "wind")),
     ("cars.json", ("Horsepower", "Weight_in_lbs", "Acceleration", "Displacement", "Miles_per_Gallon")),
     ("barley.json", ("yield",)),
@@ -77,7 +80,12 @@ def records(split: str, count: int, seed: int, side: int, answers: str) -> list[
         high, low = order[-1], order[0]
         told = {"form": form, "highest": PLACES[high], "lowest": PLACES[low]}
         told["colour of highest"] = colours[high] if form == "bars" else "none"
-        said = {"form": form, "highest place": PLACES[high], "lowest place": PLACES[low], "highest colour": colours[high]}
+        said = {
+            "form": form,
+            "highest place": PLACES[high],
+            "lowest place": PLACES[low],
+            "highest colour": colours[high],
+        }
         attributes = {name: tuple(values).index(told[name]) for name, values in ATTRIBUTES.items()}
         shown = _picture(form, heights, colours, side, rng)
         more = {"attributes": attributes, "table": table}
@@ -122,11 +130,11 @@ def _window(tables: list[tuple[str, list[list[float]]]], rng: random.Random) -> 
         values = rng.choice(columns)
         step = rng.randrange(1, max(2, min(6, len(values) // _POINTS + 1)))
         start = rng.randrange(max(1, len(values) - step * (_POINTS - 1)))
-        taken = values[start : start + step * _POINTS : step][:_POINTS]
-        if len(taken) < _POINTS or max(taken) == min(taken):
+        shown = values[start : start + step * _POINTS : step][:_POINTS]
+        if len(shown) < _POINTS or max(shown) == min(shown):
             continue
-        spread = max(taken) - min(taken)
-        heights = [0.1 + 0.9 * (value - min(taken)) / spread for value in taken]
+        spread = max(shown) - min(shown)
+        heights = [0.1 + 0.9 * (value - min(shown)) / spread for value in shown]
         ordered = sorted(heights)
         if ordered[-1] - ordered[-2] >= _GAP and ordered[1] - ordered[0] >= _GAP:
             return name, heights
@@ -143,7 +151,9 @@ def _picture(form: str, heights: list[float], colours: list[str], side: int, rng
     if form == "bars":
         thin = width * rng.uniform(0.1, 0.2)
         for place, (high, colour) in enumerate(zip(tops, colours, strict=True)):
-            draw.rectangle((left + place * width + thin, high, left + (place + 1) * width - thin, bottom), COLOURS[colour])
+            draw.rectangle(
+                (left + place * width + thin, high, left + (place + 1) * width - thin, bottom), COLOURS[colour]
+            )
     else:
         points = [(left + (place + 0.5) * width, high) for place, high in enumerate(tops)]
         draw.line(points, fill=COLOURS[rng.choice(list(COLOURS))], width=max(2, side // 32))

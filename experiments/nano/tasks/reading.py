@@ -22,7 +22,10 @@ _TRAINING = (
     ("font_source_serif_pro", "files", ("SourceSerifPro-Semibold", "SourceSerifPro-Bold")),
     ("font_manrope", "files", ("Manrope-Medium", "Manrope-Bold")),
 )
-_TEST = (("font_lato", "files", ("Lato-Regular", "Lato-Bold")), ("font_caladea", "files", ("Caladea-Regular", "Caladea-Bold")))
+_TEST = (
+    ("font_lato", "files", ("Lato-Regular", "Lato-Bold")),
+    ("font_caladea", "files", ("Caladea-Regular", "Caladea-Bold")),
+)
 WORDS = ("bank", "bus", "cafe", "exit", "hotel", "milk", "open", "park", "shop", "stop", "taxi", "zoo")
 DIGITS = tuple("0123456789")
 _NONE = "none"

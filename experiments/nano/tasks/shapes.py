@@ -49,14 +49,13 @@ def records(split: str, count: int, seed: int, side: int, answers: str) -> list[
     return [_record(which, number, one, side, answers, rng) for number, one in enumerate(mixed)]
 
 
-def _record(which: str, number: int, asked: tuple[str, str, int], side: int, answers: str, rng: random.Random) -> Record:
+def _record(
+    which: str, number: int, asked: tuple[str, str, int], side: int, answers: str, rng: random.Random
+) -> Record:
     question, answer, image = asked
     kind = "colour" if answer in COLOURS else "shape" if answer in SHAPES else "yes or no"
     known = _known(which).get(image, {})
-    attributes = {
-        name: values.index(known[name]) if name in known else -100
-        for name, values in ATTRIBUTES.items()
-    }  # fmt: skip
+    attributes = {name: values.index(known[name]) if name in known else -100 for name, values in ATTRIBUTES.items()}
     shown = _picture(which, image, side)
     name = f"{which}-{image}-{number}"
     return record(name, kind, question, _CORES[kind] % answer, shown, answers, rng, attributes=attributes)
@@ -89,9 +88,13 @@ def _known(which: str) -> dict[int, dict[str, str]]:
     return known
 
 
+@functools.cache
+def _paths(which: str) -> dict[int, str]:
+    return getattr(_package(), f"get_{which}_image_paths")()
+
+
 @functools.lru_cache(maxsize=8000)
 def _picture(which: str, image: int, side: int) -> Image.Image:
-    path = getattr(_package(), f"get_{which}_image_paths")()[image]
-    with Image.open(path) as file:
+    with Image.open(_paths(which)[image]) as file:
         shown = file.convert("RGB")
     return shown if shown.size == (side, side) else shown.resize((side, side), Image.Resampling.BICUBIC)

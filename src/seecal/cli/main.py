@@ -10,10 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from .. import verbosity
-from . import check_data, preview, replay, report, score
+from . import build_start, check_data, convert, evaluate, export, plan, preview, replay, report, score
 
 # typer does not export it, and has moved it between versions: unknown options, missing arguments, wrong types
 _UsageError: Any = typer.BadParameter.__base__
+
+_DRY_RUN = {"--dry-run", "--dry_run"}
 
 app = typer.Typer(
     name="seecal",
@@ -67,6 +69,11 @@ def demo(
 )
 def train(context: typer.Context) -> None:
     """Train a model by a recipe: --config FILE, or the name of one of ours (see seecal train --help)."""
+    if _DRY_RUN.intersection(context.args) and not {"--help", "-h", "--help-all"}.intersection(context.args):
+        verbosity.quiet()
+        from ..recipes.dry_run import run as run_dry
+
+        raise typer.Exit(run_dry([one for one in context.args if one not in _DRY_RUN]))
     from ..recipes.run import run
 
     raise typer.Exit(run(context.args))
@@ -172,6 +179,12 @@ _KEYS_TOO = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=_KEYS_TOO)(preview.preview)
 app.command("check-data", context_settings=_KEYS_TOO)(check_data.check_data)
 app.command()(replay.replay)
+app.command("build-start")(build_start.build_start)
+app.command()(convert.convert)
+app.command()(export.merge)
+app.command()(export.export)
+app.command(context_settings=_KEYS_TOO)(plan.plan)
+app.command("eval")(evaluate.evaluate)
 
 
 def _write(text: str) -> None:

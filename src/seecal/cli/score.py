@@ -118,6 +118,8 @@ def filter_(
         verbosity.say(
             f"  {report.tokens_removed} of the {report.tokens} label tokens in the rows that stay get weight 0"
         )
+    if report.not_finite:
+        verbosity.say(f"  {report.not_finite} label tokens have a score that is no finite number, and count nowhere")
     for why, count in sorted(report.reasons.items()):
         verbosity.say(f"  {count} {why}")
     if report.threshold is not None:

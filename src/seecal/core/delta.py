@@ -113,9 +113,8 @@ def visual_delta_of(
 
     logit_with, logit_without = both(label_logits)
     logprob_with, logprob_without = both(functools.partial(label_logprobs, chunk_size=options.chunk_size), logprobs)
-    by_logprob = options.delta == "logprob" and logprob_with is not None and logprob_without is not None
     return VisualDelta(
-        delta=logprob_with - logprob_without if by_logprob else logit_with - logit_without,
+        delta=_difference(options.delta, (logit_with, logit_without), (logprob_with, logprob_without)),
         labels=labels.ids,
         sample=labels.sample,
         position=labels.position,
@@ -127,15 +126,26 @@ def visual_delta_of(
     )
 
 
-def delta_grid(main: MainPass, labels_BL: Tensor, contrast: ContrastOutput, head: Head) -> Tensor:
-    """[B, L-1] Δ as the released code takes it: every position, vocabulary id 0 where there is no label."""
+def _difference(kind: str, logits: tuple[Tensor, Tensor], logprobs: tuple[Tensor | None, Tensor | None]) -> Tensor:
+    """Δ as ``CALOptions.delta`` names it. Where log-probabilities were not measured no image was taken away: 0."""
+    with_image, without = logprobs
+    if kind == "logit" or with_image is None or without is None:
+        return logits[0] - logits[1]
+    return with_image - without if kind == "logprob" else with_image.exp() - without.exp()
+
+
+def delta_grid(main: MainPass, labels_BL: Tensor, contrast: ContrastOutput, head: Head, options: CALOptions) -> Tensor:
+    """[B, L-1] Δ as the released codes take it: every position, vocabulary id 0 where there is no label."""
     targets = labels_BL[:, 1:].clamp(min=0)
     if contrast.grid is None:
         return torch.zeros(targets.shape, device=targets.device)
     head = head.detached()
 
-    def logits(hidden_BLD: Tensor) -> Tensor:
-        rows = hidden_BLD.detach()[:, :-1].flatten(0, 1)
-        return label_logits(rows, head.weight, targets.flatten(), **head.options()).view_as(targets)
+    def score(hidden_BLD: Tensor) -> Tensor:
+        rows, more = hidden_BLD.detach()[:, :-1].flatten(0, 1), head.options()
+        if options.delta == "logit":
+            return label_logits(rows, head.weight, targets.flatten(), **more).view_as(targets)
+        more["chunk_size"] = options.chunk_size
+        return label_logprobs(rows, head.weight, targets.flatten(), **more).exp().view_as(targets)
 
-    return logits(main.hidden) - logits(contrast.grid)
+    return score(main.hidden) - score(contrast.grid)

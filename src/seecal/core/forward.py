@@ -89,12 +89,15 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
         )
 
     loss, ce_N = both.head.call(weighted_sum, both.hidden)
+    loss_sum = (weights * ce_N).sum() if options.normalize == "sample" else loss * reciprocal_or_zero(factor)
+    if options.normalize == "matched":
+        loss = loss * (ce_N.mean() * reciprocal_or_zero(loss.detach()) if len(ce_N) else 1)
     aux = aux_loss_of(model, both.main)
     weighted_aux = None if aux is None else aux[0] * aux[1]
     cal = CALOutput(
         weights=weights,
         visual_delta=delta,
-        loss_sum=(weights * ce_N).sum() if options.normalize == "sample" else loss * reciprocal_or_zero(factor),
+        loss_sum=loss_sum,
         weight_sum=weight_sum,
         cross_entropy=ce_N.sum() / max(len(delta), 1),
         main_tokens=both.main.tokens,
@@ -147,7 +150,7 @@ def run_passes(model: Any, inputs: dict[str, Any], options: CALOptions, passes: 
     def measure(whole: Head, hidden_ND: Tensor) -> None:
         found.append(visual_delta_of(batch.labels, hidden_ND, contrast, has_contrast, whole, options, logprobs))
         if wants_grid:
-            found[0].delta_grid = delta_grid(main, inputs["labels"], contrast, whole)
+            found[0].delta_grid = delta_grid(main, inputs["labels"], contrast, whole, options)
 
     with torch.no_grad():
         head.call(measure, hidden_ND.detach())
@@ -211,10 +214,11 @@ def _normaliser(
     Data parallel wrappers average gradients over ranks, so what is divided by a sum over all ranks is multiplied by their
     number.
     """
-    if normalize == "micro_batch":
+    if normalize in ("micro_batch", "matched"):
         return weights, reciprocal_or_zero(weight_sum)
-    if normalize == "global":
-        return weights, reciprocal_or_zero(sum_over_ranks(weight_sum)) * world_size()
+    if normalize in ("global", "tokens"):
+        of_ranks = sum_over_ranks(weight_sum if normalize == "global" else torch.full_like(weight_sum, len(weights)))
+        return weights, reciprocal_or_zero(of_ranks) * world_size()
     per_sample = torch.zeros(samples, device=weights.device).index_add_(0, delta.sample, weights.float())
     labelled = torch.zeros_like(per_sample).index_fill_(0, delta.sample, 1)
     labelled_samples = sum_over_ranks(labelled.sum())

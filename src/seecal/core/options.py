@@ -14,8 +14,14 @@ from typing import Any
 from .contrasts import CONTRASTS, contrast_named
 
 POOL_SCOPES = ("answer", "released")
-NORMALIZERS = ("global", "micro_batch", "sample")
-DELTAS = ("logit", "logprob")
+NORMALIZERS = ("global", "micro_batch", "sample", "tokens", "matched")
+DELTAS = ("logit", "logprob", "prob")
+# What a weighting puts in the place of the defaults, where these could not be meant: no difference of probabilities is
+# above 1, so a lower bound of 1 would make every weight the same.
+OWN_DEFAULTS: dict[str, dict[str, Any]] = {"dpa": {"delta": "prob", "alpha": 0.05, "beta": 0.5}}
+# Several options by one name, as a recipe's `preset` has it. The paper's code departs from its equations in these three: it
+# keeps the image's positions in the second pass, pools over the flattened batch and divides by the micro-batch's weights.
+PRESETS = {"released": {"normalize": "micro_batch", "pool_scope": "released", "contrast": "mask"}}
 
 
 def option(default: Any, help: str) -> Any:
@@ -60,11 +66,17 @@ class CALOptions:
 
     weighting: str = option(
         "cal",
-        "How Δ becomes a weight per label token: a name in seecal.WEIGHTINGS (cal, uniform, vig, prior, negative, dft), or "
-        "a function of your own, my_package.my_module:function.",
+        "How Δ becomes a weight per label token: a name in seecal.WEIGHTINGS (cal, uniform, vig, prior, negative, dft, "
+        "dpa), or a function of your own, my_package.my_module:function.",
     )
-    alpha: float = option(1.0, "Lower bound for Δ, in logits: the weight of tokens that the image does not help.")
-    beta: float = option(5.0, "Upper bound for Δ, in logits.")
+    alpha: float = option(
+        1.0,
+        "Lower bound for Δ, in its unit (logits): the weight of tokens that the image does not help. weighting='dpa' reads "
+        "the default as its own 0.05.",
+    )
+    beta: float = option(
+        5.0, "Upper bound for Δ, in its unit (logits). weighting='dpa' reads the default as its own 0.5."
+    )
     window: int = option(3, "Label tokens in the mean over neighbouring weights, odd. 1 switches pooling off.")
     pool_scope: str = option(
         "answer",
@@ -73,8 +85,9 @@ class CALOptions:
     )
     delta: str = option(
         "logit",
-        "What Δ is a difference of, with and without the image: 'logit', the label's raw logit, or 'logprob', its "
-        "log-probability in nats (costs a vocabulary projection in either pass, in chunks).",
+        "What Δ is a difference of, with and without the image: 'logit', the label's raw logit; 'logprob', its "
+        "log-probability in nats; 'prob', its probability, as weighting='dpa' has it (the latter two cost a vocabulary "
+        "projection in either pass, in chunks).",
     )
     contrast: str = option("drop", _contrasts_help())
     contrast_strength: float | None = option(None, _strengths_help())
@@ -82,7 +95,9 @@ class CALOptions:
         "global",
         "What Σ w·CE is divided by: 'global', Σ w over all ranks and, with CALTrainer, all micro-batches of the optimizer "
         "step; 'micro_batch', Σ w of each forward, as the paper's code does; 'sample', the mean over samples with labels "
-        "of each one's Σ w·CE / Σ w.",
+        "of each one's Σ w·CE / Σ w; 'tokens', the number of label tokens of the step, as DFT and PRIOR have it; "
+        "'matched', what makes the loss of each forward the plain mean of CE, so that weights change its gradient alone "
+        "(PRIOR's code).",
     )
     padding_free: bool | str = option(
         "auto",
@@ -95,6 +110,11 @@ class CALOptions:
         0.0,
         "For weighting='vig' and no other: the least gain by the image, in nats, of a token and of its sample that keep "
         "their weight. Its paper's is a percentile of the data: what leaves 0.7 of the samples.",
+    )
+    prior_exponent: float = option(
+        1.0,
+        "For weighting='prior' and no other: the power to which 1 - p is raised, p being the token's probability without "
+        "the image. 0: every weight is 1.",
     )
     contrast_every: int = option(
         1,
@@ -109,6 +129,7 @@ class CALOptions:
     )
 
     def __post_init__(self) -> None:
+        _put_own_defaults(self)
         contrast_named(self.contrast).checked_strength(self.contrast_strength)
         check_choice("pool_scope", self.pool_scope, POOL_SCOPES)
         check_choice("normalize", self.normalize, NORMALIZERS)
@@ -121,8 +142,16 @@ class CALOptions:
                 f"pool_scope='released' with contrast={self.contrast!r}: the released pooling reads Δ at prompt and "
                 "padding positions, which only contrast='mask' computes. Set contrast='mask', or pool_scope='answer'."
             )
-        if self.pool_scope == "released" and self.delta != "logit":
-            raise ValueError(f"pool_scope='released' with delta={self.delta!r}: the released code compares logits")
+        if self.pool_scope == "released" and self.delta == "logprob":
+            raise ValueError(
+                "pool_scope='released' with delta='logprob': CAL's code compares logits and DPA's probabilities. Set "
+                "delta='logit' or delta='prob', or pool_scope='answer'."
+            )
+        if self.delta == "prob" and self.weighting in ("cal", "negative") and self.alpha >= 1:
+            raise ValueError(
+                f"delta='prob' with alpha={self.alpha}: no difference of probabilities is above 1, so every weight would "
+                "be alpha. Set alpha and beta below 1 (DPA's: 0.05 and 0.5), or weighting='dpa'."
+            )
         every = self.contrast_every
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"contrast_every={every!r}: expected a whole number of optimizer steps, 1 or more")
@@ -130,11 +159,27 @@ class CALOptions:
             raise ValueError(f"chunk_size={self.chunk_size}: rows per chunk must be at least 1, or None")
         if not math.isfinite(self.threshold):
             raise ValueError(f"threshold={self.threshold}: expected a number of nats (weighting='vig' reads it)")
+        if not 0 <= self.prior_exponent < math.inf:
+            raise ValueError(
+                f"prior_exponent={self.prior_exponent}: expected a power, 0 or more (weighting='prior' reads it)"
+            )
 
     @property
     def strength(self) -> float:
         """The contrast's strength, its default where none was set; 0 where it has none."""
         return contrast_named(self.contrast).checked_strength(self.contrast_strength)
+
+
+def _put_own_defaults(options: CALOptions) -> None:
+    """Puts a weighting's own values where the options were left at CAL's defaults."""
+    for name, value in OWN_DEFAULTS.get(options.weighting, {}).items():
+        if getattr(options, name) == CALOptions.__dataclass_fields__[name].default:
+            object.__setattr__(options, name, value)
+    if options.weighting == "dpa" and options.delta != "prob":
+        raise ValueError(
+            f"weighting='dpa' with delta={options.delta!r}: DPA compares probabilities. Leave delta out, or set "
+            "weighting='cal'."
+        )
 
 
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -24,8 +24,8 @@ class VisualDelta:
     """What the image changes at each of the N label tokens. All [N], detached; floats are float32, in logits.
 
     Attributes:
-        delta: Δ, the label's logit (or log-probability, see ``CALOptions.delta``) with the image minus without it. 0 where
-            ``has_contrast`` is False.
+        delta: Δ, the label's logit (or log-probability, or probability, see ``CALOptions.delta``) with the image minus
+            without it. 0 where ``has_contrast`` is False.
         labels: the label ids.
         sample: the row of the batch.
         position: the label's column, 1 or more.

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.linear_cross_entropy import reciprocal_or_zero
 from .options import CALOptions, check_window
 from .outputs import VisualDelta
 
@@ -58,9 +59,10 @@ def token_weights(delta: Tensor, runs: Tensor, alpha: float = 1.0, beta: float =
     clamped = delta.detach().float().clamp(alpha, beta)
     total, count = clamped.clone(), torch.ones_like(clamped)
     for shift in range(1, min(window // 2, len(clamped) - 1) + 1):
-        same = (runs[shift:] == runs[:-shift]).float()
-        total[shift:] += same * clamped[:-shift]
-        total[:-shift] += same * clamped[shift:]
+        same = runs[shift:] == runs[:-shift]
+        # Left out and not multiplied by 0: a Δ that is not finite must not get into another run
+        total[shift:] += clamped[:-shift].where(same, 0)
+        total[:-shift] += clamped[shift:].where(same, 0)
         count[shift:] += same
         count[:-shift] += same
     return total / count
@@ -130,31 +132,55 @@ def _vig(visual_delta: VisualDelta, options: CALOptions) -> Tensor:
     paper takes one threshold for both, measured once before training such that 70 % of its data's samples stay, and blurs
     the image instead of dropping it (contrast="blur").
     """
-    gain, sample = _logprob(visual_delta, "with") - _logprob(visual_delta, "without"), visual_delta.sample
-    # Samples are numbered in the order of their labels: no more than N, so the device is not asked for their number
-    group = torch.zeros_like(sample)
-    group[1:] = (sample[1:] != sample[:-1]).cumsum(0)
-    total, count, seen = (
-        torch.zeros_like(gain).index_add_(0, group, values)
-        for values in (gain, torch.ones_like(gain), visual_delta.has_contrast.float())
+    gain = _logprob(visual_delta, "with") - _logprob(visual_delta, "without")
+    total, count, seen = sums_of_samples(
+        visual_delta.sample, gain, torch.ones_like(gain), visual_delta.has_contrast.float()
     )
-    of_sample = (total / count.clamp(min=1))[group]
-    gains = (gain >= options.threshold) & (of_sample >= options.threshold)
-    return (gains | (seen[group] == 0)).float()
+    gains = (gain >= options.threshold) & (total / count >= options.threshold)
+    return (gains | (seen == 0)).float()
 
 
 def _prior(visual_delta: VisualDelta, options: CALOptions) -> Tensor:
-    """1 - p(t | text): what text alone would not have said. The plain form.
+    """What text alone would not have said, with a mean of 1 in each sample of k label tokens::
+
+        w_t = (1 - p(t | text)) ** exponent;  w_t · k / Σ w of the sample
 
     The paper takes p from a text-only language model trained on the captions, ours is the model's own pass without the
-    image; how the paper tempers and normalises its weights could not be verified. Where nothing is taken away (text-only
+    image (``prior_reference`` of a training reads another model, or stored scores). Where nothing is taken away (text-only
     samples, labels directly after an image) p is the training pass's.
     """
-    return -torch.expm1(_logprob(visual_delta, "without").clamp(max=0))
+    return prior_weights(_logprob(visual_delta, "without"), visual_delta.sample, options.prior_exponent)
+
+
+def prior_weights(logprob: Tensor, sample: Tensor, exponent: float = 1.0) -> Tensor:
+    """PRIOR's weights: (1 - p) ** exponent, divided by their mean in each sample.
+
+    Args:
+        logprob: [N] log-probabilities of the label tokens by a model that sees no image, in nats.
+        sample: [N] the sample of each; those of one sample stand together.
+        exponent: α of the paper, 1 there.
+
+    Returns:
+        [N] float32 with a mean of 1 in each sample; zeros for a sample whose tokens are all certain.
+
+    Source: arXiv 2505.08971.
+    """
+    weights = (-torch.expm1(logprob.float().clamp(max=0))) ** exponent
+    total, count = sums_of_samples(sample, weights, torch.ones_like(weights))
+    return weights * count * reciprocal_or_zero(total)
+
+
+def sums_of_samples(sample: Tensor, *values: Tensor) -> list[Tensor]:
+    """For each [N] of ``values`` its sum over the sample that a token belongs to, at each of the N tokens."""
+    # Samples are numbered in the order of their labels: no more than N, so the device is not asked for their number
+    group = torch.zeros_like(sample)
+    group[1:] = (sample[1:] != sample[:-1]).cumsum(0)
+    return [torch.zeros_like(one).index_add_(0, group, one)[group] for one in values]
 
 
 def _dft(visual_delta: VisualDelta, options: CALOptions) -> Tensor:
-    """The token's own probability under the model that trains; Σ w normalises it like the others."""
+    """The token's own probability under the model that trains. The paper divides by the number of label tokens:
+    normalize="tokens"."""
     return _logprob(visual_delta, "with").exp()
 
 
@@ -175,6 +201,7 @@ WEIGHTINGS: dict[str, Weighting] = {
     "prior": Weighting(_prior, "PRIOR, arXiv 2505.08971", needs_logprob=True, passes=("without",)),
     "negative": Weighting(_negative, "image-negative tokens, arXiv 2605.21300"),
     "dft": Weighting(_dft, "Dynamic Fine-Tuning, arXiv 2508.05629", needs_logprob=True, passes=("with",)),
+    "dpa": Weighting(_cal, "Decoupled Proxy Alignment, arXiv 2509.14735", needs_logprob=True),
 }
 
 
@@ -232,8 +259,9 @@ def passes_read(name: str) -> tuple[str, ...]:
 
 
 def logprobs_read(options: CALOptions, passes: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of ``passes`` whose log-probabilities are wanted. Δ itself is a difference of both with delta="logprob"."""
-    if options.delta == "logprob" and "without" in passes:
+    """Those of ``passes`` whose log-probabilities are wanted. Δ itself is a difference of both with delta="logprob" and
+    "prob"."""
+    if options.delta != "logit" and "without" in passes:
         return BOTH
     return passes if getattr(weighting_named(options.weighting), "needs_logprob", False) else ()
 

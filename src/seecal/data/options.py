@@ -47,6 +47,18 @@ class DataOptions:
         "Folder that seecal score wrote for the same data: its weights are used, and no image is taken away. A record "
         "without scores, with another id or with other tokens is an error that names it.",
     )
+    vig_percentile: float | None = option(
+        None,
+        "For weighting='vig': measure the gain by the image once, before training, with the model as it is then and "
+        "blurred images. The threshold is what this percentage of the records with images reaches (its paper's: 70); "
+        "records below it go, tokens below it are not learnt. Into output_dir/scores. Unset: threshold, in every step.",
+    )
+    prior_reference: str | None = option(
+        None,
+        "For weighting='prior': what says how likely a token is by text alone, instead of the model's own pass without "
+        "the image. The folder or hub id of a language model with the same tokenizer, which is asked once before training "
+        "(into output_dir/scores), or a folder that seecal score --logprobs wrote.",
+    )
     train_on: str = option(
         "all",
         "Which of the assistant's turns are learnt: 'all' of a conversation, or only its 'last'. A turn whose 'loss', "
@@ -56,7 +68,8 @@ class DataOptions:
     processor_kwargs: dict[str, Any] | str | None = option(  # noqa: RUF009  # its default is None
         None,
         "Settings of the model's processor, such as {max_pixels: 401408} (Qwen), {do_image_splitting: false} (Idefics, "
-        "SmolVLM) or {size: {longest_edge: 768}}; checked against its own names, and saved with the model.",
+        "SmolVLM) or {size: {longest_edge: 768}}; checked against its own names, and saved with the model. {backend: pil} "
+        "resizes with Pillow instead of torchvision, which is not saved.",
     )
 
     max_bad_records: float | None = option(
@@ -71,6 +84,11 @@ class DataOptions:
         check_max_bad(self.max_bad_records)
         check_decoding(self.image_decoding)
         check_train_on(self.train_on)
+        if self.vig_percentile is not None and not 0 < self.vig_percentile <= 100:
+            raise ValueError(
+                f"vig_percentile={self.vig_percentile!r}: expected how many percent of the records with images stay, above "
+                "0 and at most 100"
+            )
 
 
 def check_on_long(on_long: str) -> None:

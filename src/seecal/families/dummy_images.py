@@ -7,6 +7,7 @@ black, because Idefics leaves images of zeros out as padding.
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -89,6 +90,19 @@ def patches(model: Any) -> dict[str, Tensor]:
     return {
         "pixel_values": _grey(model, side * side, width),
         "image_grid_thw": _ints(model, [[1, side, side]]),
+    }
+
+
+def two_resolutions(model: Any) -> dict[str, Tensor]:
+    """Mini-Gemini: the picture as CLIP takes it (with tiles [1, tiles + whole, 3, s, s]) and as ConvNeXt does, whose side
+    must be a multiple of 32 pixels and hold a whole number of its cells of 4 pixels for each token."""
+    config = model.config
+    size = _size(model)
+    pictures = () if config.pictures == 1 else (config.pictures,)
+    side = math.lcm(32, 4 * config.image_grid * config.tokens_per_side)
+    return {
+        "pixel_values": _grey(model, 1, *pictures, 3, *size),
+        "pixel_values_aux": _grey(model, 1, 3, side, side),
     }
 
 

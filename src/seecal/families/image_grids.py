@@ -97,6 +97,18 @@ def whole_last(config: Any, inputs: Mapping[str, Any], runs: Sequence[int], imag
     return grids
 
 
+def mined(config: Any, inputs: Mapping[str, Any], runs: Sequence[int], images: int) -> list[ImageGrid]:
+    """Mini-Gemini: every image has the same number of tokens, a square; with tiles the whole picture's square comes first
+    and the tiles' are left out, while in ``pixel_values`` the whole picture comes last."""
+    each, rest = divmod(sum(runs), images)
+    if rest or each != config.image_seq_length:
+        raise ValueError(f"{sum(runs)} image tokens for {images} images, which have {config.image_seq_length} each")
+    if config.pictures > 1 and not config.image_global:
+        raise ValueError("this model reads tiles alone (image_global is false): no square of tokens is a whole picture")
+    side, last = config.tokens_per_side, config.pictures - 1
+    return [ImageGrid(side, side, each, 0, (number, last) if last else (number,)) for number in range(images)]
+
+
 def merged(config: Any, inputs: Mapping[str, Any], runs: Sequence[int], images: int) -> list[ImageGrid]:
     """Qwen-VL and GLM-4V: ``image_grid_thw``, merged."""
     merge = config.vision_config.spatial_merge_size

@@ -9,7 +9,7 @@ from torch import nn
 
 from .table import check_vlm, decoder_of
 
-GROUPS = ("projector", "language_model", "vision_tower", "lm_head", "lora")
+GROUPS = ("projector", "language_model", "vision_tower", "image_newline", "lm_head", "lora")
 # What may stay frozen inside a group that trains
 FREEZABLE = ("embeddings",)
 
@@ -17,7 +17,7 @@ FREEZABLE = ("embeddings",)
 # Where transformers' models keep them: attributes of the base model, or of the whole one. A new name is one entry.
 _PROJECTORS = (
     "multi_modal_projector",  # LLaVA and most others
-    "image_newline",  # LLaVA-NeXT, -OneVision: a single vector, learned with the projector
+    "mining",  # Mini-Gemini: what is trained with the projector in both stages
     "connector",  # Idefics 3, SmolVLM
     "visual.merger",  # Qwen-VL
     "visual.deepstack_merger_list",
@@ -30,23 +30,31 @@ _PROJECTORS = (
 )
 
 
-_TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "vision_embed_tokens")
+# LLaVA-NeXT, -OneVision: a single vector that ends each row of tiles. The paper's code makes it a parameter of the language
+# model: frozen while the projector alone trains, trained with the decoder (CAL's llava/model/llava_arch.py).
+_NEWLINES = ("image_newline",)
+
+
+_TOWERS = ("vision_tower", "vision_tower_aux", "visual", "vision_model", "vision_encoder", "vision_embed_tokens")
 
 
 def module_groups(model: Any) -> dict[str, tuple[str, ...]]:
     """Group → the modules and parameters that make it up, as names in ``model`` (without PEFT's wrapper).
 
-    ``language_model`` holds the lm_head too, as in the paper's code; ``lm_head`` is there to train it alone, or at a
-    learning rate of its own. Groups that the model does not have are left out.
+    ``language_model`` holds the lm_head and the image_newline too, as in the paper's code; ``lm_head`` and
+    ``image_newline`` are there to train one alone, or at a learning rate of its own. Groups that the model does not have
+    are left out.
     """
     check_vlm(model)
     names = {id(module): name for name, module in model.named_modules()}
     base = names[id(model.base_model)]
     head = names[id(model.get_output_embeddings())]
+    newline = _existing(model, base, _NEWLINES)
     groups = {
         "projector": _existing(model, base, _PROJECTORS),
-        "language_model": (names[id(decoder_of(model))], head),
+        "language_model": (names[id(decoder_of(model))], head, *newline),
         "vision_tower": _existing(model, base, _TOWERS),
+        "image_newline": newline,
         "lm_head": (head,),
     }
     return {group: paths for group, paths in groups.items() if paths}
@@ -74,7 +82,7 @@ def group_of(name: str, groups: Mapping[str, tuple[str, ...]], wanted: Iterable[
         for path in paths
         if name == path or name.startswith(path + ".")
     ]
-    # lm_head is in two groups under one path: the one that is wanted owns it, lm_head before language_model
+    # lm_head and image_newline are in two groups under one path: the one that is wanted owns it, language_model last
     longest = [owner for owner in owners if owner[0] == max(length for length, _, _ in owners)]
-    chosen = max(longest, key=lambda owner: (owner[1], owner[2] == "lm_head"), default=None)
+    chosen = max(longest, key=lambda owner: (owner[1], owner[2] != "language_model"), default=None)
     return chosen[2] if chosen and chosen[1] else None

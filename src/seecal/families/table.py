@@ -85,6 +85,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family("llava", dummy_image=dummy_images.picture, grid=image_grids.square),
         Family("vipllava", dummy_image=dummy_images.picture, grid=image_grids.square),
+        Family("mgm", dummy_image=dummy_images.two_resolutions, needs="pixel_values_aux", grid=image_grids.mined),
         Family("mistral3", dummy_image=dummy_images.sized_picture, needs=_VISION, grid=image_grids.sized),
         Family("llava_next", dummy_image=dummy_images.tiles, grid=image_grids.whole_first),
         Family("llava_next_video", dummy_image=dummy_images.tiles, grid=image_grids.whole_first),

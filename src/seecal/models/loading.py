@@ -30,11 +30,11 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
     """
     folder = Path(model)
     if not folder.is_dir():
-        _refuse_missing(model, folder)
-    elif _is_adapter(folder):
+        refuse_missing(model, folder)
+    elif is_adapter(folder):
         return _with_adapter(folder, processor, {"dtype": dtype, **options})
     else:
-        _refuse_other_folders(folder)
+        refuse_other_folders(folder)
         check_weights(folder, options)
 
     from safetensors import SafetensorError
@@ -52,14 +52,12 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
             model, dtype=dtype, output_loading_info=True, **local, **{"use_safetensors": True, **options}
         )
     except OSError as error:
-        raise ValueError(f"{model}: cannot be loaded: {_first_line(error)}") from None
+        raise ValueError(f"{model}: cannot be loaded: {first_line(error)}") from None
     except SafetensorError as error:
-        raise ValueError(
-            f"{model}: its weights are cut off or damaged ({_first_line(error)}). Copy it again."
-        ) from None
+        raise ValueError(f"{model}: its weights are cut off or damaged ({first_line(error)}). Copy it again.") from None
     except ImportError as error:  # a quantised model's library
         wanted = " Run pip install 'seecal[qlora]'." if "bitsandbytes" in str(error) else ""
-        raise ValueError(f"{model}: cannot be loaded: {_first_line(error)}{wanted}") from None
+        raise ValueError(f"{model}: cannot be loaded: {first_line(error)}{wanted}") from None
     except (
         RuntimeError,
         KeyError,
@@ -67,7 +65,7 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
         AttributeError,
     ) as error:  # wrong shapes, half a tokenizer, odd arguments
         raise ValueError(
-            f"{model}: cannot be loaded ({type(error).__name__}: {_first_line(error)}). Look at its files, and at "
+            f"{model}: cannot be loaded ({type(error).__name__}: {first_line(error)}). Look at its files, and at "
             "model_init_kwargs if there are any."
         ) from error
     network, report = loaded
@@ -89,15 +87,15 @@ def load_processor(model: str) -> Any:
 
     folder = Path(model)
     if not folder.is_dir():
-        _refuse_missing(model, folder)
-    elif _is_adapter(folder):
-        return _processor_beside(folder, _source_of(folder))
+        refuse_missing(model, folder)
+    elif is_adapter(folder):
+        return processor_beside(folder, source_of(folder))
     else:
-        _refuse_other_folders(folder)
+        refuse_other_folders(folder)
     try:
         processor = AutoProcessor.from_pretrained(model, local_files_only=folder.is_dir(), trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{model}: its processor cannot be loaded: {_first_line(error)}") from None
+        raise ValueError(f"{model}: its processor cannot be loaded: {first_line(error)}") from None
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(
             f"{model}: no processor for images here, only a {type(processor).__name__}: give a vision-language model's "
@@ -106,7 +104,7 @@ def load_processor(model: str) -> Any:
     return processor
 
 
-def _refuse_missing(model: str, folder: Path) -> None:
+def refuse_missing(model: str, folder: Path) -> None:
     """A path that is not there, told from a hub id such as llava-hf/llava-1.5-7b-hf."""
     if folder.exists():
         raise ValueError(f"{model}: this is a file. Give the folder that holds config.json.")
@@ -115,7 +113,7 @@ def _refuse_missing(model: str, folder: Path) -> None:
         raise ValueError(f"{model}: no such folder. Give a model's folder, or a hub id (owner/name).")
 
 
-def _refuse_other_folders(folder: Path) -> None:
+def refuse_other_folders(folder: Path) -> None:
     config = folder / "config.json"
     if not config.exists():
         if inside := _model_inside(folder):
@@ -129,9 +127,14 @@ def _refuse_other_folders(folder: Path) -> None:
             f"{folder}: no model in this folder: it has no config.json, and no adapter_config.json of an adapter."
         )
     try:
-        json.loads(config.read_text("utf8"))
+        found = json.loads(config.read_text("utf8"))
     except (ValueError, RecursionError):
         raise ValueError(f"{config}: not valid JSON; the model's folder is damaged. Copy it again.") from None
+    if isinstance(found, dict) and "mm_vision_tower" in found:
+        raise ValueError(
+            f"{folder}: a checkpoint in the layout of LLaVA's or Mini-Gemini's own code (config.json has mm_vision_tower). "
+            "Run seecal convert on it and give the folder that it writes."
+        )
 
 
 def _model_inside(folder: Path) -> Path | None:
@@ -156,16 +159,16 @@ def _number(path: Path) -> int:
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").exists() or _is_adapter(folder)
+    return (folder / "config.json").exists() or is_adapter(folder)
 
 
-def _is_adapter(folder: Path) -> bool:
+def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists()
 
 
 def _with_adapter(adapter: Path, processor: bool, options: dict[str, Any]) -> tuple[Any, Any]:
     """What :func:`load_vlm` gives for the folder of an adapter, which names the model that it was trained on."""
-    source = _source_of(adapter)
+    source = source_of(adapter)
     try:
         network = merge(source, adapter, **options)
     except ValueError as error:
@@ -173,10 +176,10 @@ def _with_adapter(adapter: Path, processor: bool, options: dict[str, Any]) -> tu
             f"{adapter}: an adapter for the model that base_model_name_or_path in adapter_config.json names: {error} If it "
             f"lies elsewhere: {_ADAPTERS_MODEL}"
         ) from None
-    return network.eval(), _processor_beside(adapter, source) if processor else None
+    return network.eval(), processor_beside(adapter, source) if processor else None
 
 
-def _source_of(adapter: Path) -> str:
+def source_of(adapter: Path) -> str:
     """The model that an adapter was trained on."""
     config = adapter / "adapter_config.json"
     try:
@@ -189,7 +192,7 @@ def _source_of(adapter: Path) -> str:
     return str(source)
 
 
-def _processor_beside(adapter: Path, source: str) -> Any:
+def processor_beside(adapter: Path, source: str) -> Any:
     """The processor saved with an adapter, else its model's."""
     from transformers import AutoProcessor
 
@@ -208,17 +211,17 @@ def _read(kind: Any, model: str, local: dict[str, Any]) -> Any:
                 f"{model}: it works only with custom code from its author, which seecal does not run. Give a model of "
                 "one of transformers' own families."
             ) from None
-        raise ValueError(f"{model}: cannot be loaded: {_first_line(error)}") from None
+        raise ValueError(f"{model}: cannot be loaded: {first_line(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
-    """The model in ``source`` with the adapter in its weights. ValueError if the adapter lacks a tensor.
+def adapted(source: str, adapter: Path, **init_kwargs: Any) -> Any:
+    """The model in ``source`` with the adapter on it, as PEFT's model. ValueError if the adapter lacks a tensor.
 
-    A model in 4 bits is merged as the float weights that the 4 bits stand for (:func:`quantised.dequantised`).
+    A model in 4 bits becomes the float weights that the 4 bits stand for (:func:`quantised.dequantised`).
     """
     from peft import PeftModel
 
@@ -228,9 +231,13 @@ def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
-            adapted: Any = PeftModel.from_pretrained(model, str(adapter))
+            return PeftModel.from_pretrained(model, str(adapter))
         except (UserWarning, KeyError) as error:
             raise ValueError(f"{adapter} does not hold all that was trained: {error}") from None
         except (RuntimeError, ValueError) as error:  # other shapes, other modules
-            raise ValueError(f"{adapter} was not trained on {source}: {_first_line(error)}") from None
-    return adapted.merge_and_unload()
+            raise ValueError(f"{adapter} was not trained on {source}: {first_line(error)}") from None
+
+
+def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
+    """The model in ``source`` with the adapter in its weights: :func:`adapted`, merged."""
+    return adapted(source, adapter, **init_kwargs).merge_and_unload()

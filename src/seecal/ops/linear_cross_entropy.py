@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from ..constants import IGNORE_INDEX
 
 # Logits held at once when no chunk size is given: 2**25 float32 are 128 MiB.
-_CHUNK_LOGITS = 1 << 25
+CHUNK_LOGITS = 1 << 25
 _HALF_LIFT = 256.0
 _SCALED_ROWS = 8192
 
@@ -104,7 +104,7 @@ def weighted_sum_of_ce(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     elif hidden.dtype != weight.dtype:
         hidden = hidden.to(weight.dtype)
-    rows = chunk_size or max(1, min(max(len(hidden), 1), _CHUNK_LOGITS // weight.shape[0]))
+    rows = chunk_size or max(1, min(max(len(hidden), 1), CHUNK_LOGITS // weight.shape[0]))
     return _WeightedSumOfCE.apply(hidden, weight, bias, labels, row_weight, counts, scale, softcap, rows, is_top1)
 
 

@@ -26,6 +26,7 @@ _HARMLESS = {
     *("disable_tqdm", "save_steps", "save_total_limit", "per_device_eval_batch_size"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
     "hang_timeout",
+    "architecture",  # of a model that was not there yet
     "ignore_data_skip",  # asked for, to go on with other data
 }
 # How a step is cut into ranks' batches, and TrainingArguments' defaults: may differ where the step is the same

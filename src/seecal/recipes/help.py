@@ -9,9 +9,10 @@ from typing import Any
 from ..core.options import CALOptions
 from ..data.options import DataOptions
 from ..trainer.options import HangOptions, LoggingOptions
-from .recipe import KEYS, NOT_HERE, SHIPPED
+from .layers import SHIPPED
+from .recipe import KEYS, NOT_HERE
 
-_USAGE = """Usage: seecal train --config RECIPE [--resume] [--key value ...]
+_USAGE = """Usage: seecal train --config RECIPE [--resume | --dry-run] [--key value ...]
        accelerate launch --config_file "$(seecal accelerate-config fsdp2)" -m seecal train --config RECIPE
 
   Train a vision-language model with CAL, in one or more stages (docs/recipes.md).
@@ -25,6 +26,8 @@ Options:
   --config RECIPE     The recipe; without it, the keys on the command line are all.
   --resume            Continue the run in output_dir at its stage and step (starts it if there is none). Without it, a
                       folder that holds a run is refused.
+  --dry-run           Try the whole recipe on the CPU in about a minute: few layers, random weights, two steps a stage.
+                      Needs no GPU, model, data or network, writes nothing, and names what training would stop at.
   --help              This text.
   --help-all          The fields inherited from TRL and transformers too."""
 

@@ -81,7 +81,7 @@ def preview(
     recipe = read(str(config), given)
     chosen = _stage(recipe, stage)
     settings = settings_of(chosen, RunFolder(recipe).of_stage(chosen))
-    with Progress(console) as progress, _heard() as notes:
+    with Progress(console) as progress, heard() as notes:
         looker = _Looker(recipe, chosen, settings, progress)
         found = looker.look(str(config), records, check)
         if model is not None:
@@ -221,22 +221,22 @@ def settings_of(stage: Stage, output_dir: str | Path = "out") -> Any:
 
 
 @contextlib.contextmanager
-def _heard() -> Iterator[list[str]]:
+def heard() -> Iterator[list[str]]:
     """What seecal's loggers warn of inside the block, instead of on stderr. What becomes of single records is counted."""
     logger = logging.getLogger("seecal")
-    heard: list[str] = []
+    lines: list[str] = []
 
     class _Ear(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if not record.name.endswith("record_counts"):
-                heard.append(" ".join(record.getMessage().split()).removesuffix(". This is said once"))
+                lines.append(" ".join(record.getMessage().split()).removesuffix(". This is said once"))
 
     ear, level, propagate = _Ear(logging.WARNING), logger.level, logger.propagate
     logger.addHandler(ear)
     logger.setLevel(logging.WARNING)
     logger.propagate = False
     try:
-        yield heard
+        yield lines
     finally:
         logger.removeHandler(ear)
         logger.setLevel(level)

@@ -6,28 +6,25 @@ own entry in the file, the file's top level, the default. Nothing here imports t
 
 from __future__ import annotations
 
-import difflib
 import functools
 import sys
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from .layers import SHIPPED, load, preset_settings, unknown
 from .overrides import arguments, override_stage, put
 from .schema import checked
-from .yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from ..trainer.cal_config import CALConfig
     from .trainable import LoraSettings
 
 __all__ = ["KEYS", "NOT_HERE", "SHIPPED", "Key", "Recipe", "Source", "Stage", "arguments", "load", "read", "unknown"]
-
-SHIPPED = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,13 @@ class Key:
 KEYS: dict[str, Key] = {
     "model": Key(str, "Folder of a vision-language model, or its hub id.", "top"),
     "output_dir": Key(str, "Where stages, checkpoints and the final model go.", "top"),
+    "extends": Key(str, "In a file: another recipe, by name or path. What is not set here stands there.", "top"),
+    "architecture": Key(
+        str | None,
+        "A known configuration, such as llava-1.5-7b: what seecal plan and --dry-run take the sizes from while the model's "
+        "folder is not there.",
+        "top",
+    ),
     "stages": Key(list, "Stages, trained one after another; each is the top level with its own keys put in.", "top"),
     "model_init_kwargs": Key(dict, "Arguments of from_pretrained, such as {dtype: bfloat16}. Default: float32.", "top"),
     "name": Key(str, "What the stage is called in messages.", "stage"),
@@ -63,8 +67,8 @@ KEYS: dict[str, Key] = {
     ),
     "train": Key(
         str | list[str],
-        "What trains: projector, language_model, vision_tower, lm_head, lora. Default: projector, and lora if lora is "
-        "set, else language_model.",
+        "What trains: projector, language_model, vision_tower, image_newline, lm_head, lora. Default: projector, and lora "
+        "if lora is set, else language_model.",
     ),
     "freeze": Key(
         str | list[str] | None,
@@ -72,7 +76,16 @@ KEYS: dict[str, Key] = {
     ),
     "learning_rates": Key(dict[str, float] | None, "Learning rates of single groups, such as {vision_tower: 2.0e-6}."),
     "lora": Key(dict | None, "Adapters: {r: 16, alpha: 32, dropout: 0.0, target: language_model}."),
-    "chat_template": Key(str | None, "Jinja text, or a .jinja file, used instead of the model's in this stage."),
+    "preset": Key(
+        str,
+        "Several of CAL's options by one name; those that are set beside it win. released: what the paper's code computes "
+        "where it departs from its equations (normalize: micro_batch, pool_scope: released, contrast: mask).",
+    ),
+    "chat_template": Key(
+        str | None,
+        "Used instead of the model's in this stage: Jinja text, a .jinja file, or one that comes with seecal (plain, "
+        "vicuna_v1, gemma, paligemma).",
+    ),
     "cache_vision_features": Key(
         bool,
         "Run the frozen vision tower once for each image and keep its features, 2 GiB of them at most. Default: false.",
@@ -193,6 +206,7 @@ class Recipe:
     model_init_kwargs: dict[str, Any]
     stages: tuple[Stage, ...]
     resolved: dict[str, Any] = field(repr=False)
+    architecture: str | None = None
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
@@ -211,8 +225,12 @@ def read(config: str | None, overrides: Sequence[tuple[str, list[str]]] = ()) ->
     """
     top = load(config) if config else {}
     for_stages: list[tuple[str, Any]] = []
-    for dotted, values in overrides:
+    for dotted, values in preset_settings(overrides):
         key = dotted.split(".")[0]
+        if key == "extends":
+            raise ValueError(
+                "--extends: it stands in a recipe file. Give that recipe with --config, and settings beside it"
+            )
         if key == "stages":
             override_stage(top, dotted, values)
         elif KEYS.get(key, KEYS["data"]).where == "top":
@@ -245,27 +263,8 @@ def read(config: str | None, overrides: Sequence[tuple[str, list[str]]] = ()) ->
         for one, stage in zip(merged, built, strict=True)
     ]
     resolved = {**{name: run[name] for name in ("model", "output_dir")}, **run, **shared, "stages": entries}
-    return Recipe(run["model"], Path(run["output_dir"]), run.get("model_init_kwargs") or {}, built, resolved)
-
-
-def load(config: str) -> dict[str, Any]:
-    """The mapping in a recipe file, or in the shipped recipe of that name."""
-    path = Path(config)
-    if not path.exists() and (SHIPPED / f"{config}.yaml").exists():
-        path = SHIPPED / f"{config}.yaml"
-    if not path.is_file():
-        names = ", ".join(sorted(one.stem for one in SHIPPED.glob("*.yaml")))
-        what = "this is a folder" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"--config {config}: {what}. Give a recipe's path, or the name of one of ours: {names}")
-    try:
-        found = read_yaml(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"{path}: expected keys and values, such as 'learning_rate: 2.0e-5'")
-    return found
+    folder, kwargs = Path(run["output_dir"]), run.get("model_init_kwargs") or {}
+    return Recipe(run["model"], folder, kwargs, built, resolved, run.get("architecture"))
 
 
 @functools.cache
@@ -294,14 +293,9 @@ def _checked(name: str, value: Any, prefix: str = "") -> Any:
     return checked(shown, value, known[name])
 
 
-def unknown(shown: str, name: str, known: Iterable[str], what: str = "key") -> ValueError:
-    """The error for a name that nobody knows, with the nearest one that somebody does."""
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    other = f"There are {', '.join(known)}" if what != "key" else "seecal train --help-all lists them"
-    return ValueError(f"{shown}: no such {what}. {f'Did you mean {near[0]}?' if near else other}")
-
-
 def _stage(number: int, stage: dict[str, Any], all_stages: Sequence[Mapping[str, Any]]) -> Stage:
+    from ..trainer.sampling import GROUPED
+
     where = f"stage {number}" if len(all_stages) > 1 else "the recipe"
     train, freeze, lora = _what_trains(where, stage, all_stages)
     data = _sources("data", stage.get("data"))
@@ -317,7 +311,7 @@ def _stage(number: int, stage: dict[str, Any], all_stages: Sequence[Mapping[str,
         given = settings.get(name, 1)
         if given < 1 and not (name == "max_steps" and given == -1):  # transformers would take 0 steps for "no limit"
             raise ValueError(f"{where}: {name}={given}: expected 1 or more{', or -1' * (name == 'max_steps')}")
-    if stage.get("streaming") and settings.get("train_sampling_strategy") in ("group_by_length", "batch_rebalance"):
+    if stage.get("streaming") and settings.get("train_sampling_strategy") in GROUPED:
         raise ValueError(f"{where}: train_sampling_strategy: a stream is read in its order. Leave it out, or streaming")
     if stage.get("streaming") and settings.get("max_steps", -1) <= 0:
         raise ValueError(f"{where}: streaming has no known end: set max_steps")
@@ -398,10 +392,15 @@ def _section(key: str, value: Any) -> Any:
 
 
 def _template(value: str | None) -> str | None:
+    from ..data.chat_templates import TEMPLATES, chat_template
+
     if value is None or "{" in value:
         return value
+    if value in TEMPLATES:
+        return chat_template(value)
     if not Path(value).is_file():
         raise FileNotFoundError(
-            f"chat_template: {value}: no such file, and it is no Jinja text, which has {{{{ or {{% in it"
+            f"chat_template: {value}: no such file, none of ours ({', '.join(TEMPLATES)}), and no Jinja text, which has "
+            "{{ or {% in it"
         )
     return Path(value).read_text("utf8")

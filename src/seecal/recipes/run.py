@@ -51,11 +51,14 @@ class Run:
         recipe: what to do.
         progress: where to show how far it is; None: bars in a terminal, lines elsewhere.
         quiet: show the progress and say nothing else; the caller does.
+        first: read no more than so many records of each source; None: all.
     """
 
-    def __init__(self, recipe: Recipe, progress: Progress | None = None, *, quiet: bool = False):
+    def __init__(
+        self, recipe: Recipe, progress: Progress | None = None, *, quiet: bool = False, first: int | None = None
+    ):
         self.recipe, self.folder = recipe, RunFolder(recipe)
-        self._progress, self._quiet = progress, quiet
+        self._progress, self._quiet, self._first = progress, quiet, first
         self._data: dict[Any, Any] = {}
 
     def go(self, resume: bool) -> int:
@@ -128,6 +131,7 @@ class Run:
                 skip_records=skip,
                 quarantine=self.folder.quarantine(),
                 max_bad_records=stage.settings.get("max_bad_records", DataOptions.max_bad_records),
+                first=self._first,
             )
         return self._data[key]
 
@@ -164,6 +168,7 @@ def load_data(
     skip_records: str | None = None,
     quarantine: QuarantineFile | None = None,
     max_bad_records: float | None = None,
+    first: int | None = None,
 ) -> Any:
     """One data set, or the mixture of several: by their weights, or without weights every record once.
 
@@ -172,7 +177,10 @@ def load_data(
         skip_records: names what is left out without being looked at.
         quarantine: where refused records are written.
         max_bad_records: of each source, before ValueError.
+        first: how many records of each source, those at its beginning; None: all. No more is read of it.
     """
+    from datasets import Dataset
+
     from ..data.sources.load import load_records
     from ..data.sources.mixture import mix
     from ..data.sources.reports import FileReport
@@ -183,13 +191,16 @@ def load_data(
         report = FileReport(file=quarantine, most=max_bad_records, where=f"of {source.path}", as_it_comes=streaming)
         loaded[name] = load_records(
             source.path,
-            streaming=streaming,
+            streaming=streaming or first is not None,
             on_bad=on_bad,
             collator=collator,
             report=report,
             skip_records=skip_records,
             **source.options(),
         )
+        if first is not None:
+            some = loaded[name].take(first)
+            loaded[name] = some if streaming else Dataset.from_list(list(some), features=some.features)
         report.stop_at_too_many()
     if len(loaded) == 1:
         return next(iter(loaded.values()))

@@ -62,7 +62,14 @@ class Prepared:
     unused: tuple[str, ...] = ()  # of a group that trains, but nothing that is computed depends on them
 
 
-def prepare(model: Any, train: Sequence[str], lora: LoraSettings | None = None, freeze: Sequence[str] = ()) -> Prepared:
+def prepare(
+    model: Any,
+    train: Sequence[str],
+    lora: LoraSettings | None = None,
+    freeze: Sequence[str] = (),
+    *,
+    image: Mapping[str, torch.Tensor] | None = None,
+) -> Prepared:
     """Freeze all of ``model`` but the groups named in ``train``; with ``lora`` among them, put adapters on it.
 
     Args:
@@ -71,6 +78,8 @@ def prepare(model: Any, train: Sequence[str], lora: LoraSettings | None = None, 
         lora: settings of the adapters; None: the defaults.
         freeze: what stays frozen inside those groups: ``embeddings``, the language model's word table. Where the lm_head is
             tied to it, that stays too.
+        image: the vision arguments of one image, by which parameters of the tower are found that no feature depends on.
+            None: the family's dummy image.
 
     Returns:
         :class:`Prepared`; its model is a PeftModel if ``lora`` is among ``train``, else ``model`` itself.
@@ -82,7 +91,7 @@ def prepare(model: Any, train: Sequence[str], lora: LoraSettings | None = None, 
     check_groups(model, train, freeze)
     unused: set[str] = set()
     if "vision_tower" in {*train, *(lora.targets if lora and "lora" in train else ())}:
-        unused = _unused_in_tower(model, groups)
+        unused = _unused_in_tower(model, groups, image)
     model.requires_grad_(False)
     if "lora" in train:
         return _with_adapters(model, train, lora or LoraSettings(), groups, unused)
@@ -139,22 +148,26 @@ def check_freeze(train: Sequence[str], freeze: Sequence[str]) -> None:
         )
 
 
-def _unused_in_tower(model: Any, groups: Mapping[str, tuple[str, ...]]) -> set[str]:
+def _unused_in_tower(
+    model: Any, groups: Mapping[str, tuple[str, ...]], image: Mapping[str, torch.Tensor] | None
+) -> set[str]:
     """Parameters of the vision tower that no image feature depends on, found on one dummy image.
 
     LLaVA reads the layer before the tower's last, so the last one never has a gradient: DDP would wait for it. A family
     without a dummy image gives an empty set; the check of the first gradients then names them.
     """
-    dummy = family_of(model).dummy_image
-    if dummy is None:
-        return set()
+    if image is None:
+        dummy = family_of(model).dummy_image
+        if dummy is None:
+            return set()
+        image = dummy(model)
     tower = {n: p for n, p in model.named_parameters() if group_of(n, groups, ("vision_tower",)) and not is_packed(p)}
     was_training, needed = model.training, [parameter.requires_grad for parameter in tower.values()]
     model.eval()
     for parameter in tower.values():
         parameter.requires_grad_(True)
     with torch.enable_grad():
-        total = feature_sum(model, dummy(model))
+        total = feature_sum(model, dict(image))
         gradients = torch.autograd.grad(total, list(tower.values()), allow_unused=True)
     for parameter, before in zip(tower.values(), needed, strict=True):
         parameter.requires_grad_(before)

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "manifest": ["Manifest", "read_manifest"],
+        "reference": ["score_reference"],
         "read": ["RecordScores", "read_scores"],
         "run": ["ScoreReport"],
         "shards": ["Skipped"],

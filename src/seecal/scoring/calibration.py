@@ -27,6 +27,7 @@ class Calibration:
         shares: (of tokens with Δ ≤ 1, with Δ ≥ 5): where the paper's α and β lie on this model.
         records, tokens: those with an image that it was measured on.
         raised: the quantile asked for lies below 0, which a weight cannot: α is 0, and more tokens than asked lie at it.
+        not_finite: label tokens whose Δ is no finite number, which are left out.
     """
 
     alpha: float
@@ -39,6 +40,7 @@ class Calibration:
     records: int
     tokens: int
     raised: bool
+    not_finite: int = 0
 
     def yaml(self) -> str:
         """Lines for a recipe."""
@@ -48,6 +50,8 @@ class Calibration:
             f"# the paper's alpha: 1, beta: 5 have {self.shares[0]:.0%} of them at alpha, {self.shares[1]:.0%} at beta",
             f"alpha: {self.alpha:.3g}  # {self.at_alpha:.0%} of the tokens at or below; {low:.3g} to {high:.3g}",
         ]
+        if self.not_finite:
+            lines.insert(1, f"# {self.not_finite} more tokens have no finite Δ, and are left out")
         if self.raised:
             lines[-1] += f". {self.at_alpha:.0%} lie below 0, where no weight can be"
         low, high = self.beta_interval
@@ -93,10 +97,17 @@ def calibrate(
 
 
 def _of_scores(folder: str | Path, at_alpha: float, at_beta: float, resamples: int, seed: int) -> Calibration:
-    parts = []
+    parts, odd = [], 0
     for scored in read_scores(folder, ["has_contrast", "delta"]):
-        if not isinstance(scored, Skipped) and scored.columns["has_contrast"].any():
-            parts.append(scored.columns["delta"][scored.columns["has_contrast"]])
+        if isinstance(scored, Skipped):
+            continue
+        of_record = scored.columns["delta"][scored.columns["has_contrast"].astype(bool)]
+        finite = of_record[np.isfinite(of_record)]
+        odd += len(of_record) - len(finite)
+        if len(finite):
+            parts.append(finite)
+    if not parts and odd:
+        raise ValueError(f"{folder}: none of its {odd} tokens with an image has a finite Δ. Look at the model.")
     if not parts:
         raise ValueError(
             f"{folder}: no token has an image before it, so Δ is 0 everywhere. Score data with images to calibrate on."
@@ -128,4 +139,5 @@ def _of_scores(folder: str | Path, at_alpha: float, at_beta: float, resamples: i
         len(parts),
         len(delta),
         bool(np.quantile(delta, at_alpha) < 0),
+        odd,
     )

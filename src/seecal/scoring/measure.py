@@ -37,6 +37,7 @@ class Scorer:
         max_length, on_long: as of :class:`seecal.VisionCollator`; "error" or "truncate".
         batch_size: records in a batch.
         on_bad: "error", or "skip": a record that cannot be used has no rows, and is noted.
+        train_on: which turns have label tokens, as of :class:`seecal.VisionCollator`.
     """
 
     model: Any
@@ -47,6 +48,7 @@ class Scorer:
     on_long: str = "error"
     batch_size: int = 8
     on_bad: str = "error"
+    train_on: str = "all"
 
     def __post_init__(self) -> None:
         on_pixels = contrast_named(self.options.contrast).on_pixels
@@ -56,10 +58,12 @@ class Scorer:
             on_long=self.on_long,
             contrast=self.options.contrast if on_pixels else None,
             strength=self.options.strength,
+            train_on=self.train_on,
         )
-        self._encoder = ConversationEncoder(self.processor)
+        self._encoder = ConversationEncoder(self.processor, train_on=self.train_on)
         # Log-probabilities are measured for a Δ made of them; Δ itself is put back afterwards
-        self._measured = dataclasses.replace(self.options, delta="logprob") if self.logprobs else self.options
+        as_logits = self.logprobs and self.options.delta == "logit"
+        self._measured = dataclasses.replace(self.options, delta="logprob") if as_logits else self.options
 
     def shard(
         self, located: Sequence[Located], done: Callable[[int], Any] = lambda rows: None, spare: Any = None
@@ -108,7 +112,7 @@ class Scorer:
     def measure(self, batch: dict[str, Any]) -> VisualDelta:
         """Δ of a collated batch, on the host, with log-probabilities where they were asked for."""
         delta = delta_of(self.model, batch, self._measured)
-        if self._measured is not self.options and self.options.delta == "logit":
+        if self._measured is not self.options:
             assert delta.logit_with is not None
             assert delta.logit_without is not None
             delta = dataclasses.replace(delta, delta=delta.logit_with - delta.logit_without)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..core.options import CALOptions, check_choice
 from ..data.images.decode import decode_image
-from ..data.options import check_on_bad
+from ..data.options import check_on_bad, check_train_on
 from ..data.sources.load import Located
 from ..models.loading import load_vlm
 from ..models.trusted_files import check_adapter
@@ -78,6 +78,7 @@ def score(
     batch_size: int = 8,
     records_per_shard: int = 256,
     on_bad: str = "error",
+    train_on: str = "all",
     format: str | None = None,
     image_root: str | Path | None = None,
     dtype: Any = "auto",
@@ -100,6 +101,7 @@ def score(
         batch_size: records in one forward.
         records_per_shard: rows of the data in one file; what a kill loses at most.
         on_bad: records that cannot be used: "error" stops and names the first; "skip" leaves them out and counts them.
+        train_on: "all" of the assistant's turns have scores, or only the "last" of each record.
         format, image_root: of the data, as of :func:`seecal.load_records`.
         dtype: to load the model in; "auto": as it was saved.
         console: a rich console for the progress.
@@ -109,13 +111,15 @@ def score(
             something else, naming what differs.
         FileNotFoundError: no such data.
     """
-    settings = _Settings(options or CALOptions(), logprobs, max_length, on_long, batch_size, records_per_shard, on_bad)
+    settings = ScoreSettings(
+        options or CALOptions(), logprobs, max_length, on_long, batch_size, records_per_shard, on_bad, train_on
+    )
     source = Data(data, format, image_root)  # a wrong path should not take a model's loading to show
-    return _run(source, lambda: _loaded(model, processor, adapter, dtype), Path(out), settings, console)
+    return score_with(source, lambda: loaded(model, processor, adapter, dtype), Path(out), settings, console)
 
 
 @dataclass(frozen=True)
-class _Settings:
+class ScoreSettings:
     """What of the arguments changes a number or a row; the names are those of :func:`score`."""
 
     options: CALOptions
@@ -125,9 +129,11 @@ class _Settings:
     batch_size: int
     records_per_shard: int
     on_bad: str
+    train_on: str = "all"
 
     def __post_init__(self) -> None:
         check_on_bad(self.on_bad)
+        check_train_on(self.train_on)
         check_choice("on_long", self.on_long, ON_LONG)
         for name in ("batch_size", "records_per_shard"):
             value = getattr(self, name)
@@ -142,14 +148,22 @@ class _Settings:
     def manifest(self, model: dict[str, Any], data: dict[str, Any]) -> Manifest:
         named = dataclasses.asdict(self)
         size = named.pop("records_per_shard")
+        for later in dataclasses.fields(
+            self
+        ):  # what came later: scores that are there already were made by its default
+            if later.default is not dataclasses.MISSING and named[later.name] == later.default:
+                del named[later.name]
+        if named["options"]["prior_exponent"] == CALOptions.prior_exponent:
+            del named["options"]["prior_exponent"]
         return Manifest(model, data, named | named.pop("options"), list(columns(self.logprobs)), size, versions())
 
     def scorer(self, model: Any, processor: Any) -> Scorer:
-        rest = {name: getattr(self, name) for name in ("max_length", "on_long", "batch_size", "on_bad")}
+        rest = {name: getattr(self, name) for name in ("max_length", "on_long", "batch_size", "on_bad", "train_on")}
         return Scorer(model, processor, self.options, self.logprobs, **rest)
 
 
-def _run(data: Data, load: Callable[[], Any], folder: Path, settings: _Settings, console: Any) -> ScoreReport:
+def score_with(data: Data, load: Callable[[], Any], folder: Path, settings: ScoreSettings, console: Any) -> ScoreReport:
+    """:func:`score` by what ``load`` returns: (model, processor, what the manifest says of both)."""
     rank, ranks = _place_among_ranks()
     with Progress(console, shown=rank == 0) as progress:
         with progress.task("read the data") as task:
@@ -190,7 +204,7 @@ def _place_among_ranks() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _loaded(model: Any, processor: Any, adapter: str | Path | None, dtype: Any) -> tuple[Any, Any, dict[str, Any]]:
+def loaded(model: Any, processor: Any, adapter: str | Path | None, dtype: Any) -> tuple[Any, Any, dict[str, Any]]:
     """(the model on its device, its processor, what the manifest says of both)."""
     import torch
 
@@ -206,15 +220,19 @@ def _loaded(model: Any, processor: Any, adapter: str | Path | None, dtype: Any) 
         raise ValueError(f"model is a loaded {type(network).__name__}: pass processor=..., the one that belongs to it.")
     if adapter is not None:
         network = _with_adapter(network, Path(adapter))
+    return network, processor, told_of(network, processor, name, adapter)
+
+
+def told_of(network: Any, processor: Any, name: str, adapter: str | Path | None) -> dict[str, Any]:
+    """What the manifest says of a model and its processor."""
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in network.parameters()})
-    told = {
+    return {
         "name": name,
         "adapter": None if adapter is None else str(adapter),
         "weights": digest_of_weights(network),
         "processor": digest_of_processor(processor),
         "dtype": ", ".join(dtypes),
     }
-    return network, processor, told
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .manifest import read_manifest
-from .read import read_scores
+from .read import RecordScores, read_scores
 from .records import Data, scored_data
 from .shards import Skipped
 from .token_rules import Place, TokenRule, check_whole, counts, weights
@@ -32,6 +33,8 @@ class FilterReport:
         reasons: why -> how many.
         tokens, tokens_removed: with ``tokens``, how many label tokens the records that stay have, and how many of them get
             weight 0.
+        not_finite: how many label tokens have a score that is no finite number (a Δ or a gain that was read). They are left
+            out of all shares and means, and with ``tokens`` get weight 0.
         log: the file that names each row that went or lost tokens, and why.
     """
 
@@ -42,6 +45,7 @@ class FilterReport:
     reasons: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
     tokens_removed: int = 0
+    not_finite: int = 0
     log: Path | None = None
 
 
@@ -132,13 +136,13 @@ def filter(
     manifest = read_manifest(scores)
     data, source = scored_data(scores, manifest.data, data, image_root)
     report = FilterReport()
-    removed = _removed(scores, rules, report)
+    removed = removed_by(scores, rules, report)
     rule = rules.of_tokens(report.threshold)
     fewer: dict[Place, dict[str, Any]] = {}
     if rule is not None:
         check_whole(manifest, scores)
         _refuse_weights(data, source)
-        fewer = _fewer_tokens(scores, rule, removed, report)
+        fewer = fewer_tokens(scores, rule, removed, report)
     keep, lost, lines = np.ones(int(manifest.data["rows"]), dtype=bool), np.zeros(int(manifest.data["rows"]), bool), []
     for number, row in enumerate(source.rows(lambda number: False)):
         place = (row.source, row.row)
@@ -149,8 +153,13 @@ def filter(
     added = None if rule is None or invert else weights(scores, rule, lambda place: place not in removed)
     write_back(data, Path(out), lost if invert else keep, added)
     report.log = Path(f"{out}.removed.jsonl")
-    report.log.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf8")
+    report.log.write_text(json_lines(lines), "utf8")
     return report
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """One line a row, in strict JSON."""
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def _refuse_weights(data: Any, source: Data) -> None:
@@ -162,7 +171,7 @@ def _refuse_weights(data: Any, source: Data) -> None:
         )
 
 
-def _fewer_tokens(
+def fewer_tokens(
     scores: str | Path, rule: TokenRule, removed: dict[Place, dict[str, Any]], report: FilterReport
 ) -> dict[Place, dict[str, Any]]:
     """(source, row) → how many tokens a record loses that stays. One that would lose all is put into ``removed``."""
@@ -181,7 +190,7 @@ def _fewer_tokens(
     return fewer
 
 
-def _removed(scores: str | Path, rules: Rules, report: FilterReport) -> dict[tuple[str, int], dict[str, Any]]:
+def removed_by(scores: str | Path, rules: Rules, report: FilterReport) -> dict[tuple[str, int], dict[str, Any]]:
     """(source, row) → why it goes. Counts reasons and text-only records in the report."""
     columns = ["has_contrast", "delta", *(["logprob_with", "logprob_without"] if rules.by == "gain" else [])]
     removed: dict[tuple[str, int], dict[str, Any]] = {}
@@ -196,27 +205,43 @@ def _removed(scores: str | Path, rules: Rules, report: FilterReport) -> dict[tup
         if isinstance(scored, Skipped):
             remove(place, scored.record, "not scored", scored.reason)
             continue
-        seen = scored.columns["has_contrast"]
+        seen = scored.columns["has_contrast"].astype(bool)
         if not seen.any():
             report.text_only += 1
             continue
-        delta = scored.columns["delta"][seen].astype(np.float64)
+        delta, gains = _finite_values(scored, rules, report)
+        if not len(delta) or not len(gains):
+            remove(place, scored.record, "no finite score", len(seen))
+            continue
         share, mean = float((delta < rules.below).mean()), float(delta.mean())
         if rules.max_contradictory is not None and share > rules.max_contradictory:
             remove(place, scored.record, "contradictory", round(share, 4))
         elif rules.min_delta is not None and mean < rules.min_delta:
             remove(place, scored.record, "mean delta", round(mean, 4))
         if rules.top is not None:
-            if rules.by == "gain":
-                gains = scored.columns["logprob_with"].astype(np.float64) - scored.columns["logprob_without"]
-                mean = float(gains.mean())
-            means[place] = (scored.record, mean)
+            means[place] = (scored.record, float(gains.mean()) if rules.by == "gain" else mean)
     if rules.top is not None and means:
         report.threshold = _threshold([mean for _, mean in means.values()], rules.top)
         for place, (record, mean) in means.items():
             if mean < report.threshold and place not in removed:
                 remove(place, record, f"below the top {rules.top:g} by {rules.by}", round(mean, 4))
     return removed
+
+
+def _finite_values(scored: RecordScores, rules: Rules, report: FilterReport) -> tuple[np.ndarray, np.ndarray]:
+    """(Δ of a record's tokens with an image, the gains of all its label tokens), float64, those that are finite numbers.
+
+    A gain that nobody asks for is Δ. The others are counted in the report.
+    """
+    seen, delta = scored.columns["has_contrast"].astype(bool), scored.columns["delta"].astype(np.float64)
+    odd = seen & ~np.isfinite(delta)
+    gains = delta
+    if rules.by == "gain":
+        with np.errstate(invalid="ignore"):  # -inf - -inf
+            gains = scored.columns["logprob_with"].astype(np.float64) - scored.columns["logprob_without"]
+        odd = odd | ~np.isfinite(gains)
+    report.not_finite += int(odd.sum())
+    return delta[seen & np.isfinite(delta)], gains[np.isfinite(gains)]
 
 
 def _threshold(means: list[float], top: float) -> float:

@@ -23,7 +23,8 @@ class TokenRule:
 
     Attributes:
         by: "delta": Δ ≥ ``least``, or no image before it. "gain": the difference of its log-probabilities with and without
-            the image ≥ ``least``, as VIG has it. Records without any image keep all their tokens.
+            the image ≥ ``least``, as VIG has it. Records without any image keep all their tokens. A token whose Δ or
+            gain is no finite number goes.
         least: in logits, or in nats.
     """
 
@@ -39,9 +40,10 @@ class TokenRule:
         """[N] bool of a record's label tokens."""
         seen: np.ndarray = columns["has_contrast"].astype(bool)
         if self.by == "delta":
-            return ~seen | (columns["delta"] >= self.least)
-        gains = columns["logprob_with"] - columns["logprob_without"]  # float32, as the weighting has it
-        return (gains >= np.float32(self.least)) | (not seen.any())
+            return ~seen | (np.isfinite(columns["delta"]) & (columns["delta"] >= self.least))
+        with np.errstate(invalid="ignore"):  # -inf - -inf
+            gains = columns["logprob_with"] - columns["logprob_without"]  # float32, as the weighting has it
+        return (np.isfinite(gains) & (gains >= np.float32(self.least))) | (not seen.any())
 
 
 def check_whole(manifest: Manifest, scores: str | Path) -> None:

@@ -19,12 +19,13 @@ from ..core.state import state_of
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
 from ..data.collators.vision import VisionCollator
 from ..families.table import image_ids, unwrap
-from ..scoring.join import with_weights
+from .answer_metrics import answer_metric
 from .arguments import cal_config, check_reporting, other_loss, refuse_other_losses, refuse_prompt_learning
 from .bad_steps import stop_at
 from .cal_config import CALConfig
 from .callbacks import EpochCallback
 from .data_trainer import DataTrainer
+from .measured_before import with_measured
 from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, memory_metrics, token_metrics
 from .quarantine import QuarantineCallback
 from .resuming import ExactCallback
@@ -60,6 +61,9 @@ class CALTrainer(DataTrainer):
 
     ``eval_loss`` is the plain cross-entropy Σ CE / Σ tokens of the whole evaluation set; TRL's ``eval_entropy`` and
     ``eval_mean_token_accuracy`` are means over the same tokens.
+
+    With ``eval_metric`` the model answers records at each evaluation, and ``eval_exact`` or the like is logged: the figure
+    of :func:`seecal.evaluate` on the same records.
 
     With ``logging_tokens_steps`` the tokens of one evaluation record are logged, coloured by Δ (docs/logging.md).
 
@@ -106,8 +110,7 @@ class CALTrainer(DataTrainer):
     ) -> None:
         args = cal_config(args, model)
         args.refuse_unsupported()  # it may have been changed since it was made
-        if args.weights is not None:
-            train_dataset = with_weights(train_dataset, args.weights)
+        train_dataset = with_measured(train_dataset, args, model, processing_class)
         check_reporting(args)
         refuse_prompt_learning(model, peft_config)
         given = {"data_collator": data_collator, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
@@ -170,15 +173,18 @@ class CALTrainer(DataTrainer):
         # Have Trainer count each step's labels whatever the model's signature, and leave accumulation to compute_loss.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
+        self._loss_shifts_labels = True  # a label in the first column is predicted by nothing, and not counted
         self._start_counting()
         if (tokens := token_logger(self)) is not None:
             self.add_callback(tokens)
+        self._answer_metric = answer_metric(self)
 
     def _start_counting(self) -> None:
         self._window = RunningSums(self.args.device)  # since the last log
         self._step = RunningSums(self.args.device)  # since the last optimizer step
         self._eval = RunningSums(self.args.device)
-        self._global_step = GlobalStep(self.accelerator, self._step, self.args.device)
+        by_tokens = self.cal_options.normalize == "tokens"
+        self._global_step = GlobalStep(self.accelerator, self._step, self.args.device, by_tokens)
         self._is_our_loss = False  # whether compute_loss was asked for the loss of the current micro-batch
         self._window_start: float | None = None
         self._watch = StepWatch(self.args.device)  # what this step is made of on this rank
@@ -215,7 +221,7 @@ class CALTrainer(DataTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not self._is_our_loss:
             raise other_loss(self, "compute_loss")
-        if self.cal_options.normalize != "global":
+        if self.cal_options.normalize not in ("global", "tokens"):
             return loss
         if not self.accelerator.sync_gradients:
             return torch.zeros_like(loss)  # the step's loss is known, and logged, with its last micro-batch
@@ -246,7 +252,7 @@ class CALTrainer(DataTrainer):
             self._window.add(dropped=long[0], truncated=long[1])
         if self.aux_loss_enabled:
             self._window.add(aux_loss=outputs.aux_loss, forwards=1)
-        if self.cal_options.normalize == "global":
+        if self.cal_options.normalize in ("global", "tokens"):
             loss = self._global_step.share(outputs.cal, num_items_in_batch)
         else:
             loss = outputs.loss / getattr(self, "current_gradient_accumulation_steps", 1)
@@ -356,6 +362,9 @@ class CALTrainer(DataTrainer):
         self._eval.clear()
         start = time.perf_counter()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self._answer_metric is not None and self._evaluated is not None:
+            answered = self._answer_metric.measured(self._evaluated, metric_key_prefix)
+            cast(dict, output.metrics).update(answered)
         self._paused += time.perf_counter() - start
         if self._eval:
             sums = self._eval.read(None)  # gathered over the ranks already

@@ -140,7 +140,7 @@ def _made_of(kind: type, collator: Any, **more: Any) -> Any:
 
 def vision_collator(args: CALConfig, processor: ProcessorMixin) -> VisionCollator:
     """The collator of conversations for these settings."""
-    measured = args.weights is None and "without" in passes_read(args.weighting)
+    measured = not args.brings_weights and "without" in passes_read(args.weighting)
     contrasts = contrast_named(args.contrast).on_pixels and measured
     return VisionCollator(
         processor,

@@ -18,7 +18,7 @@ from .cal_config import CALConfig
 from .collators import check_given_collator, collator_for, completions_only, trl_collator_for, without_contrast
 from .quarantine import QuarantineTrainer
 from .samples import Kind, first_sample, for_loader, for_trl, is_indexed, is_made_by_a_transform, kind_of
-from .sampling import GROUPED, GroupedByEpoch, only_lengths
+from .sampling import BY_MODALITY, GROUPED, GroupedByEpoch, ModalityByEpoch, lengths_by_modality, only_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ class DataTrainer(QuarantineTrainer):
         if train is None:
             return None, data["eval_dataset"]  # SFTTrainer says that it is required
         sample = first_sample(train, "train_dataset")
+        if args.train_sampling_strategy == BY_MODALITY and not is_indexed(train):
+            raise ValueError(f"train_sampling_strategy={BY_MODALITY!r}: a stream is read in its order. Take it out")
         self._kind = self._kind_of(sample)
         self._train_key = self._kind, completions_only(args, sample)
         _check_columns(sample, args, self._kind)
@@ -151,14 +153,22 @@ class DataTrainer(QuarantineTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        # transformers' own orders draw from the global random numbers, which differ after a resume and between ranks
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if self.args.train_sampling_strategy == BY_MODALITY:
+            return self._by_modality(train_dataset, seed)
         if self.args.train_sampling_strategy in GROUPED and is_indexed(train_dataset):
             train_dataset = only_lengths(train_dataset, self.args.length_column_name)
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
-        # transformers' own draws from the global random numbers, which differ after a resume and between ranks
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return GroupedByEpoch(sampler.batch_size, sampler.lengths, seed)
+
+    def _by_modality(self, train_dataset: Any, seed: int) -> Any:
+        args = self.args
+        lengths, with_image = lengths_by_modality(train_dataset, args.length_column_name)
+        batches = max(1, args.world_size) * args.gradient_accumulation_steps
+        return ModalityByEpoch(lengths, with_image, batch_size=args.train_batch_size, batches=batches, seed=seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         known = isinstance(eval_dataset, Dataset) and self.args.length_column_name in eval_dataset.column_names
@@ -172,10 +182,12 @@ class DataTrainer(QuarantineTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         chosen = cast(Any, self.eval_dataset)[chosen] if isinstance(chosen, str) else chosen
+        self._evaluated = chosen
         with self._evaluating(chosen, "eval_dataset"):
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
+        self._evaluated = None
         with self._evaluating(test_dataset, "test_dataset"):
             return super().get_test_dataloader(test_dataset)
 

@@ -33,6 +33,42 @@ class LoggingOptions:
 
 @documented
 @dataclass(frozen=True)
+class AnswerOptions:
+    """Answers that CALTrainer has the model write at each evaluation, and measures.
+
+    Raises:
+        ValueError: a metric that is not known or that one answer is too few for, or a number out of its range.
+    """
+
+    eval_metric: str | None = option(
+        None,
+        "At each evaluation the model answers some records of the evaluation data, and this is logged of its answers: "
+        "exact, anls, relaxed, ocr, cider, iou or choice, as seecal eval measures it (eval_exact and so on). null: none.",
+    )
+    eval_metric_records: int = option(64, "How many records, the first of each evaluation set.")
+    eval_max_new_tokens: int = option(64, "Longest answer, in tokens.")
+
+    def __post_init__(self) -> None:
+        for name, unit in (("eval_metric_records", "records"), ("eval_max_new_tokens", "tokens")):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a whole number of {unit}, 1 or more")
+        if self.eval_metric is None:
+            return
+        from ..evaluation.metrics.table import METRICS
+
+        fit = [name for name, metric in METRICS.items() if metric.least == 1]
+        if self.eval_metric not in fit:
+            why = (
+                "compares the answers of several people, and a record has one"
+                if self.eval_metric in METRICS
+                else ("is not known")
+            )
+            raise ValueError(f"eval_metric={self.eval_metric!r} {why}: expected one of {', '.join(fit)}")
+
+
+@documented
+@dataclass(frozen=True)
 class HangOptions:
     """How long a rank may go without progress.
 

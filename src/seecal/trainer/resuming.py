@@ -132,7 +132,7 @@ class ExactTrainer(SavingTrainer):
         if strategy in GROUPED:
             return f"{changed}: train_sampling_strategy={strategy!r} makes batches for so many ranks{again}"
         normalize = getattr(self.args, "normalize", "global")
-        if ways[0][1] != ways[1][1] and normalize != "global":
+        if ways[0][1] != ways[1][1] and normalize not in ("global", "tokens"):
             return f"{changed}: normalize={normalize!r} averages inside each rank's batch{again}"
         if records % of_a_step and not 0 < self.args.max_steps <= records // of_a_step:
             return (

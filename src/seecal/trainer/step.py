@@ -12,22 +12,24 @@ from .metrics import RunningSums
 
 
 class GlobalStep:
-    """normalize="global": Σ w·CE of a step over the Σ w of all its micro-batches and ranks.
+    """normalize="global": Σ w·CE of a step over the Σ w of all its micro-batches and ranks; normalize="tokens": over the
+    number of their label tokens, which is known before the first forward, so that nothing is put in its place.
 
     Σ w of the step is known only after its last forward. Until then any divisor that is the same in all micro-batches and
     ranks will do; the label count keeps fp16 gradients in range. :meth:`finish` puts Σ w in its place.
 
-    A load-balancing loss aux_k of micro-batch k goes in as W_k·aux_k with W_k = Σ w of the micro-batch, so that
-    Σ W_k/W · aux_k is left of it: exactly aux in one micro-batch, the mean weighted by Σ w in several.
+    A load-balancing loss aux_k of micro-batch k goes in as W_k·aux_k with W_k = Σ w of the micro-batch (or its label
+    tokens), so that Σ W_k/W · aux_k is left of it: exactly aux in one micro-batch, the mean weighted by W_k in several.
 
     Args:
         accelerator: of the trainer.
         sums: ``loss``, of this rank's micro-batches of the step so far; :meth:`finish` leaves the whole step's there.
         device: of the gradients.
+        by_tokens: normalize="tokens".
     """
 
-    def __init__(self, accelerator: Any, sums: RunningSums, device: torch.device) -> None:
-        self._accelerator, self._sums, self._device = accelerator, sums, device
+    def __init__(self, accelerator: Any, sums: RunningSums, device: torch.device, by_tokens: bool = False) -> None:
+        self._accelerator, self._sums, self._device, self._by_tokens = accelerator, sums, device, by_tokens
         self.forget()
 
     def forget(self) -> None:
@@ -38,14 +40,16 @@ class GlobalStep:
 
     def share(self, cal: CALOutput, label_count: Any) -> Tensor:
         """What to back-propagate for one micro-batch. ``label_count``: of the whole step, over all ranks."""
-        loss_sum = cal.loss_sum if cal.aux_loss is None else cal.loss_sum + cal.weight_sum * cal.aux_loss
-        self._sums.add(loss=loss_sum, weight=cal.weight_sum)
+        weight = torch.full_like(cal.weight_sum, len(cal.weights)) if self._by_tokens else cal.weight_sum
+        loss_sum = cal.loss_sum if cal.aux_loss is None else cal.loss_sum + weight * cal.aux_loss
+        self._sums.add(loss=loss_sum, weight=weight)
         if self._divisor is None:
-            self._provisional = not self._accelerator.sync_gradients  # else the first micro-batch is also the last
-            if self._provisional:
+            several = not self._accelerator.sync_gradients  # else the first micro-batch is also the last
+            self._provisional = several and not self._by_tokens
+            if several:
                 divisor = torch.as_tensor(label_count)
             else:
-                divisor = self._accelerator.reduce(cal.weight_sum.clone(), "sum")
+                divisor = self._accelerator.reduce(weight.clone(), "sum")
             self._divisor = torch.where(divisor > 0, divisor, 1).to(self._device)
         # Wrappers for several ranks average gradients: a sum over ranks needs their number.
         return loss_sum * (self._accelerator.num_processes / self._divisor)

@@ -5,7 +5,6 @@ The training is the same with and without it, to the bit: no random number, mode
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import logging
@@ -28,6 +27,7 @@ from ..core.outputs import VisualDelta
 from ..data.collators.checked import CheckedCollator
 from ..data.collators.conversation import record_name
 from ..data.collators.vision import VisionCollator
+from ..models.generate import in_eval_mode
 from .random_numbers import same_random_numbers
 from .samples import is_indexed
 from .token_backends import BACKENDS, LoggedTokens, backends_of
@@ -205,21 +205,10 @@ def _shows_something(batch: Mapping[str, Any], image_ids: set[int]) -> bool:
 
 def measured(model: Any, batch: dict[str, Any], options: CALOptions) -> VisualDelta:
     """Δ of a batch in eval mode, on the host; every module's mode and all random numbers are as before afterwards."""
-    with same_random_numbers(_gpus(model)), _in_eval_mode(model):
+    with same_random_numbers(_gpus(model)), in_eval_mode(model):
         delta = visual_delta(model, batch, contrast=options.contrast, options=options)
     fields = {field.name: getattr(delta, field.name) for field in dataclasses.fields(delta)}
     return dataclasses.replace(delta, **{name: value.cpu() for name, value in fields.items() if value is not None})
-
-
-@contextlib.contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _gpus(model: nn.Module) -> set[torch.device]:

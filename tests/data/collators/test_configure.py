@@ -1,7 +1,10 @@
 """Settings of a processor: checked against its own names, in force in the batch, and saved with it."""
 
+import numpy as np
 import pytest
+import torch
 import transformers as hf
+from PIL import Image
 
 from seecal import CALConfig, VisionCollator
 from seecal.data.collators.processors import configure
@@ -90,3 +93,80 @@ def test_the_config_takes_a_mapping_or_its_json(tmp_path):
     for bad in ("max_pixels", "[1]"):
         with pytest.raises(ValueError, match=r"processor_kwargs=.*expected a mapping in JSON"):
             CALConfig(**options, processor_kwargs=bad)
+
+
+# ---- what resizes ----
+
+
+def llava_processor(side=32):
+    """LLaVA's own, as its start model has it."""
+    images = hf.LlavaImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_pad=True, do_center_crop=True
+    )
+    processor = processors.llava()
+    processor.image_processor = images
+    return processor
+
+
+def as_llava_has_it(image, side, pad):
+    """What LLaVA's code makes of an image, in Pillow alone: "pad" or "square" (llava/mm_utils.py, CLIP's preprocessing)."""
+    mean, std = np.array(hf.image_utils.OPENAI_CLIP_MEAN), np.array(hf.image_utils.OPENAI_CLIP_STD)
+    width, height = image.size
+    if pad and width != height:
+        longer = max(width, height)
+        square = Image.new("RGB", (longer, longer), tuple(int(x * 255) for x in mean))
+        square.paste(image, ((longer - width) // 2, (longer - height) // 2))
+        image, (width, height) = square, (longer, longer)
+    shorter = min(width, height)
+    image = image.resize((int(side * width / shorter), int(side * height / shorter)), Image.Resampling.BICUBIC)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    pixels = np.asarray(image.crop((left, top, left + side, top + side))) / 255
+    return torch.tensor((pixels - mean) / std).permute(2, 0, 1).float()
+
+
+def photo(size):
+    """Noise at a coarse scale, so that resizing has something to smooth."""
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST)
+
+
+@pytest.mark.parametrize("pad", [True, False])
+@pytest.mark.parametrize("size", [(96, 64), (50, 75), (33, 33)])
+def test_pillow_resizes_as_the_original_does(size, pad):
+    image = photo(size)
+    record = {"messages": messages([("<image>a", "b")]), "images": [image]}
+    found = {}
+    for backend in ("pil", "torchvision"):
+        collator = VisionCollator(llava_processor(), processor_kwargs={"do_pad": pad, "backend": backend})
+        found[backend] = collator([record])["pixel_values"][0]
+    expected = as_llava_has_it(image, 32, pad)
+    torch.testing.assert_close(found["pil"], expected, atol=1e-6, rtol=0)
+    if size == (50, 75):
+        assert (found["torchvision"] - expected).abs().max() > 1e-3, "by a level of 256 in some pixels"
+
+
+def test_what_resizes_is_chosen_anew_where_a_processor_is_loaded(tmp_path):
+    processor = configure(llava_processor(), {"do_pad": False, "backend": "pil"})
+    assert type(processor.image_processor).__name__ == "LlavaImageProcessorPil"
+    assert configure(processor, {"backend": "pil"}).image_processor is processor.image_processor
+    processor.save_pretrained(tmp_path)
+    again = hf.AutoProcessor.from_pretrained(tmp_path)
+    assert type(again.image_processor) is hf.LlavaImageProcessor
+    assert again.image_processor.do_pad is False
+    assert type(configure(processor, {"backend": "torchvision"}).image_processor) is hf.LlavaImageProcessor
+
+
+@pytest.mark.parametrize("backend", ["pillow", "PIL", 3])
+def test_a_backend_that_is_none(backend):
+    with pytest.raises(ValueError, match="expected one of torchvision, pil"):
+        configure(llava_processor(), {"backend": backend})
+
+
+def test_a_family_without_that_backend():
+    class Odd(hf.LlavaImageProcessor):
+        pass
+
+    processor = llava_processor()
+    processor.image_processor = Odd()
+    with pytest.raises(ValueError, match=r"backend='pil': Odd has no such variant"):
+        configure(processor, {"backend": "pil"})

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import BatchFeature, MllamaProcessor, PaliGemmaProcessor, ProcessorMixin
+from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
 
 def has_prefix(processor: ProcessorMixin) -> bool:
@@ -19,13 +20,17 @@ def configure(processor: Any, processor_kwargs: Mapping[str, Any] | None) -> Any
     """Sets ``processor_kwargs`` on a processor, such as ``{"max_pixels": 401408}``, and returns it.
 
     They are settings of its image processor (``size``, ``max_pixels``, ``min_pixels``, ``do_image_splitting``, ...) or of
-    the processor itself. ``save_pretrained`` writes them with it.
+    the processor itself. ``save_pretrained`` writes them with it. ``backend`` ("pil" or "torchvision", as in
+    ``AutoProcessor.from_pretrained``) says what resizes the images; transformers does not save that.
 
     Raises:
         ValueError: a name that neither has, or a value that the image processor does not take.
     """
     if not processor_kwargs:
         return processor
+    if (backend := processor_kwargs.get("backend")) is not None:
+        processor.image_processor = _with_backend(processor.image_processor, backend)
+        processor_kwargs = {name: value for name, value in processor_kwargs.items() if name != "backend"}
     images = getattr(processor, "image_processor", None)
     known = set(getattr(getattr(images, "valid_kwargs", None), "__annotations__", ())) - _NOT_SETTINGS
     own = set(_own_settings(processor))
@@ -67,6 +72,22 @@ def _with_settings(processor: Any, images: Any, settings: dict[str, Any]) -> Any
     return made
 
 
+# What transformers calls the image processors of a family that resize in one way or the other
+_BACKENDS = {"torchvision": "", "pil": "Pil"}
+
+
+def _with_backend(images: Any, backend: object) -> Any:
+    """The family's image processor, with the same settings, that resizes with Pillow or with torchvision."""
+    name = type(images).__name__
+    if backend not in _BACKENDS:
+        raise ValueError(f"processor_kwargs: backend={backend!r}: expected one of {', '.join(_BACKENDS)}")
+    wanted = name.removesuffix("Pil") + _BACKENDS[str(backend)]
+    made = type(images) if wanted == name else get_image_processor_class_from_name(wanted)
+    if made is None:
+        raise ValueError(f"processor_kwargs: backend={backend!r}: {name} has no such variant. Take backend out")
+    return images if made is type(images) else made.from_dict(images.to_dict())
+
+
 def _beside(old: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Families that keep a range of pixels as ``size`` take either of its ends by a name of its own."""
     size = old.get("size")
@@ -86,8 +107,9 @@ def processed(
     prefixes: Sequence[int],
     add_special_tokens: bool,
     pad_to_multiple_of: int | None = None,
+    padding_side: str = "right",
 ) -> BatchFeature:
-    """The processor's tensors for B texts [B, L] and the images of each, padded on the right.
+    """The processor's tensors for B texts [B, L] and the images of each.
 
     Args:
         texts: with one placeholder for each image.
@@ -95,8 +117,9 @@ def processed(
         prefixes: how many characters of each text stand before its first answer, for :func:`has_prefix`.
         add_special_tokens: whether the tokenizer puts in its own, as at the start.
         pad_to_multiple_of: in tokens.
+        padding_side: "right" as training wants it, or "left" so that answers can follow.
     """
-    settings = {"padding": True, "padding_side": "right", "pad_to_multiple_of": pad_to_multiple_of}
+    settings = {"padding": True, "padding_side": padding_side, "pad_to_multiple_of": pad_to_multiple_of}
     settings |= {"add_special_tokens": add_special_tokens, "return_tensors": "pt"}
     if has_prefix(processor):
         return _prefixed(processor, texts, images, prefixes, settings)
@@ -123,12 +146,14 @@ def _with_text_only_rows(
     length = max(pictured["input_ids"].shape[1], text_only["input_ids"].shape[1])
     whole = {}
     for name, value in pictured.items():
-        columns = length if name in text_only or name == "cross_attention_mask" else value.shape[1]
+        of_tokens = name in text_only or name == "cross_attention_mask"
+        columns = length if of_tokens else value.shape[1]
         fill = processor.tokenizer.pad_token_id if name == "input_ids" else 0
         whole[name] = value.new_full((len(texts), columns, *value.shape[2:]), fill)
-        whole[name][with_images, : value.shape[1]] = value
-        if name in text_only:
-            whole[name][without, : text_only[name].shape[1]] = text_only[name]
+        parts = [(with_images, value), *([(without, text_only[name])] if name in text_only else [])]
+        for rows, part in parts:
+            begin = columns - part.shape[1] if of_tokens and settings["padding_side"] == "left" else 0
+            whole[name][rows, begin : begin + part.shape[1]] = part
     return BatchFeature(whole)
 
 

@@ -30,7 +30,7 @@ SPEAKERS = {
 def from_conversations(row: dict[str, Any]) -> Converted:
     """LLaVA and ShareGPT: ``conversations`` of ``{"from", "value"}``, ``<image>`` where an image stands."""
     messages = _system_of(row)
-    for turn in _list_of(row, "conversations"):
+    for turn in list_of(row, "conversations"):
         if not isinstance(turn, Mapping):
             raise RecordError(f"key 'conversations': turn {show(turn)} is not an object with 'from' and 'value'.")
         speaker, text = turn.get("from"), turn.get("value")
@@ -123,7 +123,7 @@ def _system_of(row: Mapping[str, Any]) -> Messages:
 
 
 def _messages(row: Mapping[str, Any], key: str) -> Messages:
-    messages = _list_of(row, key)
+    messages = list_of(row, key)
     for message in messages:
         if not isinstance(message, Mapping):
             raise RecordError(f"key {key!r}: message {show(message)} is not an object with 'role' and 'content'.")
@@ -148,7 +148,7 @@ def _said(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "role": SPEAKERS[role]} if isinstance(role, str) and role in SPEAKERS else dict(message)
 
 
-def _list_of(row: Mapping[str, Any], key: str) -> list[Any]:
+def list_of(row: Mapping[str, Any], key: str) -> list[Any]:
     """The list under ``key``, also as JSON text, or as the columns that some versions of `datasets` make of it."""
     value = row.get(key)
     if isinstance(value, list):

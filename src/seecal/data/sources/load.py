@@ -83,7 +83,7 @@ def load_records(
             record, key and what to do; no room in the temporary folder.
     """
     check_on_bad(on_bad)
-    source = _with_weights(_open(data, image_root, split, ImageFolders((), follow_links), dict(columns or {})))
+    source = _with_weights(open_source(data, image_root, split, ImageFolders((), follow_links), dict(columns or {})))
     report = LoadReport() if report is None else report
     report.format = _format_of(source, format)
     check: Check | None = None if collator is None else collator.check
@@ -115,16 +115,17 @@ class _Source:
 
 def _with_weights(source: _Source) -> _Source:
     """The source with the columns of weights that its first readable row has."""
-    for row in islice((row for part in source.parts for _, row in _rows(part)), _PEEK):
+    for row in islice((row for part in source.parts for _, row in rows_of(part)), _PEEK):
         if isinstance(row, dict):
             names = {source.columns.get(key, key) for key in row}
             return replace(source, weights={name: WEIGHTS[name] for name in WEIGHTS if name in names})
     return source
 
 
-def _open(
+def open_source(
     data: Any, image_root: Roots, split: str | None, folders: ImageFolders, columns: dict[str, str | None]
 ) -> _Source:
+    """The files that ``data`` means, and the folders of their images. Arguments and errors as of :func:`load_records`."""
     roots = [Path(root) for root in ([image_root] if isinstance(image_root, (str, Path)) else image_root or ())]
     for root in roots:
         if not root.is_dir() and folders.lost is None:  # else its images are said to be missing
@@ -160,7 +161,8 @@ def _path_of(part: Any) -> str:
     return str(part) if isinstance(part, Path) else "dataset"
 
 
-def _rows(part: Any) -> Rows:
+def rows_of(part: Any) -> Rows:
+    """(place, row) of a part of a source, as its reader yields them."""
     return READERS[part.suffix.lower()](part) if isinstance(part, Path) else read_dataset(part)
 
 
@@ -170,11 +172,11 @@ def _format_of(source: _Source, format: str | None) -> str:
             raise ValueError(f"format={format!r} is not known. Known formats are {known_formats()}.")
         return format
     seen, keys, first = 0, set[str](), None
-    for row in islice((row for part in source.parts for _, row in _rows(part)), _PEEK):
+    for row in islice((row for part in source.parts for _, row in rows_of(part)), _PEEK):
         seen, first = seen + 1, first or row
         if isinstance(row, dict):
             try:
-                row = _renamed(row, source.columns, set())
+                row = renamed(row, source.columns, set())
             except RecordError:
                 continue
             name = detect(row)
@@ -191,7 +193,7 @@ def _format_of(source: _Source, format: str | None) -> str:
     )
 
 
-def _renamed(row: dict[str, Any], columns: Mapping[str, str | None], seen: set[str]) -> dict[str, Any]:
+def renamed(row: dict[str, Any], columns: Mapping[str, str | None], seen: set[str]) -> dict[str, Any]:
     """The row with the names that ``columns`` gives its keys; those that it has are added to ``seen``."""
     if columns.keys().isdisjoint(row):
         return row
@@ -222,7 +224,7 @@ def _records(
     tally = KeyTally()
     for part in parts:
         name = part.name if isinstance(part, Path) else "dataset"
-        for index, (place, row) in enumerate(_rows(part)):
+        for index, (place, row) in enumerate(rows_of(part)):
             if known is not None and (_path_of(part), index, row.get("id") if isinstance(row, dict) else None) in known:
                 report.known += 1
                 report.reject(f"{name}: {place}", f"named in {known.path}", f"{name}:{index}", _path_of(part), index)
@@ -254,8 +256,8 @@ def _made(
         if isinstance(row, RecordError):
             raise row
         if source.columns:
-            row = _renamed(row, source.columns, tally.renamed)
-        record_id = _id_of(row, record_id)
+            row = renamed(row, source.columns, tally.renamed)
+        record_id = id_of(row, record_id)
         check_keys(row, FORMATS[format].uses, tally.unused)
         messages, images = FORMATS[format].convert(row)
         record = make_record(record_id, messages, images, source.root, tally.unused)
@@ -311,7 +313,7 @@ class LocatedRecords:
         keep_lost: bool = False,
     ) -> None:
         folders = ImageFolders((), follow_links, [] if keep_lost else None)
-        self._source = _with_weights(_open(data, image_root, split, folders, dict(columns or {})))
+        self._source = _with_weights(open_source(data, image_root, split, folders, dict(columns or {})))
         self.where, self.root = self._source.where, self._source.root
         self.format = _format_of(self._source, format)
         self._tally = KeyTally()
@@ -330,7 +332,7 @@ class LocatedRecords:
         number = 0
         for part in self._source.parts:
             name = part.name if isinstance(part, Path) else "dataset"
-            for index, (place, row) in enumerate(_rows(part)):
+            for index, (place, row) in enumerate(rows_of(part)):
                 found = self._located(name, index, place, row) if wanted(number) else Located(name, index)
                 yield replace(found, path=_path_of(part))
                 number += 1
@@ -346,7 +348,8 @@ class LocatedRecords:
         return Located(name, index, made, lost=lost_here, id=record_id)
 
 
-def _id_of(row: dict[str, Any], default: str) -> str:
+def id_of(row: dict[str, Any], default: str) -> str:
+    """The row's own id as text, else ``default``. RecordError for an id that is none."""
     value = row.get("id", default)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas makes floats of whole numbers where some are missing
