@@ -27,7 +27,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes, each on one core (2)")
     parser.add_argument("--scale", choices=("cpu", "gpu"), default="cpu", help="how long trainings are")
     parser.add_argument("--steps", type=int, default=None, help="at most so many of everything, to see that it runs")
-    parser.add_argument("--runs", type=int, default=None, help="only the first so many that are missing, of one alignment")
+    parser.add_argument(
+        "--runs", type=int, default=None, help="only the first so many that are missing, of one alignment"
+    )
     parser.add_argument("--out", type=Path, default=None, help="folder of the rows (experiments/results)")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "evidence", help="folder of the alignments")
     options = parser.parse_args()

@@ -1,12 +1,12 @@
 """What is planned: ``NAME.yaml`` read strictly, and the runs that it asks for.
 
-    question, hypothesis, stopping    in words
-    endpoints: {primary, secondary}   in words
-    arms: NAME: {options, weights, stage_1, start, trace}
-    compare: [[arm, baseline], …]
-    runs: blocks of {cells, noise, arms, seeds, learning_rates}; every combination is a run
-    minutes: {alignment, run}         what one takes on one core, until rows say it
-    cut: [{what, why}, …]             what was left out, by name
+question, hypothesis, stopping    in words
+endpoints: {primary, secondary}   in words
+arms: NAME: {options, weights, stage_1, start, trace}
+compare: [[arm, baseline], …]
+runs: blocks of {cells, noise, arms, seeds, learning_rates}; every combination is a run
+minutes: {alignment, run}         what one takes on one core, until rows say it
+cut: [{what, why}, …]             what was left out, by name
 """
 
 from __future__ import annotations
@@ -80,7 +80,15 @@ class Run:
 
     def key(self, scale: str = "cpu", steps: int | None = None) -> str:
         """The same for runs of any experiment that are the same training: one of them is made."""
-        told = [dict(sorted(self.cell.items())), self.noise, self.seed, self.learning_rate, self.arm.told(), scale, steps]
+        told = [
+            dict(sorted(self.cell.items())),
+            self.noise,
+            self.seed,
+            self.learning_rate,
+            self.arm.told(),
+            scale,
+            steps,
+        ]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -205,7 +205,9 @@ class Findings:
                         single.append(self._comparison(arm, baseline, noise, {cell: found}))
                 counted = {cell: found for cell, found in of_cells.items() if self.counts(cell)}
                 if len(counted) > 1:
-                    together.append(dataclasses.replace(self._comparison(arm, baseline, noise, counted), is_pooled=True))
+                    together.append(
+                        dataclasses.replace(self._comparison(arm, baseline, noise, counted), is_pooled=True)
+                    )
         return [*_corrected(together), *_corrected(single)]
 
     def _comparison(self, arm: str, baseline: str, noise: float, found: Mapping[str, Any]) -> Comparison:

@@ -134,7 +134,10 @@ def pooled(cells: Sequence[Sequence[np.ndarray]], crossed: bool = True, draws: i
         return Paired(estimate, _NONE, _NONE, float("nan"), seeds, items)
     student, p, freedom = _student(means, estimate)
     drawn = np.mean(
-        [_draws([np.asarray(one, float) for one in cell], crossed, draws, (seed, place)) for place, cell in enumerate(cells)],
+        [
+            _draws([np.asarray(one, float) for one in cell], crossed, draws, (seed, place))
+            for place, cell in enumerate(cells)
+        ],
         axis=0,
     )
     # Percentiles are too narrow for few seeds: the mean of n drawn anew spreads by sqrt((n - 1) / n) of what it should, and

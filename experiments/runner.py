@@ -113,7 +113,9 @@ def planned(folder: Path = RESULTS, scale: Scale = Scale()) -> str:  # noqa: B00
     hours = total / 60 / 2
     verdict = "fits into" if hours <= LIMIT else "does not fit into"
     measured = "measured where there are rows, else as the YAML files say"
-    lines.append(f"In all {hours:.1f} hours of two cores ({left / 120:.1f} left): {verdict} {LIMIT:g}. Minutes: {measured}.")
+    lines.append(
+        f"In all {hours:.1f} hours of two cores ({left / 120:.1f} left): {verdict} {LIMIT:g}. Minutes: {measured}."
+    )
     return "\n".join(lines)
 
 
@@ -195,7 +197,9 @@ class Piece:
         for _ in range(active):
             self.todo.put(None)
         with _one_thread():
-            processes = [self.context.Process(target=work, args=(self.todo, self.found, *self.given)) for _ in range(active)]
+            processes = [
+                self.context.Process(target=work, args=(self.todo, self.found, *self.given)) for _ in range(active)
+            ]
             for process in processes:
                 process.start()
         try:
@@ -210,7 +214,9 @@ class Piece:
                     made += 1
                     spent = (time.time() - begun) / 60
                     left = max(expected - spent, 0) if made < 3 else spent / made * (count - made)
-                    self.say(f"{made} of {count}: {_told(told)} in {told['seconds']['all']:.0f} s; {left:.0f} minutes left")
+                    self.say(
+                        f"{made} of {count}: {_told(told)} in {told['seconds']['all']:.0f} s; {left:.0f} minutes left"
+                    )
                 elif kind == "failed":
                     failed += 1
                     self.say(told)

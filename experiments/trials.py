@@ -101,7 +101,11 @@ class Trial:
         with tempfile.TemporaryDirectory() as place:
             delta = np.concatenate([one.columns["delta"] for one in self.scored(self.aligned, records, {}, place)])
         shares = {"at_alpha": float((delta <= 1).mean()), "at_beta": float((delta >= 5).mean())}
-        return {"alpha": round(alpha, 4), "beta": round(beta, 4), "paper": {key: round(shares[key], 4) for key in shares}}
+        return {
+            "alpha": round(alpha, 4),
+            "beta": round(beta, 4),
+            "paper": {key: round(shares[key], 4) for key in shares},
+        }
 
     def scored(
         self, of: nano.Aligned, records: Sequence[Record], options: Mapping[str, Any], place: str, model: Any = None,
@@ -142,7 +146,8 @@ class Trial:
         training = time.monotonic() - begun - trace.seconds
         begun = time.monotonic()
         measured = {
-            name: nano.measure(model, self.aligned.processor, getattr(self.aligned, name)) for name in ("validation", "test")
+            name: nano.measure(model, self.aligned.processor, getattr(self.aligned, name))
+            for name in ("validation", "test")
         }
         after = nano.fitted(measured["validation"], measured["test"])
         arrays = {name: {key: found[key] for key in ARRAYS} for name, found in measured.items()}
@@ -163,7 +168,14 @@ class Trial:
         settings = {"steps": self.plan.tuning, "rate": self.run.learning_rate, "batch": self.plan.batch}
         with tempfile.TemporaryDirectory() as place:
             return nano.trained(
-                model, self.aligned.processor, records, place, seed=self.run.seed, callbacks=callbacks, **settings, **options
+                model,
+                self.aligned.processor,
+                records,
+                place,
+                seed=self.run.seed,
+                callbacks=callbacks,
+                **settings,
+                **options,
             )
 
     def weighted(self, options: Mapping[str, Any]) -> Sequence[Record]:
@@ -237,6 +249,8 @@ def _demo(run: Run, folder: Path, steps: int | None) -> dict[str, Any]:
     """A run of the model with real weights."""
     from . import real_weights
 
-    found = real_weights.run(run.seed, run.noise, dict(run.arm.options), folder / DEMO, steps=steps, learning_rate=run.learning_rate)
+    found = real_weights.run(
+        run.seed, run.noise, dict(run.arm.options), folder / DEMO, steps=steps, learning_rate=run.learning_rate
+    )
     arrays = packed(found.pop("arrays"))
     return {**found, "options": dict(run.arm.options), "test": arrays}

@@ -148,12 +148,16 @@ def said(found: Findings, compared: Sequence[Comparison]) -> str:
     """What it says, in one plain sentence, chosen from the intervals."""
     judged = [one for one in compared if one.is_pooled] or [one for one in compared if found.counts(one.cells[0])]
     if not judged:
-        return "Nothing: no cell counts, because none of the models is aligned well enough, or no pair of runs is there."
+        return (
+            "Nothing: no cell counts, because none of the models is aligned well enough, or no pair of runs is there."
+        )
     if all(one.verdict == "unknown" for one in judged):
         return "Nothing yet: an interval needs two seeds."
     clear = [one for one in judged if one.verdict in _BETTER]
     others = len(judged) - len(clear)
-    parts = [f"{_of(one)}: {shown(one.primary, points=True)} points, {_BETTER[one.verdict]} {one.baseline}" for one in clear]
+    parts = [
+        f"{_of(one)}: {shown(one.primary, points=True)} points, {_BETTER[one.verdict]} {one.baseline}" for one in clear
+    ]
     if not parts:
         widest = max(max(abs(one.primary.low), abs(one.primary.high)) for one in judged if one.verdict != "unknown")
         plural = "any of its" if others > 1 else "its"

@@ -36,7 +36,11 @@ def test_all_of_the_issues_experiments_are_there():
 def test_a_design_says_what_it_must(name):
     found = design(name)
     assert len(found.runs) == sum(
-        len(block["cells"]) * len(block["noise"]) * len(block["arms"]) * len(block["seeds"]) * len(block["learning_rates"])
+        len(block["cells"])
+        * len(block["noise"])
+        * len(block["arms"])
+        * len(block["seeds"])
+        * len(block["learning_rates"])
         for block in found.told["runs"]
     )
     assert {run.name for run in found.runs} == set(found.arms), "an arm that no run has"

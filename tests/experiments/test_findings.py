@@ -119,7 +119,12 @@ def test_every_experiment_has_its_section_with_and_without_rows(types):
     text = "\n".join(of_experiment(found_in("noise", some)))
     assert "6 of 64 runs are missing, so read nothing into it yet." in text
     whole = "\n".join(of_experiment(found_in("types_and_tasks", types)))
-    for wanted in ("seecal bench evidence types_and_tasks", "1 thread of a processor", "types_and_tasks.svg", "Left out: "):
+    for wanted in (
+        "seecal bench evidence types_and_tasks",
+        "1 thread of a processor",
+        "types_and_tasks.svg",
+        "Left out: ",
+    ):
         assert wanted in whole
     assert "missing, so" not in whole
 

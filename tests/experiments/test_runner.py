@@ -114,7 +114,9 @@ def test_two_at_once_are_refused(tmp_path, made):
 def test_workers_have_one_thread(tmp_path, made, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     seen = []
-    monkeypatch.setattr(Worker, "start", lambda self: (seen.append(runner.os.environ["OMP_NUM_THREADS"]), super(Worker, self).start()))
+    monkeypatch.setattr(
+        Worker, "start", lambda self: (seen.append(runner.os.environ["OMP_NUM_THREADS"]), super(Worker, self).start())
+    )
     piece(tmp_path, first=1)
     assert seen == ["1"]
     assert runner.os.environ["OMP_NUM_THREADS"] == "7"

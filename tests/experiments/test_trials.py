@@ -65,7 +65,10 @@ def test_each_design_runs_by_the_sizes_of_a_gpu(name, cache, tmp_path):
     found = Findings(design(name), {run.key(): kept}, alignments([kept]))
     assert len(found.found) == 1
     if name == "types_and_tasks":
-        assert row["options"] == {"alpha": row["facts"]["calibration"]["alpha"], "beta": row["facts"]["calibration"]["beta"]}
+        assert row["options"] == {
+            "alpha": row["facts"]["calibration"]["alpha"],
+            "beta": row["facts"]["calibration"]["beta"],
+        }
     if name == "relatives":
         assert isinstance(row["options"]["threshold"], float)
     if name == "delta_over_training":
