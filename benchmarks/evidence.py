@@ -4,7 +4,7 @@
     seecal bench evidence NAME                  30 minutes of it on two cores; again to go on
     python -m experiments.evidence              the page, from the rows
 
-One run is one row, appended when it is whole; alignments are kept in .cache/evidence. Ctrl-C loses the runs that were going.
+One run is one row, appended when it is whole; alignments are kept in .cache/evidence. Ctrl-C loses the runs that are going.
 """
 
 from __future__ import annotations

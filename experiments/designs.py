@@ -120,8 +120,8 @@ def design(name: str, folder: Path = HERE) -> Design:
     """The experiment's design.
 
     Raises:
-        ValueError: there is none of that name; a key that is missing or unknown, an arm, option or cell that there is not, a
-            comparison of arms that share no run; names the file and the key.
+        ValueError: there is none of that name; a key that is missing or unknown, an arm, option or cell that there is not,
+            a comparison of arms that share no run; names the file and the key.
     """
     path = folder / f"{name}.yaml"
     told = yaml.safe_load(path.read_text("utf8")) if path.exists() else {}

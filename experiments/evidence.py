@@ -34,8 +34,8 @@ Written by `python -m experiments.evidence` from the rows in [experiments/result
 two in step. What was expected stands in `experiments/NAME.yaml`, which is older in git than the rows. Nulls are shown like
 the rest.
 
-Everything here is about small models that two CPU cores can train: most have 1 to 4 million parameters and random weights at
-first, the demo's has 140 million. Nothing here says how a large model behaves.
+Everything here is about small models that two CPU cores can train: most have 1 to 4 million parameters and random weights
+at first, the demo's has 140 million. Nothing here says how a large model behaves.
 """
 DEMO_ALONE = """\
 ## One training of the demo's model

@@ -15,7 +15,7 @@ from .findings import Comparison, Findings, alignments, cell_name
 from .trials_page import in_order
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  # after the choice of what draws
+import matplotlib.pyplot as plt  # after the choice of what draws
 
 BLUE, GREY, ORANGE = "#0072B2", "#999999", "#D55E00"  # Okabe and Ito's, which colour-blind people can tell apart
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "seecal"}

@@ -1,4 +1,4 @@
-"""Runs what an experiment still lacks: one process a core, a row appended when its run is whole, in pieces of some minutes."""
+"""Runs what an experiment still lacks: one process a core, a row when its run is whole, in pieces of some minutes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def missing(plan: Design, rows: Mapping[str, Row], scale: Scale) -> list[list[Ru
 class Minutes:
     """Minutes of one core that runs and alignments take: measured in rows of the cell, else in any row, else planned."""
 
-    def __init__(self, rows: Mapping[str, Row], scale: Scale = Scale()) -> None:  # noqa: B008  # frozen
+    def __init__(self, rows: Mapping[str, Row], scale: Scale = Scale()) -> None:  # frozen
         self.runs: dict[str, list[float]] = {}
         self.alignments: dict[str, list[float]] = {}
         for row in rows.values():
@@ -81,7 +81,7 @@ class Minutes:
         return sum(here) / len(here) if here else float(planned)
 
 
-def planned(folder: Path = RESULTS, scale: Scale = Scale()) -> str:  # noqa: B008  # frozen
+def planned(folder: Path = RESULTS, scale: Scale = Scale()) -> str:  # frozen
     """The whole set: runs and alignments times minutes, what is left of them, and what was cut, by name."""
     rows = pool(folder)
     minutes, runs, alignments = Minutes(rows, scale), set[str](), set[str]()
@@ -123,7 +123,7 @@ def planned(folder: Path = RESULTS, scale: Scale = Scale()) -> str:  # noqa: B00
 
 
 def run(
-    name: str, folder: Path = RESULTS, cache: Path = Path(".cache/evidence"), *, scale: Scale = Scale(),  # noqa: B008
+    name: str, folder: Path = RESULTS, cache: Path = Path(".cache/evidence"), *, scale: Scale = Scale(),
     minutes: float = 30, workers: int = 2, say: Say = print, first: int | None = None,
 ) -> int:  # fmt: skip
     """Makes runs until none is missing or the time is over. Exit code: 0, 1 if a run failed, 130 after Ctrl-C.

@@ -68,8 +68,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds, of_item):
         held = {name: getattr(found, name)[0] <= 0.7 <= getattr(found, name)[1] for name in ("bootstrap", "student")}
         held["both"] = found.low <= 0.7 <= found.high
         inside = {name: inside[name] + value for name, value in held.items()}
-    assert 0.93 <= inside["bootstrap"] / count
-    assert 0.93 <= inside["both"] / count
+    assert inside["bootstrap"] / count >= 0.93
+    assert inside["both"] / count >= 0.93
     if not of_item:
         assert inside["student"] / count == pytest.approx(0.95, abs=0.03)
 

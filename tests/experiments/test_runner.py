@@ -6,11 +6,11 @@ import time
 import types
 
 import pytest
-from experiments import runner, trials
 from experiments.designs import design
 from experiments.rows import Rows
 from experiments.runner import Minutes, Scale, missing, planned, pool
 
+from experiments import runner, trials
 from tests.support.evidence_rows import row_of
 
 NAME, TINY = "clamp", Scale("gpu", 2)

@@ -5,12 +5,13 @@ import json
 
 import numpy as np
 import pytest
-from experiments import trials
 from experiments.designs import DEMO, design, names
 from experiments.findings import Findings, alignments
 from experiments.items import unpacked
 from experiments.nano import models
 from experiments.rows import Rows
+
+from experiments import trials
 
 for package in ("easy_vqa", "vega_datasets", "font_lato"):
     pytest.importorskip(package, reason="pip install 'seecal[experiments]'")
