@@ -40,15 +40,15 @@ INTRODUCTION = """\
 
 Differences are paired: the same seed, the same test items. In brackets: 95 % intervals, from the lower to the upper end of
 two, Student's t over the seeds and a bootstrap over seeds and items (percentiles widened for few seeds). Bold: both are
-clear of zero, and so is p of the exact match after Holm's correction over the experiment's comparisons. NLLs are not corrected.
-Pooled: the mean over the cells that count; nothing is said of other cells.
+clear of zero, and so is p of the exact match after Holm's correction over the experiment's comparisons. NLLs are not
+corrected. Pooled: the mean over the cells that count; nothing is said of other cells.
 """
 ALIGNMENT = """\
 ### Do the models see? The alignment of every cell
 
 A cell counts if a plain stage 2 on clean answers brings the test accuracy at least halfway from the commonest answer's
-share to 1, and the mean Δ of visual tokens after stage 1 is at least 1 logit and above that of filler. Others are shown and not
-pooled. α and β are calibrated: half of the tokens have Δ ≤ α, a tenth has Δ ≥ β. Inside: the share of tokens whose Δ lies
+share to 1, and the mean Δ of visual tokens after stage 1 is at least 1 logit and above that of filler. Others are shown and
+not pooled. α and β are calibrated: half of the tokens have Δ ≤ α, a tenth has Δ ≥ β. Inside: the share of tokens whose Δ lies
 between the paper's 1 and 5, where a weight is not the same for all.
 """
 _BETTER = {"above": "more right than", "below": "fewer right than"}

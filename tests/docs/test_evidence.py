@@ -64,11 +64,11 @@ def test_pictures_are_there_where_rows_are(trained, tmp_path):
     wanted = {f"evidence-{name}.svg" for name in names() if Findings(design(name), trained, known).compared()}
     assert {path.name for path in PAGE.parent.glob("evidence-*.svg")} == wanted, "run python -m experiments.evidence"
     drawn = draw(rows_of([design("noise"), design("window")], lambda run: 0.9), tmp_path)
-    assert [path.name for path in drawn] == ["evidence-noise.svg", "evidence-window.svg"]
+    assert {"evidence-noise.svg", "evidence-window.svg"} <= {path.name for path in drawn}
     assert all("</svg>" in path.read_text("utf8") for path in drawn)
-    before = drawn[0].read_bytes()
+    before = (tmp_path / "evidence-noise.svg").read_bytes()
     draw(rows_of([design("noise")], lambda run: 0.9), tmp_path)
-    assert drawn[0].read_bytes() == before, "the same rows, the same picture"
+    assert (tmp_path / "evidence-noise.svg").read_bytes() == before, "the same rows, the same picture"
 
 
 def test_another_row_gives_another_page():

@@ -1,15 +1,18 @@
 """Runs are made once, in pieces, by several workers, and a stop loses the ones that were going alone."""
 
 import queue
+import sys
 import threading
 import time
 import types
 
 import pytest
 from experiments.designs import design
+from experiments.items import unpacked
 from experiments.rows import Rows
 from experiments.runner import Minutes, Scale, missing, planned, pool
 
+import experiments
 from experiments import runner, trials
 from tests.support.evidence_rows import row_of
 
@@ -127,10 +130,10 @@ def test_what_another_experiment_has_made_is_not_made_again(tmp_path):
     for run in design("types_and_tasks").runs:
         rows.add(row_of(run))
     left = missing(design("noise"), pool(tmp_path), Scale())
-    assert sum(map(len, left)) == 44
+    assert sum(map(len, left)) == 28
     assert len(missing(design("noise"), {}, Scale())) == 8, "a group for each alignment"
     assert [group[0].seed for group in left] == sorted(group[0].seed for group in left)
-    assert sum(map(len, missing(design("noise"), pool(tmp_path), Scale("gpu")))) == 64
+    assert sum(map(len, missing(design("noise"), pool(tmp_path), Scale("gpu")))) == 48
 
 
 def test_the_plan_multiplies_runs_by_measured_minutes(tmp_path):
@@ -163,3 +166,26 @@ def test_time_is_left_for_nothing_that_ends_late(tmp_path, made):
     runner.work(todo, found, str(tmp_path), TINY, time.time() + 30)
     kinds = [found.get_nowait()[0] for _ in range(found.qsize())]
     assert kinds == ["row", "done"]
+
+
+def test_a_run_of_the_model_with_real_weights_has_the_same_row(tmp_path, monkeypatch):
+    asked = []
+
+    def run(seed, noise, options, folder, *, steps=None, learning_rate=1e-4):
+        asked.append((seed, noise, options, folder, steps, learning_rate))
+        arrays = {name: [0.0, 1.0, 0.5] for name in ("exact", "nll_visual", "nll_filler")}
+        return {
+            "arrays": arrays,
+            "facts": {"commonest": 0.2},
+            "shares": {},
+            "seconds": {"alignment": 2.0, "training": 1.0},
+        }
+
+    monkeypatch.setitem(sys.modules, "experiments.real_weights", types.SimpleNamespace(run=run))
+    monkeypatch.setattr(experiments, "real_weights", sys.modules["experiments.real_weights"], raising=False)
+    one = design("real_weights").runs[-1]
+    row = trials.trial(one, tmp_path, "cpu", 2)
+    assert asked == [(one.seed, 0.2, {}, tmp_path / "demo", 2, 1e-4)]
+    assert unpacked(row["test"]["exact"]).tolist() == [0, 1, 0.5]
+    assert (row["key"], row["arm"], row["cell"]) == (one.key("cpu", 2), "cal", {"model": "demo"})
+    assert "arrays" not in row
