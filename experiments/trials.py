@@ -41,7 +41,7 @@ def trial(run: Run, folder: Path, scale: str = "cpu", steps: int | None = None) 
         steps: at most so many steps of everything, to see that it runs; such rows say nothing.
 
     Returns:
-        What the run is (``key``, ``cell``, ``noise``, …), ``options`` as they were used, ``facts`` of the alignment,
+        What the run is (``key``, ``cell``, ``noise``, …), ``options`` and ``plan`` as they were used, ``facts`` of the alignment,
         ``validation`` and ``test`` (arrays of :mod:`experiments.items`), shares of the weights, seconds, versions.
     """
     begun = time.monotonic()
@@ -158,6 +158,7 @@ class Trial:
             "facts": {**self.aligned.facts, "calibration": self.calibration},
             "shares": shares(trainer.state.log_history),
             **({"trace": trace.points} if trace.points else {}),
+            "plan": dataclasses.asdict(self.plan),
             "items": items_of([one["id"] for one in self.aligned.test]),
             "temperature": round(after["temperature"], 4),
             **{name: packed(found) for name, found in arrays.items()},

@@ -93,7 +93,7 @@ def aligned(
         ValueError: an unknown scale.
         ImportError: a package of the task's is missing.
     """
-    plan = plan.capped(steps) if plan is not None else plan_of(scale, steps)
+    plan = plan.capped(steps) if plan is not None else plan_of(cell, scale, steps)
     task = task_of(cell.task)
     splits = {name: task.records(name, getattr(plan, name), seed, cell.side, cell.answers) for name in SPLITS}
     place = Path(folder) / f"{cell}-seed{seed}{'-cold' if cold else ''}-{_name_of(asdict(plan))}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from .cell import Cell
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -20,20 +22,20 @@ class Plan:
         text_only: rows without their image that are added in the joint part, as a share of those with one.
     """
 
-    tower: int = 500
+    tower: int = 700
     language: int = 120
-    joint: int = 300
+    joint: int = 350
     tuning: int = 150
     tower_rate: float = 1e-3
     language_rate: float = 1e-3
     joint_rate: float = 1e-3
     tuning_rate: float = 5e-4
-    tower_batch: int = 128
-    batch: int = 64
+    tower_batch: int = 32
+    batch: int = 32
     align: int = 5000
     train: int = 5000
     validation: int = 400
-    test: int = 800
+    test: int = 600
     text_only: float = 0.25
 
     def capped(self, steps: int | None) -> Plan:
@@ -49,10 +51,11 @@ class Plan:
 PLANS = {
     "cpu": Plan(),
     "gpu": Plan(
-        tower=2000,
+        tower=3000,
         language=400,
-        joint=1500,
-        tuning=600,
+        joint=2000,
+        tuning=800,
+        tower_batch=128,
         batch=128,
         align=20_000,
         train=20_000,
@@ -60,14 +63,18 @@ PLANS = {
         test=2000,
     ),
 }
+# What a task needs more of, as factors of the steps: letters, or two things, are more to learn than one shape
+_MORE = {"reading": {"tower": 2.5, "joint": 1.5}, "scenes": {"tower": 2.5, "joint": 1.5}}
 
 
-def plan_of(scale: str, steps: int | None = None) -> Plan:
-    """The plan for a kind of machine.
+def plan_of(cell: Cell, scale: str = "cpu", steps: int | None = None) -> Plan:
+    """The plan of a cell for a kind of machine; with ``steps`` no part is longer.
 
     Raises:
         ValueError: a scale that there is no plan for.
     """
     if scale not in PLANS:
         raise ValueError(f"scale={scale!r}: there is no plan for it. Set one of {', '.join(PLANS)}")
-    return PLANS[scale].capped(steps)
+    plan = PLANS[scale]
+    more = {name: round(getattr(plan, name) * factor) for name, factor in _MORE.get(cell.task, {}).items()}
+    return dataclasses.replace(plan, **more).capped(steps)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from experiments.nano import align, models
+from experiments.nano.__main__ import looked_at
 from experiments.nano.measure import mean_deltas
-from experiments.nano.plan import Plan
+from experiments.nano.plan import Plan, plan_of
 from experiments.nano.records import plain, record, told, without_image
 from experiments.nano.tasks import SPLITS, digest, leaks, task_of
 from experiments.nano.words import UNKNOWN
@@ -360,6 +361,24 @@ def test_stored_weights_reach_the_training(tmp_path):
     settings = {"steps": 1, "rate": 1e-2, "batch": 4, "seed": 0, "weight_decay": 0.0}
     nano.trained(built, processor, zero, tmp_path, **settings)
     assert all(torch.equal(*pair) for pair in zip(before, built.parameters(), strict=True))
+
+
+def test_what_a_cell_reaches(tmp_path):
+    changes = {**dict.fromkeys(("align", "train", "validation", "test", "batch", "tower_batch"), 8.0)}
+    changes |= {"tower": 1.0, "language": 1.0, "joint": 1.0, "tuning": 2.0}
+    told_of = looked_at(nano.Cell(task="scenes"), 0, tmp_path, changes)
+    assert told_of["counts"] is False
+    assert sorted(told_of["accuracy"]) == ["one", "two"]
+    assert told_of["aligned"]["commonest"] >= 1 / 8
+
+
+def test_a_plan_of_a_task_and_a_machine():
+    cell = nano.Cell()
+    assert plan_of(cell) == nano.PLANS["cpu"]
+    assert plan_of(nano.Cell(task="reading")).tower > plan_of(cell).tower
+    assert plan_of(nano.Cell(task="reading"), "gpu", 2).tower == 2
+    with pytest.raises(ValueError, match="scale='tpu'"):
+        plan_of(cell, "tpu")
 
 
 def test_a_row_without_its_image(shapes):

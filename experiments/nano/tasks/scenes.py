@@ -75,9 +75,9 @@ def _picture(things: list[tuple[tuple[str, str], str]], side: int, rng: random.R
     draw = ImageDraw.Draw(image)
     room = side / len(things)
     for place, ((colour, shape), size) in enumerate(things):
-        radius = side * (rng.uniform(0.08, 0.11) if size == "small" else rng.uniform(0.17, 0.21))
+        radius = side * (rng.uniform(0.11, 0.14) if size == "small" else rng.uniform(0.19, 0.23))
         x = room * place + rng.uniform(radius, room - radius)
-        y = rng.uniform(radius, side - radius)
+        y = side * rng.uniform(0.35, 0.65)
         shade = tuple(min(255, max(0, value + rng.randrange(-20, 21))) for value in COLOURS[colour])
         _thing(draw, shape, x, y, radius, shade)
     return image
