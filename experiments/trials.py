@@ -41,8 +41,8 @@ def trial(run: Run, folder: Path, scale: str = "cpu", steps: int | None = None) 
         steps: at most so many steps of everything, to see that it runs; such rows say nothing.
 
     Returns:
-        What the run is (``key``, ``cell``, ``noise``, …), ``options`` and ``plan`` as they were used, ``facts`` of the alignment,
-        ``validation`` and ``test`` (arrays of :mod:`experiments.items`), shares of the weights, seconds, versions.
+        What the run is (``key``, ``cell``, ``noise``, …), ``options`` and ``plan`` as they were used, ``facts`` of the
+        alignment, ``validation`` and ``test`` (arrays of :mod:`experiments.items`), shares of the weights, seconds, versions.
     """
     begun = time.monotonic()
     found = _demo(run, folder, steps) if run.cell["model"] == DEMO else Trial(run, folder, scale, steps).row()
