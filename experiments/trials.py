@@ -42,7 +42,8 @@ def trial(run: Run, folder: Path, scale: str = "cpu", steps: int | None = None) 
 
     Returns:
         What the run is (``key``, ``cell``, ``noise``, …), ``options`` and ``plan`` as they were used, ``facts`` of the
-        alignment, ``validation`` and ``test`` (arrays of :mod:`experiments.items`), shares of the weights, seconds, versions.
+        alignment, ``validation`` and ``test`` (arrays of :mod:`experiments.items`), shares of the weights, seconds,
+        versions.
     """
     begun = time.monotonic()
     found = _demo(run, folder, steps) if run.cell["model"] == DEMO else Trial(run, folder, scale, steps).row()

@@ -48,8 +48,8 @@ ALIGNMENT = """\
 
 A cell counts if a plain stage 2 on clean answers brings the test accuracy at least halfway from the commonest answer's
 share to 1, and the mean Δ of visual tokens after stage 1 is at least 1 logit and above that of filler. Others are shown and
-not pooled. α and β are calibrated: half of the tokens have Δ ≤ α, a tenth has Δ ≥ β. Inside: the share of tokens whose Δ lies
-between the paper's 1 and 5, where a weight is not the same for all.
+not pooled. α and β are calibrated: half of the tokens have Δ ≤ α, a tenth has Δ ≥ β. Inside: the share of tokens whose Δ
+lies between the paper's 1 and 5, where a weight is not the same for all.
 """
 _BETTER = {"above": "more right than", "below": "fewer right than"}
 
