@@ -27,15 +27,21 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def cpu_model() -> str:
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
 def machine() -> dict[str, str]:
     """Device name and versions, for every row of a CSV."""
     import transformers
 
     import seecal
 
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+    cpu = f"cpu ({cpu_model()}, {torch.get_num_threads()} threads)"
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "seecal": seecal.__version__,
@@ -96,7 +102,12 @@ def runnable(variants: Runs, clear: Callable[[], Any] = lambda: None) -> tuple[R
 def interleaved(
     variants: Runs, rounds: int, warmup: int = 1, seconds: float | None = None
 ) -> dict[str, dict[str, float]]:
-    """p20, p50, p80 of each variant in ms, and how many rounds they are of.
+    """p20, p50, p80 of each variant in ms, and how many rounds they are of."""
+    return {name: summary(values) for name, values in round_times(variants, rounds, warmup, seconds).items()}
+
+
+def round_times(variants: Runs, rounds: int, warmup: int = 1, seconds: float | None = None) -> dict[str, list[float]]:
+    """ms of each variant in each round that counts.
 
     Each round runs every variant once, so that drift of the machine hits all. ``seconds``: begin no more rounds after that.
     """
@@ -113,7 +124,17 @@ def interleaved(
                 task.advance(note=name)
                 if turn >= warmup:
                     times[name].append(spent * 1e3)
-    return {name: {**percentiles(values), "rounds": len(values)} for name, values in times.items()}
+    return times
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    return {**percentiles(values), "rounds": len(values)}
+
+
+def spread(one: list[float], other: list[float]) -> dict[str, float]:
+    """p20, p50, p80 of the ratio of two variants, each round's for itself: what slows a whole round falls out of it."""
+    found = percentiles([a / b for a, b in zip(one, other, strict=True)])
+    return {key.removesuffix("_ms"): value for key, value in found.items()}
 
 
 def percentiles(values: list[float]) -> dict[str, float]:

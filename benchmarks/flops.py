@@ -3,11 +3,12 @@
     floor(ours CAL / ours MLE) - 1 = contrast pass / MLE step
 
 A matrix product of [n, a] with [a, b] is 2·n·a·b. A decoder layer multiplies each token with 4·D² (query, key, value,
-output) + 3·D·I (gate, up, down) parameters; its causal attention looks at n(n+1)/2 pairs in a row of n tokens, 2·D for the
-score and 2·D for the value of each. Backward: twice the forward (gradient of the input and of the parameters), or once
-where the parameters are frozen; attention has no parameters and always takes two. Every decoder layer is checkpointed:
-one forward more. Nothing else is counted (norms, softmax, copies), and everything is taken to run at the same rate, so a
-real step is somewhat off; ratios are what this is for.
+output; where k of h heads have keys and values of their own, 2·(1 + k/h)·D²) + 3·D·I (gate, up, down) parameters; its
+causal attention looks at n(n+1)/2 pairs in a row of n tokens, 2·D for the score and 2·D for the value of each. Backward:
+twice the forward (gradient of the input and of the parameters), or once where the parameters are frozen; attention has no
+parameters and always takes two. Every decoder layer is checkpointed: one forward more. Nothing else is counted (norms,
+softmax, copies), and everything is taken to run at the same rate, so a real step is somewhat off; ratios are what this
+is for.
 
 D width of the decoder, I of its MLP, V vocabulary, N label tokens.
 """
@@ -68,7 +69,8 @@ def decoder(shape: Shape, rows: list[int], before: list[int] | None = None) -> t
 
     ``before``: tokens of each row whose keys and values are there already.
     """
-    parameters = shape.layers * (4 * shape.hidden**2 + 3 * shape.hidden * shape.inter)
+    keys = shape.hidden * (shape.kv_heads or shape.heads) // shape.heads
+    parameters = shape.layers * (2 * shape.hidden * (shape.hidden + keys) + 3 * shape.hidden * shape.inter)
     pairs = sum(n * (n + 1) // 2 + n * there for n, there in zip(rows, before or [0] * len(rows), strict=True))
     return 2 * parameters * sum(rows), 4 * shape.hidden * pairs * shape.layers
 

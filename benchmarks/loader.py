@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ import psutil
 import torch
 import torchvision
 import transformers as hf
-from common import percentiles, progress, write
+from common import cpu_model, percentiles, progress, write
 from datasets import Dataset, Features, Sequence, Value
 from datasets import Image as ImageColumn
 from PIL import Image
@@ -70,16 +69,16 @@ def write_files(folder: Path, size: tuple[int, int], count: int) -> list[str]:
     return paths
 
 
-def processor(side: int) -> hf.LlavaProcessor:
+def processor(side: int, patch: int = 14, template: str = CHAT_TEMPLATE) -> hf.LlavaProcessor:
     """LLaVA-1.5's image processing (shortest side, centre crop) before a small tokenizer."""
     images = hf.CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     return hf.LlavaProcessor(
         image_processor=images,
         tokenizer=tiny_tokenizer(),
-        patch_size=14,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
     )
 
 
@@ -172,12 +171,6 @@ def compare(size: tuple[int, int], count: int, side: int, batch: int, options: a
         }
         for name in found
     ]
-
-
-def cpu_model() -> str:
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import scaling
 from common import RESULTS
 from flops import floors
-from shapes import GPU_SHAPES, SHAPES
+from shapes import CPU_SHAPES, GPU_SHAPES, SHAPES
 from targets import LABELS, WAITS, on_gpu, peak_gib, read
 
 try:
@@ -40,9 +40,9 @@ Rows = list[dict[str, str]]
 
 def step_picture(folder: Path) -> tuple[Any, list[str]]:
     """(figure, what waits). Bars: time as a share of hf's, the floor as a black mark; peak memory, weights included."""
-    found = {name: read(folder / f"step-{name}.csv") for name in SHAPES}
+    found = {name: read(folder / f"step-{name}.csv") for name in SHAPES if name not in CPU_SHAPES}
     tiny = not any(found[name] for name in GPU_SHAPES) and any(found.values())
-    shapes = [name for name in SHAPES if (bool(found[name]) if tiny else name in GPU_SHAPES)]
+    shapes = [name for name in found if (bool(found[name]) if tiny else name in GPU_SHAPES)]
     measured = {row["variant"] for rows in found.values() for row in rows if row["peak_mib"]}
     variants = [name for name in COLOURS if name != "liger" or name in measured]
     width, waits = 0.8 / len(variants), []

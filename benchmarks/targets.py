@@ -1,6 +1,6 @@
 """What the figures have to reach, and whether the CSVs of a folder say so. No torch here: it only reads.
 
-A target without its figure waits; figures of a CPU count as none.
+A target without its figure waits; figures of a CPU count as none for a GPU's, and have limits of their own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ MEMORY = {"llava-1.5-7b": 1.00, "llava-next-7b": 1.00, "3b-152k": 0.55, "llava-1
 OF_TRL = 1.02  # of TRL's plain step, on every shape
 ABOVE_FLOOR = 0.02  # how far ours CAL / ours MLE may lie above its floor, on every shape
 WAITS = "waits for a GPU"
+# On a CPU ours CAL may take this of the floor of ours CAL / hf, and that much more
+OF_FLOOR_ON_CPU, MORE_ON_CPU = 1.02, 0.03
 # What tables and pictures call the variants
 LABELS = {
     "hf": "transformers, plain",
@@ -69,6 +71,21 @@ def on_gpu(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 def steps(folder: Path, shape: str) -> Rows:
     """The step benchmark's rows of this shape that a GPU gave."""
     return {row["variant"]: row for row in on_gpu(read(folder / f"step-{shape}.csv"))}
+
+
+def cpu_limit(floor_of_hf: float) -> float:
+    """The most that ours CAL may take of hf's step on a CPU."""
+    return OF_FLOOR_ON_CPU * floor_of_hf + MORE_ON_CPU
+
+
+def cpu_steps(folder: Path, shape: str) -> list[Rows]:
+    """The step benchmark's rows of this shape, one set for each CSV that a CPU gave: step-SHAPE-cpu.csv and whatever
+    else begins so, for a second kind of CPU."""
+    found = []
+    for path in sorted(folder.glob(f"step-{shape}-cpu*.csv"), key=lambda path: path.stem):
+        rows = [row for row in read(path) if row["device"].startswith("cpu")]
+        found += [{row["variant"]: row for row in rows}] if rows else []
+    return found
 
 
 def peak_gib(row: dict[str, str]) -> float | None:

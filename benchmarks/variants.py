@@ -41,6 +41,7 @@ LIBRARIES = {
 EXTRA = ("cal-fp8", "cal-every-4")
 NAMES = (*PLAIN, *OURS)
 DEFAULT = tuple(name for name in NAMES if name not in EXTRA)
+ON_CPU = ("hf", "trl", "released", "mle", "cal")  # what is compared where a round takes minutes
 Batch = dict[str, torch.Tensor]
 
 

@@ -17,15 +17,84 @@ sys.path.append(str(ROOT / "benchmarks"))
 import targets  # noqa: E402
 from common import RESULTS  # noqa: E402
 from flops import floors, ladder, work_of  # noqa: E402
-from shapes import GPU_SHAPES, SHAPES, draw  # noqa: E402
+from shapes import CPU_SHAPES, GPU_SHAPES, SHAPES, draw  # noqa: E402
 from step import measure  # noqa: E402
-from targets import WAITS, on_gpu, peak_gib, read, steps, verdicts  # noqa: E402
+from targets import WAITS, Rows, cpu_limit, cpu_steps, on_gpu, peak_gib, read, steps, verdicts  # noqa: E402
+from variants import ON_CPU  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
 LABELS = {**targets.LABELS, "cal": f"**{targets.LABELS['cal']}**"}
 MAIN = ("hf", "trl", "liger", "released", "mle", "cal-padded", "cal")
+NOT_YET = "not measured yet"
+ARMS = {
+    "sft": "SFTTrainer",
+    "mle": "CALTrainer, plain",
+    "cal": "**CALTrainer**",
+    "weights": "CALTrainer, weights measured before",
+}
 COUNTED = ("hf", "released", "cal-padded", "cal")
 Table = list[list[str]]
+
+
+def cpu_table(folder: Path) -> Table:
+    """One row a shape, for each CPU that measured it: ratios to hf's step with their spread, and the floors."""
+    titles = [LABELS[name] for name in ON_CPU]
+    table = [["shape", *titles, "limit of ours CAL", "taken on"]]
+    for shape in CPU_SHAPES:
+        counted = floors(CPU_SHAPES[shape])
+        floor = {name: counted[name] / counted["hf"] for name in ON_CPU}
+        for rows in cpu_steps(folder, shape) or [{}]:
+            cells = [_cpu_cell(name, rows.get(name, {}), floor[name]) for name in ON_CPU]
+            table.append([shape, *cells, _cpu_verdict(rows, cpu_limit(floor["cal"])), _cpu_device(rows)])
+    return table
+
+
+def _cpu_cell(name: str, row: dict[str, str], floor: float) -> str:
+    measured = bool(row.get("p50_ms"))
+    if name == "hf":
+        return f"{float(row['p50_ms']) / 1e3:.1f} s" if measured else row.get("note") or NOT_YET
+    if not measured:
+        return f"{row.get('note') or NOT_YET}; floor {floor:.3f}×"
+    middle, low, high = (float(row[f"of_hf_{name}"]) for name in ("p50", "p20", "p80"))
+    return f"{middle:.3f}× ({low:.3f} to {high:.3f}); floor {floor:.3f}×"
+
+
+def _cpu_verdict(rows: Rows, limit: float) -> str:
+    measured = rows.get("cal", {}).get("of_hf_p50")
+    word = f": {'met' if float(measured) <= limit else 'missed'}" if measured else ""
+    return f"{limit:.3f}×{word}"
+
+
+def _cpu_device(rows: Rows) -> str:
+    row = next(iter(rows.values()), None)
+    return f"{row['device']}, {rows['hf']['rounds']} rounds, torch {row['torch']}" if row else NOT_YET
+
+
+def cpu_memory_table(folder: Path) -> Table:
+    """Peak beyond the weights and the batch, as a CPU's operators ask for it."""
+    table = [["MiB beyond weights and batch", *(LABELS[name] for name in ON_CPU)]]
+    for shape in CPU_SHAPES:
+        for rows in cpu_steps(folder, shape) or [{}]:
+            peaks = [rows.get(name, {}).get("peak_mib") for name in ON_CPU]
+            table.append([shape, *(f"{float(peak):,.0f}" if peak else NOT_YET for peak in peaks)])
+    return table
+
+
+def trainer_table(folder: Path) -> Table:
+    """Whole trainings, the loader included."""
+    table = [["trainer", "samples a second", "time of SFTTrainer's", "waiting for data", "peak MiB", "of its workers"]]
+    found = {row["variant"]: row for row in read(folder / "trainer-cpu.csv")}
+    for arm, label in ARMS.items():
+        row = found.get(arm)
+        if row is None:
+            table.append([label, *[NOT_YET] * (len(table[0]) - 1)])
+            continue
+        middle, low, high = (float(row[f"of_sft_{name}"]) for name in ("p50", "p20", "p80"))
+        speed, slow, fast = (float(row[f"samples_per_s_{name}"]) for name in ("p50", "p20", "p80"))
+        cells = [f"{speed:.1f} ({slow:.1f} to {fast:.1f})", f"{middle:.3f}× ({low:.3f} to {high:.3f})"]
+        cells.append(f"{100 * float(row['wait_share_p50']):.1f} %")
+        table.append([label, *cells, *(f"{float(row[f'{name}_p50']):,.0f}" for name in ("peak_mib", "workers_mib"))])
+    return table
 
 
 def time_table(folder: Path) -> Table:
@@ -141,6 +210,9 @@ def count_table() -> Table:
 def tables(folder: Path) -> dict[str, Table]:
     """Every table but that of the counts, which takes a run: name of its marker -> rows, the header first."""
     return {
+        "cpu": cpu_table(folder),
+        "cpu memory": cpu_memory_table(folder),
+        "trainers": trainer_table(folder),
         "batches": batch_table(),
         "floors": floor_table(),
         "times": time_table(folder),

@@ -77,7 +77,7 @@ FLOORS = {
     ],
     "pages": [{"charts", "preview_text", "report_data", "templates", "thumbnails"}, {"alignment", "preview", "report"}],
     "trainer": [
-        {"hangs", "metrics", "manifests", "options", "random_numbers", "samples", "token_backends"},
+        {"frozen_tower", "hangs", "metrics", "manifests", "options", "random_numbers", "samples", "token_backends"},
         {"sampling"},
         {"answer_metrics", "cal_config", "token_logging"},
         {

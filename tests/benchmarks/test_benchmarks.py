@@ -55,6 +55,7 @@ def test_every_benchmark_is_smoke_run_here(results):
         "report_page",
         "scaling",
         "step",
+        "trainer",
         "weights",
     ]
     assert [(row["part"], row["outcome"]) for row in rows(results / "parts.csv")] == [
@@ -351,7 +352,7 @@ def test_weights_are_compared_with_float32(tmp_path):
 
 
 def test_a_benchmark_that_is_none_is_named():
-    with pytest.raises(ValueError, match="loss, plot, records_index, report_page, scaling, step, weights"):
+    with pytest.raises(ValueError, match="loss, plot, records_index, report_page, scaling, step, trainer, weights"):
         bench.run("speed", [])
 
 

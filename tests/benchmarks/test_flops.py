@@ -31,6 +31,14 @@ def test_one_forward_of_the_decoder():
     assert flops.decoder(small(), [3, 1], [2, 0]) == (2176, 416)
 
 
+def test_fewer_heads_of_keys_than_of_queries():
+    import flops
+
+    # one of two heads: keys and values are 2 wide, 2·4·(4 + 2) + 3·24 = 120 parameters; attention is as before
+    assert flops.decoder(small(heads=2, kv_heads=1), [3, 1]) == (2 * 2 * 120 * 4, 224)
+    assert flops.decoder(small(heads=2, kv_heads=2), [3, 1]) == flops.decoder(small(heads=2), [3, 1]) == (2176, 224)
+
+
 def test_vision_projector_and_head():
     import flops
 

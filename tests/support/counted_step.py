@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import seecal
 from seecal.recipes.trainable import prepare
+from seecal.trainer.frozen_tower import forward_only
 from tests.support.builders import Row
 from tests.support.zoo import batch_of, scaled
 from tests.support.zoo_models import ZOO
@@ -91,6 +92,12 @@ def counted(kind, folder, train, checkpointed):
     model.train()
     if checkpointed:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with forward_only(model):
+        return counted_steps(model, batch)
+
+
+def counted_steps(model, batch):
+    """:func:`counted` on a model as CALTrainer has it in a step."""
     trained = [one for one in model.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     model(**batch).loss.backward()  # a first step, which also makes what is kept for all others

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..families.dummy_images import features
 from ..families.table import decoder_of, head_of
+from ..trainer.frozen_tower import forward_only
 from .storageless import Counted, counting_bytes, counting_flops, storageless
 
 _ROW = 64  # tokens of the shorter of the two rows that are run
@@ -131,7 +132,7 @@ def image_cost(model: Any, inputs: Mapping[str, Tensor]) -> ImageCost:
         return torch.stack([part.float().sum() for part in features(model, dict(inputs))]).sum()
 
     plain = _Passes.of(model, run)
-    with checkpointed(model):  # a frozen tower too: transformers has its embeddings ask for a gradient
+    with checkpointed(model):
         again = _Passes.of(model, run)
     size = next(model.parameters()).element_size()
     return ImageCost(
@@ -305,7 +306,7 @@ def _run(model: Any, decoder: Any, tokens: int) -> Tensor:
 
 @contextlib.contextmanager
 def checkpointed(model: Any) -> Iterator[None]:
-    """Inside the block every layer is checkpointed, as training does it."""
+    """Inside the block every layer is checkpointed, as CALTrainer does it: a frozen tower is not run backwards."""
     # transformers renamed it in 5.23
     on = getattr(model, "activation_checkpointing_enable", None)
     if on is not None:
@@ -313,7 +314,8 @@ def checkpointed(model: Any) -> Iterator[None]:
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     try:
-        yield
+        with forward_only(model):
+            yield
     finally:
         (getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable)()
         model.disable_input_require_grads()  # which the line before leaves on

@@ -25,6 +25,7 @@ from .bad_steps import stop_at
 from .cal_config import CALConfig
 from .callbacks import EpochCallback
 from .data_trainer import DataTrainer
+from .frozen_tower import forward_only
 from .measured_before import with_measured
 from .metrics import RunningSums, WaitHint, Waiting, count_tokens, evaluation_metrics, memory_metrics, token_metrics
 from .quarantine import QuarantineCallback
@@ -200,7 +201,8 @@ class CALTrainer(DataTrainer):
         self._watch.clear()
         self._window_start = None
         try:
-            return super()._inner_training_loop(*args, **kwargs)
+            with forward_only(self.model):  # gradient checkpointing is on by now
+                return super()._inner_training_loop(*args, **kwargs)
         finally:
             self._watch.clear()
             state_of(unwrap(self.model)).forget_steps()
