@@ -1,13 +1,13 @@
-"""Write docs/evidence.md from the rows of results:
+"""Write docs/evidence.md, its pictures and the lines that the README quotes, from the rows of results:
 
     python -m experiments.evidence
 
-A test keeps the two in step. What is above chance, below it or a null is read off the intervals here, not written by hand.
+A test keeps them in step. What is above chance, below it or a null is read off the intervals here, not written by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,14 @@ import yaml
 
 from .planted import AFTER_NAME, FILLER
 from .rows import Rows
+from .runner import pool
 from .token_kinds import DESIGN, FIRST, LAST, LOGS, PLANS, SCORES
+from .trials_page import of_trials, quoted, table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "evidence.md"
+README = HERE.parent / "README.md"
+MARKS = ("<!-- from docs/evidence.md -->", "<!-- end -->")
 Row = dict[str, Any]
 NAMES = {"delta": "Δ", "gain": "gain", "logprob_with": "log p with image", "logprob_without": "log p without"}
 NAMES |= {score: score.replace("weight of ", "weight ") for score in SCORES if score not in NAMES}
@@ -30,8 +34,14 @@ Written by `python -m experiments.evidence` from the rows in [experiments/result
 two in step. What was expected stands in `experiments/NAME.yaml`, which is older in git than the rows. Nulls are shown like
 the rest.
 
-Each section is about one training of one small model (`seecal demo`, 140 million parameters). Intervals are over its
-drawings, not over trainings, so nothing here says how another model behaves, and nothing compares CAL with plain training.
+Everything here is about small models that two CPU cores can train: most have 1 to 4 million parameters and random weights
+at first, the demo's has 140 million. Nothing here says how a large model behaves.
+"""
+DEMO_ALONE = """\
+## One training of the demo's model
+
+The two sections below are about one training of one small model (`seecal demo`, 140 million parameters). Intervals are over
+its drawings, not over trainings, and nothing there compares CAL with plain training.
 
 AUROC is the share of pairs in which the first of two is the higher one, 0.5 by chance. In brackets: 95 % intervals. An
 interval without 0.5 is called above or below chance and stands in bold; with so many cells some are so by accident.
@@ -53,9 +63,20 @@ those of filler differ.
 """
 
 
-def page(token_kinds: Sequence[Row], swapped: Sequence[Row]) -> str:
-    """The whole page."""
-    return "\n".join([INTRODUCTION, *of_token_kinds(token_kinds), *of_swapped_captions(swapped)]).rstrip() + "\n"
+def page(token_kinds: Sequence[Row], swapped: Sequence[Row], trained: Mapping[str, Row]) -> str:
+    """The whole page, of the rows of all experiments; ``trained``: those of trainings, by key."""
+    demo = [DEMO_ALONE, *of_token_kinds(token_kinds), *of_swapped_captions(swapped)]
+    return "\n".join([INTRODUCTION, *of_trials(trained), *demo]).rstrip() + "\n"
+
+
+def readme(text: str, trained: Mapping[str, Row]) -> str:
+    """The README with what it quotes of the page between its marks."""
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    if not after:
+        raise ValueError(f"the README has no {' … '.join(MARKS)}: put the two lines where the page is to be quoted")
+    lines = quoted(trained)
+    return before + "\n".join([MARKS[0], *lines, *([""] if lines else []), MARKS[1]]) + after
 
 
 def cell(interval: dict[str, float | None] | None) -> str:
@@ -72,11 +93,6 @@ def verdict(interval: dict[str, float | None]) -> str:
     if low is None or high is None:
         return "not to be said"
     return "above chance" if low > 0.5 else "below chance" if high < 0.5 else "a null"
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    rows = [head, ["---"] * len(head), *lines]
-    return ["", *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 # ---- Kinds of tokens ----
@@ -263,4 +279,9 @@ def of_swapped_captions(rows: Sequence[Row]) -> list[str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(Rows("token_kinds").all, Rows("swapped_captions").all), "utf8")
+    from .pictures import draw
+
+    known = pool()
+    PAGE.write_text(page(Rows("token_kinds").all, Rows("swapped_captions").all, known), "utf8")
+    README.write_text(readme(README.read_text("utf8"), known), "utf8")
+    draw(known, PAGE.parent)

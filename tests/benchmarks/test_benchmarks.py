@@ -45,6 +45,7 @@ def modules(monkeypatch):
 def test_every_benchmark_is_smoke_run_here(results):
     assert bench.names() == [
         "check",
+        "evidence",
         "flops",
         "gpu",
         "loader",

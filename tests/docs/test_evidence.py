@@ -4,10 +4,15 @@ import shutil
 import subprocess
 
 import pytest
-from experiments.evidence import PAGE, Run, cell, expectations, page
+from experiments.designs import HERE, design, names
+from experiments.evidence import MARKS, PAGE, README, Run, cell, expectations, page, readme
+from experiments.findings import Findings, alignments
+from experiments.pictures import draw
 from experiments.rows import RESULTS, Rows
+from experiments.runner import pool
 from experiments.token_kinds import FIRST, LAST, PLANS, SCORES
 
+from tests.support.evidence_rows import rows_of
 from tests.support.paths import ROOT
 from tests.support.processes import environment, limit
 
@@ -31,10 +36,39 @@ def run_of(values, planted=("object", "kind after the name", "filler", "kind", "
     return Run({"endpoints": endpoints})
 
 
-def test_the_page_is_what_the_rows_give():
-    assert PAGE.read_text("utf8") == page(Rows("token_kinds").all, Rows("swapped_captions").all), (
+@pytest.fixture(scope="module")
+def trained():
+    return pool()
+
+
+def test_the_page_is_what_the_rows_give(trained):
+    assert PAGE.read_text("utf8") == page(Rows("token_kinds").all, Rows("swapped_captions").all, trained), (
         "run python -m experiments.evidence"
     )
+
+
+def test_the_readme_quotes_what_the_rows_give(trained):
+    text = README.read_text("utf8")
+    assert readme(text, trained) == text, "run python -m experiments.evidence"
+    whole = rows_of([design("types_and_tasks")], lambda run: 0.97 if run.name == "calibrated" else 0.8)
+    quoted = readme(text, whole)
+    assert quoted.count("| calibrated − uniform |") == 2
+    assert readme(quoted, whole) == quoted
+    assert readme(quoted, trained) == text
+    with pytest.raises(ValueError, match=f"no {MARKS[0]}"):
+        readme("text", trained)
+
+
+def test_pictures_are_there_where_rows_are(trained, tmp_path):
+    known = alignments(trained.values())
+    wanted = {f"evidence-{name}.svg" for name in names() if Findings(design(name), trained, known).compared()}
+    assert {path.name for path in PAGE.parent.glob("evidence-*.svg")} == wanted, "run python -m experiments.evidence"
+    drawn = draw(rows_of([design("noise"), design("window")], lambda run: 0.9), tmp_path)
+    assert {"evidence-noise.svg", "evidence-window.svg"} <= {path.name for path in drawn}
+    assert all("</svg>" in path.read_text("utf8") for path in drawn)
+    before = (tmp_path / "evidence-noise.svg").read_bytes()
+    draw(rows_of([design("noise")], lambda run: 0.9), tmp_path)
+    assert (tmp_path / "evidence-noise.svg").read_bytes() == before, "the same rows, the same picture"
 
 
 def test_another_row_gives_another_page():
@@ -45,7 +79,7 @@ def test_another_row_gives_another_page():
     shown = interval(0.123, 0.1, 0.2)
     changed = [{**one, "matched": shown} if "matched" in one else one for one in row["endpoints"]]
     others = [one for one in rows if one is not row]
-    found = page([{**row, "endpoints": changed}, *others], Rows("swapped_captions").all)
+    found = page([{**row, "endpoints": changed}, *others], Rows("swapped_captions").all, {})
     lines = [line for line in found.splitlines() if line.startswith("| object | ")]
     assert "| " + " | ".join(["**0.123 (0.100–0.200)**"] * len(SCORES)) + " |" in lines[0]
     assert "0.123" not in lines[1]
@@ -117,6 +151,7 @@ def first_with(path, text):
         ("swapped_captions", "question:", '"experiment"'),
         ("token_kinds", "question:", '"experiment"'),
         ("token_kinds", "matched AUROC of", '"design": "matched"'),
+        *((name, "hypothesis:", '"experiment"') for name in NAMES if name in names()),
     ],
 )
 def test_what_is_expected_is_older_than_the_rows(name, design, first_row):
@@ -145,8 +180,11 @@ def test_the_figure_of_the_page_of_scores_is_that_of_the_rows():
 def test_the_page_is_linked_and_has_all_experiments():
     for page_ in ("README.md", "docs/scores.md"):
         assert "evidence.md" in (ROOT / page_).read_text("utf8")
-    assert NAMES == ["swapped_captions", "token_kinds"], "an experiment more: put it on the page"
-    assert all((ROOT / "experiments" / f"{name}.yaml").exists() for name in NAMES)
+    assert set(NAMES) <= {"swapped_captions", "token_kinds", *names()}, "rows of no experiment"
     text = PAGE.read_text("utf8")
-    assert all(f"experiments.{name} " in text for name in NAMES)
+    assert all(
+        f"[{path.name}](../experiments/{path.name})" in text or f"experiments.{path.stem} " in text
+        for path in HERE.glob("*.yaml")
+    )
+    assert all(f"`seecal bench evidence {name}`" in text for name in names())
     assert FIRST in text

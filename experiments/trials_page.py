@@ -1,0 +1,267 @@
+"""The part of docs/evidence.md that is about training: alignment of every cell, then each experiment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .designs import DEMO, Design, design, names
+from .findings import MEASURES, Alignment, Comparison, Findings, alignments, cell_name
+from .items import unpacked
+from .paired import Paired
+
+Row = dict[str, Any]
+ORDER = (
+    "types_and_tasks", "noise", "stages", "clamp", "contrasts", "window", "relatives", "delta_over_training",
+    "stored_weights", "beyond", "real_weights",
+)  # fmt: skip
+TITLES = {
+    "types_and_tasks": "Types of model and tasks",
+    "noise": "Swapped answers",
+    "stages": "In which stage",
+    "clamp": "Alpha and beta",
+    "contrasts": "How the image is taken away",
+    "window": "Pooling",
+    "relatives": "Relatives of CAL",
+    "delta_over_training": "Δ over a training, and a cold start",
+    "stored_weights": "Weights that were measured before",
+    "beyond": "Beyond the paper",
+    "real_weights": "Real weights",
+}
+INTRODUCTION = """\
+## Training: CAL against plain training
+
+`seecal bench evidence NAME` makes the runs of an experiment that have no row yet, in pieces of 30 minutes on two cores, and
+`seecal bench evidence --plan` says what all of it takes and what was left out, by name. A run is one training by
+`CALTrainer`; both arms of a pair start from the same alignment and see the same records in the same order.
+
+Differences are paired: the same seed, the same test items. In brackets: 95 % intervals, from the lower to the upper end of
+two, Student's t over the seeds and a bootstrap over seeds and items (percentiles widened for few seeds). Bold: both are
+clear of zero, and so is p of the exact match after Holm's correction over the experiment's comparisons. NLLs are not
+corrected. Pooled: the mean over the cells that count; nothing is said of other cells.
+"""
+ALIGNMENT = """\
+### Do the models see? The alignment of every cell
+
+A cell counts if a plain stage 2 on clean answers brings the test accuracy at least halfway from the commonest answer's
+share to 1, and the mean Δ of visual tokens after stage 1 is at least 1 logit and above that of filler. Others are shown and
+not pooled. α and β are calibrated: half of the tokens have Δ ≤ α, a tenth has Δ ≥ β. Inside: the share of tokens whose Δ
+lies between the paper's 1 and 5, where a weight is not the same for all.
+"""
+_BETTER = {"above": "more right than", "below": "fewer right than"}
+
+
+def of_trials(rows: Mapping[str, Row]) -> list[str]:
+    """The lines.
+
+    Args:
+        rows: of all experiments, by key (:func:`experiments.runner.pool`).
+    """
+    known = alignments(rows.values())
+    lines = [INTRODUCTION, *of_alignment(known, [design(name) for name in in_order()])]
+    for name in in_order():
+        lines += of_experiment(Findings(design(name), rows, known))
+    return lines
+
+
+def in_order() -> list[str]:
+    """The experiments that train, as the page has them."""
+    there = names()
+    return [name for name in ORDER if name in there] + [name for name in there if name not in ORDER]
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    rows = [head, ["---"] * len(head), *lines]
+    return ["", *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def of_alignment(known: Mapping[str, Alignment], plans: Sequence[Design]) -> list[str]:
+    """The table of cells, and which of the designs' cells have no rows."""
+    lines = [ALIGNMENT]
+    if known:
+        head = ["cell", "seeds", "commonest answer", "after stage 1", "after clean stage 2", "Δ visual", "Δ filler"]
+        lines += table([*head, "α", "β", "inside [1, 5]", "counts"], [_alignment_line(one) for one in known.values()])
+    cells = {json.dumps(cell, sort_keys=True): cell for plan in plans for cell in plan.cells if cell != {"model": DEMO}}
+    if waiting := [cell_name(cell) for key, cell in cells.items() if key not in known]:
+        lines += [f"No rows yet: {', '.join(waiting)}.", ""]
+    return lines
+
+
+def _alignment_line(one: Alignment) -> list[str]:
+    shares = (f"{100 * share:.0f} %" for share in (one.commonest, one.accuracy, one.tuned))
+    logits = (f"{value:.2f}" for value in (one.visual, one.filler, one.alpha, one.beta))
+    last = (f"{100 * one.inside:.0f} %", "yes" if one.counts else "**no**")
+    return [cell_name(one.cell), str(one.seeds), *shares, *logits, *last]
+
+
+# ---- One experiment ----
+
+
+def of_experiment(found: Findings) -> list[str]:
+    """Its section."""
+    plan = found.design
+    title = TITLES.get(plan.name, plan.name)
+    told = [f"### {title}", "", _sentence(plan.told["question"]), ""]
+    told += [f"Expected ([{plan.name}.yaml](../experiments/{plan.name}.yaml)): {_flat(plan.told['hypothesis'])}", ""]
+    command = f"`seecal bench evidence {plan.name}`"
+    if not found.found:
+        return [*told, f"No rows yet: {len(plan.runs)} runs are planned. {command}", *_left_out(plan)]
+    compared = found.compared()
+    told += [f"{command}, {ran(found)}", "", f"**{said(found, compared)}**", ""]
+    if compared:
+        told += [f"![Differences in exact match](evidence-{plan.name}.svg)", *differences(found, compared)]
+    return [*told, *means(found), *traces(found), *_left_out(plan)]
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _left_out(plan: Design) -> list[str]:
+    if not plan.cut:
+        return [""]
+    told = "; ".join(f"{one['what']} ({one['why']})" for one in plan.cut)
+    return ["", f"Left out: {told}.", ""]
+
+
+def ran(found: Findings) -> str:
+    """How many runs, on what, and how long."""
+    rows = [row for _, row in found.found]
+    devices = sorted({f"{row['threads']} thread{'s' * (row['threads'] > 1)} of {row['device']}" for row in rows})
+    seconds = [sum(row["seconds"].get(name, 0) for name in ("weighing", "training", "measuring")) for row in rows]
+    waiting = len(found.design.runs) - len(rows)
+    return (
+        f"{len(rows)} runs of {np.mean(seconds) / 60:.1f} minutes on {', '.join(devices)}, torch "
+        f"{', '.join(sorted({row['torch'] for row in rows}))}."
+        f"{f' {waiting} of {len(found.design.runs)} runs are missing, so read nothing into it yet.' if waiting else ''}"
+    )
+
+
+def said(found: Findings, compared: Sequence[Comparison]) -> str:
+    """What it says, in one plain sentence, chosen from the intervals."""
+    judged = [one for one in compared if one.is_pooled] or [one for one in compared if found.counts(one.cells[0])]
+    if not judged:
+        return (
+            "Nothing: no cell counts, because none of the models is aligned well enough, or no pair of runs is there."
+        )
+    if all(one.verdict == "unknown" for one in judged):
+        return "Nothing yet: an interval needs two seeds."
+    clear = [one for one in judged if one.verdict in _BETTER]
+    others = len(judged) - len(clear)
+    parts = [
+        f"{_of(one)}: {shown(one.primary, points=True)} points, {_BETTER[one.verdict]} {one.baseline}" for one in clear
+    ]
+    if not parts:
+        widest = max(max(abs(one.primary.low), abs(one.primary.high)) for one in judged if one.verdict != "unknown")
+        plural = "any of its" if others > 1 else "its"
+        are = f"{others} comparisons" if others > 1 else "one comparison"
+        return (
+            f"A null in exact match: {plural} {are} cannot be told from zero; differences of more than {widest:.1f} points "
+            "are ruled out."
+        )
+    rest = f"; {others} other comparison{'s are nulls' if others > 1 else ' is a null'}" if others else ""
+    return f"In exact match{' on validation' if found.split == 'validation' else ''}, {'; '.join(parts)}{rest}."
+
+
+def _of(one: Comparison) -> str:
+    return f"{one.arm} ({100 * one.noise:.0f} % swapped)"
+
+
+def shown(one: Paired | None, points: bool = False) -> str:
+    """A difference with its interval."""
+    if one is None:
+        return "–"
+    form = "{:+.1f}" if points else "{:+.3f}"
+    if one.verdict() == "unknown":
+        return f"{form.format(one.estimate)} (one seed)".replace("-", "−")
+    return f"{form.format(one.estimate)} ({form.format(one.low)} to {form.format(one.high)})".replace("-", "−")
+
+
+def differences(found: Findings, compared: Sequence[Comparison]) -> list[str]:
+    """The table of paired differences, pooled ones first."""
+    known = [name for name in MEASURES if any(name in one.measures for one in compared)]
+    head = ["arm − baseline", "cell", "swapped", "seeds", *(MEASURES[name] for name in known), "p, Holm"]
+    lines = []
+    for one in compared:
+        where = f"pooled over {len(one.cells)}" if one.is_pooled else cell_name(json.loads(one.cells[0]))
+        if not one.is_pooled and not found.counts(one.cells[0]):
+            where += " (does not count)"
+        cells = [_bold(one, name) for name in known]
+        p = "–" if np.isnan(one.corrected) else f"{one.corrected:.3f}"
+        seeds = str(one.primary.seeds)
+        lines.append([f"{one.arm} − {one.baseline}", where, f"{100 * one.noise:.0f} %", seeds, *cells, p])
+    return table(head, lines)
+
+
+def _bold(one: Comparison, measure: str) -> str:
+    found = one.measures.get(measure)
+    text = shown(found, points=measure == "exact")
+    verdict = one.verdict if measure == "exact" else found.verdict() if found else "unknown"
+    return f"**{text}**" if verdict in _BETTER else text
+
+
+def means(found: Findings) -> list[str]:
+    """The table of what each arm reaches, and where its weights lie."""
+    lines = []
+    for cell in found.design.cells:
+        key = json.dumps(cell, sort_keys=True)
+        for noise in sorted({run.noise for run in found.design.runs}):
+            for arm in found.design.arms:
+                if rows := list(found.chosen(key, noise, arm).values()):
+                    lines.append([cell_name(cell), f"{100 * noise:.0f} %", arm, *_means(found, rows)])
+    known = [MEASURES[name].removesuffix(", points") for name in MEASURES]
+    head = ["cell", "swapped", "arm", "runs", "learning rate", *known, "weights at α / inside / at β", "minutes"]
+    return table(head, lines)
+
+
+def _means(found: Findings, rows: Sequence[Row]) -> list[str]:
+    values = []
+    for measure in MEASURES:
+        arrays = [unpacked(row["test"][measure]) for row in rows if measure in row["test"]]
+        mean = float(np.mean([np.nanmean(one) for one in arrays])) if arrays else None
+        values.append("–" if mean is None else f"{100 * mean:.1f} %" if measure == "exact" else f"{mean:.3f}")
+    there = [row["shares"] for row in rows if row["shares"]]
+    places = ("at_alpha", "inside", "at_beta")
+    lie = " / ".join(f"{100 * np.mean([one[name] for one in there]):.0f}" for name in places) if there else ""
+    minutes = np.mean([row["seconds"]["training"] + row["seconds"].get("weighing", 0) for row in rows]) / 60
+    return [str(len(rows)), f"{rows[0]['learning_rate']:g}", *values, f"{lie} %" if lie else "–", f"{minutes:.1f}"]
+
+
+def traces(found: Findings) -> list[str]:
+    """The table of Δ over training, where it was measured."""
+    lines = []
+    for arm in found.design.arms:
+        rows = [row for run, row in found.found if run.name == arm and "trace" in row]
+        for place in range(min((len(row["trace"]) for row in rows), default=0)):
+            points = [row["trace"][place] for row in rows]
+            shown_ = [f"{np.mean([one[kind] for one in points]):.2f}" for kind in ("visual", "filler")]
+            lines.append([arm, str(points[0]["step"]), str(len(rows)), *shown_])
+    if not lines:
+        return []
+    return ["Mean Δ on validation, in logits:", *table(["arm", "step", "runs", "visual tokens", "filler"], lines)]
+
+
+# ---- README ----
+
+
+def quoted(rows: Mapping[str, Row]) -> list[str]:
+    """The pooled table in five lines; none before every run of it is there."""
+    found = Findings(design("types_and_tasks"), rows, alignments(rows.values()))
+    pooled = [one for one in (found.compared() if found.whole else []) if one.is_pooled]
+    if not pooled:
+        return []
+    head = ["", "swapped answers", "exact match, points", "NLL of visual tokens", "seeds × cells"]
+    lines = [
+        [f"{one.arm} − {one.baseline}", f"{100 * one.noise:.0f} %", _bold(one, "exact"), _bold(one, "nll_visual"),
+         f"{one.primary.seeds // len(one.cells)} × {len(one.cells)}"]
+        for one in pooled[:2]
+    ]  # fmt: skip
+    sentence = said(found, found.compared())
+    return [f"CAL with calibrated α and β against plain training, nano models: {sentence}", *table(head, lines)[:-1]]

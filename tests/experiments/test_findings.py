@@ -1,0 +1,150 @@
+"""What rows say: which cells count, whose learning rate is chosen, and sentences that claim no more than intervals show."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from experiments.designs import design
+from experiments.findings import Findings, alignments
+from experiments.items import packed
+from experiments.trials_page import of_alignment, of_experiment, of_trials, quoted, said
+
+from tests.support.evidence_rows import facts_of, row_of, rows_of
+
+SHAPES = json.dumps({"model": "llava", "task": "shapes"})
+
+
+def found_in(name, rows):
+    return Findings(design(name), rows, alignments(rows.values()))
+
+
+def better(run):
+    """Calibrated weights help where answers are swapped, and nothing else does."""
+    return 0.97 if run.name in ("calibrated", "oracle") and run.noise else 0.8 if not run.noise else 0.6
+
+
+@pytest.fixture(scope="module")
+def types():
+    return rows_of([design("types_and_tasks")], better)
+
+
+def test_the_pooled_effect_is_found_and_the_null_is_called_one(types):
+    found = found_in("types_and_tasks", types)
+    null, effect = (one for one in found.compared() if one.is_pooled)
+    assert (null.noise, null.verdict) == (0, "null")
+    assert (effect.noise, effect.verdict) == (0.2, "above")
+    assert 25 < effect.primary.estimate < 50, "points"
+    assert len(effect.cells) == 7
+    text = said(found, found.compared())
+    assert re.fullmatch(
+        r"In exact match, calibrated \(20 % swapped\): \+\S+ \(\+\S+ to \+\S+\) points, more right than uniform; "
+        "1 other comparison is a null.",
+        text,
+    )
+
+
+def test_a_null_says_what_it_rules_out():
+    rows = rows_of([design("noise")])
+    found = found_in("noise", rows)
+    assert {one.verdict for one in found.compared()} == {"null"}
+    assert said(found, found.compared()).startswith("A null in exact match: any of its 3 comparisons cannot be told")
+    worse = rows_of([design("noise")], lambda run: 0.4 if run.name == "calibrated" else 0.9)
+    found = found_in("noise", worse)
+    assert "fewer right than uniform" in said(found, found.compared())
+    assert "more right" not in said(found, found.compared())
+
+
+@pytest.mark.parametrize(
+    ("facts", "right"),
+    [
+        ({"visual": 0.9}, 0.8),  # Δ of visual tokens is small
+        ({"visual": 1.5, "filler": 1.6}, 0.8),  # Δ is not of visual tokens
+        ({"commonest": 0.95}, 0.8),  # guessing does as well
+        ({}, 0.5),  # clean stage 2 is bad
+    ],
+)
+def test_a_cell_that_does_not_see_is_not_counted_and_it_says_so(facts, right):
+    def is_bad(run):
+        return run.cell == {"model": "llava", "task": "charts"}
+
+    rows = rows_of(
+        [design("types_and_tasks")],
+        lambda run: right if is_bad(run) and not run.noise else better(run),
+        lambda run: facts_of(**facts) if is_bad(run) else None,
+    )
+    pooled = [one for one in found_in("types_and_tasks", rows).compared() if one.is_pooled]
+    assert [len(one.cells) for one in pooled] == [6, 6]
+    text = "\n".join([*of_alignment(alignments(rows.values()), []), *of_experiment(found_in("types_and_tasks", rows))])
+    assert len(re.findall(r"\| llava charts \|.*\*\*no\*\* \|", text)) == 1
+    assert len(re.findall(r"\*\*no\*\* \|", text)) == 1
+    assert text.count("llava charts (does not count)") == 2
+
+
+def test_nothing_is_said_of_cells_that_all_fail():
+    rows = rows_of([design("noise")], facts=lambda run: facts_of(visual=0.1))
+    found = found_in("noise", rows)
+    assert said(found, found.compared()).startswith("Nothing: no cell counts")
+    assert quoted(rows) == []
+
+
+def test_the_rate_is_chosen_on_validation_and_among_those_of_both_arms():
+    plan = design("types_and_tasks")
+    rows = {}
+    for run in plan.runs:
+        row = row_of(run, 0.7)
+        # On the test set the rates are the other way round
+        value = {2.5e-4: 0.9, 5e-4: 0.7, 1e-3: 0.5}[run.learning_rate] if run.name == "calibrated" else 0.7
+        row["validation"]["exact"] = packed({"a": np.arange(40) < 40 * value})["a"]
+        row["test"]["exact"] = packed({"a": np.arange(40) >= 40 * value})["a"]
+        rows[run.key()] = row
+    found = found_in("types_and_tasks", rows)
+    assert found.rate(SHAPES, 0.2, "calibrated") == 2.5e-4
+    assert found.rate(SHAPES, 0.0, "calibrated") == 5e-4
+    ours = found.differences("calibrated", "shuffled", SHAPES, 0.2, "test")["exact"]
+    assert np.mean(ours) == pytest.approx(0), "shuffled has one rate, so calibrated is taken at that one"
+
+
+def test_rows_that_were_tested_on_other_items_are_no_pair(types):
+    row = next(row for row in types.values() if row["arm"] == "calibrated" and row["noise"] == 0)
+    with pytest.raises(ValueError, match=f"{row['key']}.*other items: they are no pair"):
+        found_in("types_and_tasks", types | {row["key"]: row | {"items": "others"}}).compared()
+
+
+def test_every_experiment_has_its_section_with_and_without_rows(types):
+    empty = "\n".join(of_trials({}))
+    assert empty.count("No rows yet: ") == 12, "eleven experiments, and the cells"
+    assert "![" not in empty
+    some = dict(list(rows_of([design("noise")]).items())[:-6])
+    text = "\n".join(of_experiment(found_in("noise", some)))
+    assert "6 of 48 runs are missing, so read nothing into it yet." in text
+    whole = "\n".join(of_experiment(found_in("types_and_tasks", types)))
+    for wanted in (
+        "seecal bench evidence types_and_tasks",
+        "1 thread of a processor",
+        "types_and_tasks.svg",
+        "Left out: ",
+    ):
+        assert wanted in whole
+    assert "missing, so" not in whole
+
+
+def test_the_readme_quotes_the_whole_pooled_table_alone(types):
+    lines = quoted(types)
+    assert len(lines) == 6
+    assert not lines[1], "five lines and the blank one before a table"
+    assert quoted(dict(list(types.items())[1:])) == []
+
+
+def test_delta_over_training_is_shown():
+    text = "\n".join(of_experiment(found_in("delta_over_training", rows_of([design("delta_over_training")]))))
+    assert "| calibrated | 4 | 3 | 5.00 | 0.25 |" in text
+
+
+def test_beyond_is_judged_on_validation():
+    found = found_in("beyond", rows_of([design("beyond")], lambda run: 0.97 if run.name == "annealed" else 0.5))
+    # Its cell is known to see from other experiments alone
+    assert said(found, found.compared()).startswith("Nothing: no cell counts")
+    rows = rows_of([design("beyond"), design("noise")], lambda run: 0.99 if run.name == "annealed" else 0.8)
+    found = found_in("beyond", rows)
+    assert said(found, found.compared()).startswith("In exact match on validation, annealed (40 % swapped)")
