@@ -79,7 +79,7 @@ FLOORS = {
     "trainer": [
         {"frozen_tower", "hangs", "metrics", "manifests", "options", "random_numbers", "samples", "token_backends"},
         {"sampling"},
-        {"answer_metrics", "cal_config", "token_logging"},
+        {"cal_config"},
         {
             "callbacks",
             "checkpoints",
@@ -90,7 +90,7 @@ FLOORS = {
             "step_watch",
             "fingerprint",
         },
-        {"bad_steps", "fingerprint", "measured_before", "saving"},
+        {"answer_metrics", "bad_steps", "fingerprint", "measured_before", "saving", "token_logging"},
         {"resuming", "replay"},
         {"quarantine"},
         {"data_trainer"},

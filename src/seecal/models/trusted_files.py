@@ -31,7 +31,7 @@ def check_weights(folder: Path, options: Mapping[str, Any]) -> None:
         return
     index = folder / _INDEX
     if index.is_file():
-        shards = _json(index).get("weight_map")
+        shards = json_object(index).get("weight_map")
         names = set(shards.values()) if isinstance(shards, dict) else {None}
         for name in names:
             if not isinstance(name, str) or not name.endswith(".safetensors") or name != Path(name).name:
@@ -72,7 +72,7 @@ def check_config(config: Any, name: str, options: Mapping[str, Any]) -> None:
 def check_adapter(folder: Path) -> None:
     """ValueError where an adapter's ``folder`` has no safetensors, or its config leads to more files than its own."""
     config = folder / "adapter_config.json"
-    kind = str(_json(config).get("peft_type"))
+    kind = str(json_object(config).get("peft_type"))
     if kind in _LEADS_ELSEWHERE:
         raise ValueError(
             f"{config}: a {kind} adapter, whose config names more to load than this folder. Use one whose weights are its "
@@ -92,7 +92,8 @@ def _pickled(folder: Path) -> str | None:
     return next((one.name for pattern in _PICKLED for one in sorted(folder.glob(pattern))), None)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. ValueError in one line if it holds none."""
     try:
         found = json.loads(path.read_text("utf8"))
     except (ValueError, RecursionError):

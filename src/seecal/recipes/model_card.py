@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..models.trusted_files import json_object
 from .yaml_text import read_yaml
 
 
@@ -66,19 +66,9 @@ def _recipe(path: Path) -> dict[str, Any]:
 def _metrics(run: Path, stages: int) -> list[dict[str, Any]]:
     """Those of each stage, in order: of a final folder, or of the run's stages."""
     if (run / "metrics.json").is_file():
-        return list(_json(run / "metrics.json").get("stages", []))
+        return list(json_object(run / "metrics.json").get("stages", []))
     files = [run / f"stage-{number}" / "metrics.json" for number in range(1, stages + 1)]
-    return [_json(file) if file.is_file() else {} for file in files]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf8"))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: not valid JSON; the run's folder is damaged. Copy it again.")
-    return found
+    return [json_object(file) if file.is_file() else {} for file in files]
 
 
 def _stage(stage: dict[str, Any], number: int, metrics: list[dict[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ..data.collators.conversation import record_name
 from ..evaluation.examples import answer_of
 from ..evaluation.metrics.table import metric_named
 from ..models.generate import generated, prompt_of
+from .arguments import refuse_without_whole_weights
 from .random_numbers import same_random_numbers
 from .samples import is_indexed
 
@@ -140,12 +141,7 @@ def answer_metric(trainer: Any) -> AnswerMetric | None:
     if trainer.args.eval_metric is None:
         return None
     asked = f"eval_metric={trainer.args.eval_metric}"
-    if trainer.is_deepspeed_enabled or (trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2):
-        name = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP of version 1"
-        raise ValueError(
-            f"{asked} with {name}: answering between its steps is not tested there. Take eval_metric out, or train with "
-            "DDP or FSDP2 (fsdp_version: 2)."
-        )
+    refuse_without_whole_weights(trainer, asked, "answering", "Take eval_metric out")
     if trainer.eval_dataset is None:
         raise ValueError(f"{asked} without eval_dataset: set it (eval_data in a recipe), or take eval_metric out.")
     if not isinstance(trainer.processing_class, ProcessorMixin):

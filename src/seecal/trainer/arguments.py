@@ -93,6 +93,22 @@ def refuse_other_losses(compute_loss_func: Any, parallelism: Any) -> None:
         raise ValueError(f"parallelism_config with {sizes}: CAL needs whole rows on each rank. Set tp, cp and sp to 1.")
 
 
+def refuse_without_whole_weights(trainer: Any, asked: str, doing: str, instead: str) -> None:
+    """ValueError where weights are spread in a way that the model cannot be used in between its steps.
+
+    Args:
+        asked: what was set, as "eval_metric=vqa".
+        doing: what would be done between the steps.
+        instead: what to set where the engine is meant.
+    """
+    if trainer.is_deepspeed_enabled or (trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2):
+        name = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP of version 1"
+        raise ValueError(
+            f"{asked} with {name}: {doing} between its steps is not tested there. {instead}, or train with DDP or FSDP2 "
+            "(fsdp_version: 2)."
+        )
+
+
 def other_loss(trainer: Any, method: str) -> ValueError:
     """The error for a subclass whose ``method`` leaves out CALTrainer's, so that nothing of CAL would be learnt."""
     owner = next(kind for kind in type(trainer).__mro__ if method in vars(kind))

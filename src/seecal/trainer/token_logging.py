@@ -28,6 +28,7 @@ from ..data.collators.checked import CheckedCollator
 from ..data.collators.conversation import record_name
 from ..data.collators.vision import VisionCollator
 from ..models.generate import in_eval_mode
+from .arguments import refuse_without_whole_weights
 from .random_numbers import same_random_numbers
 from .samples import is_indexed
 from .token_backends import BACKENDS, LoggedTokens, backends_of
@@ -95,12 +96,7 @@ def token_logger(trainer: Any) -> TokenLogger | None:
     if not every:
         return None
     asked = f"logging_tokens_steps={every}"
-    if trainer.is_deepspeed_enabled or (trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2):
-        name = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP of version 1"
-        raise ValueError(
-            f"{asked} with {name}: measuring Δ between its steps is not tested there. Set logging_tokens_steps=0, or train "
-            "with DDP or FSDP2 (fsdp_version: 2)."
-        )
+    refuse_without_whole_weights(trainer, asked, "measuring Δ", "Set logging_tokens_steps=0")
     if trainer.eval_dataset is None:
         raise ValueError(
             f"{asked} without eval_dataset: the tokens shown are those of its first record. Set eval_dataset (eval_data in "

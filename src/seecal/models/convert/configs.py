@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-import json
 from pathlib import Path
 from typing import Any
 
 from ..assembly import grid_pinpoints
+from ..trusted_files import json_object
 
 # The original's model_type: the language model's in transformers
 _TEXT = {
@@ -44,13 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A config.json. ValueError in one line if there is none, or it is no JSON object."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Give the folder that holds the model's config.json.")
-    try:
-        found = json.loads(path.read_text("utf8"))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: not valid JSON; the folder is damaged. Copy it again.")
-    return found
+    return json_object(path)
 
 
 def check_original(original: dict[str, Any], where: Any) -> None:
