@@ -189,7 +189,8 @@ def an_epoch(place, lines, out):
 
 
 def test_some_malformed_records(place, tmp_path):
-    counts, kept = Counter(), [json.dumps({**GOOD["messages"], "images": ["half.png"]}).encode()]
+    counts, good = Counter(), json.dumps(GOOD["messages"]).encode()
+    kept = [json.dumps({**GOOD["messages"], "images": ["half.png"]}).encode(), *[good] * 20]
     assert set(GOOD) == set(FORMATS)
     examples(place, 100, counts, derandomize=True, kept=kept)
     report, aside = an_epoch(place, kept, tmp_path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.options import CALOptions
 from ..data.options import DataOptions
-from ..trainer.options import HangOptions, LoggingOptions
+from ..trainer.options import AnswerOptions, HangOptions, LoggingOptions
 from .layers import SHIPPED
 from .recipe import KEYS, NOT_HERE
 
@@ -17,7 +17,7 @@ _USAGE = """Usage: seecal train --config RECIPE [--resume | --dry-run] [--key va
 
   Train a vision-language model with CAL, in one or more stages (docs/recipes.md).
 
-  RECIPE is a YAML file, or the name of one of ours: {recipes}.
+{recipes}
   (tiny trains what seecal tiny-folder writes.)
   Every key can be set on the command line: --learning_rate 1e-5 for all stages, --stages.2.learning_rate 1e-5 for one
   (they are counted from 1), --lora.r 32 inside a mapping.
@@ -34,7 +34,9 @@ Options:
 
 def text(everything: bool = False) -> str:
     """The help: options, keys of the recipe, fields of CALConfig; with ``everything`` the inherited fields too."""
-    recipes = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+    names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+    said = f"RECIPE is a YAML file, or the name of one of ours: {names}."
+    recipes = textwrap.fill(said, 118, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     parts = [_USAGE.format(recipes=recipes), "\nKeys of a recipe:"]
     parts += [_entry(name, f"{key.help}{_where(key.where)}") for name, key in KEYS.items()]
     parts += [
@@ -55,7 +57,7 @@ def text(everything: bool = False) -> str:
 
 def config_fields() -> list[tuple[str, Any, str]]:
     """(name, default, help text) of the fields that CALConfig adds to TRL's."""
-    groups = (CALOptions, DataOptions, LoggingOptions, HangOptions)
+    groups = (CALOptions, DataOptions, LoggingOptions, AnswerOptions, HangOptions)
     fields = [field for options in groups for field in dataclasses.fields(options)]
     return [(field.name, field.default, field.metadata["help"]) for field in fields]
 

@@ -118,13 +118,18 @@ def _from_the_cache(name: str) -> Original | None:
     """Of a hub id whose files lie in the hub's cache; nothing is downloaded."""
     if name.count("/") != 1 or name.startswith((".", "/")):
         return None
+    from huggingface_hub import try_to_load_from_cache
     from transformers import AutoConfig, AutoProcessor
 
-    local = {"local_files_only": True, "trust_remote_code": False}
+    # By its folder: of an id that is not there huggingface_hub asks its server, whatever local_files_only says
+    config = try_to_load_from_cache(name, "config.json")
+    if not isinstance(config, str):
+        return None
+    folder, local = Path(config).parent, {"local_files_only": True, "trust_remote_code": False}
     try:
         return Original(
-            AutoConfig.from_pretrained(name, **local),
-            AutoProcessor.from_pretrained(name, **local),
+            AutoConfig.from_pretrained(folder, **local),
+            AutoProcessor.from_pretrained(folder, **local),
             f"{name} (on this disk)",
         )
     except (OSError, ValueError):
