@@ -50,7 +50,10 @@ leave(0)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGINT, signal.SIGUSR1))],
+)
 def test_a_signal_at_one_of_two_ranks_stops_both_at_the_same_step(tmp_path, number):
     """All ranks have to ask each other in each step: were it only the signalled one, it would wait for ever."""
     script = tmp_path / "worker.py"

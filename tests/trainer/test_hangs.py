@@ -33,7 +33,7 @@ def run(*command):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_collator_that_hangs_in_this_process_or_in_a_worker(tmp_path, workers):
     out = tmp_path / "run"
     done = run(WORKER, out, workers, seconds(2), "r5")

@@ -55,7 +55,7 @@ def _jpeg_size(start: bytes, read_at: ReadAt) -> Size | None:
         elif marker in (0xD9, 0xDA):  # pixels, or the end, before any size
             return None
         else:
-            place += 2 + _big(piece[2:4])
+            place += 2 + (piece[2] << 8 | piece[3])
 
 
 def _webp_size(start: bytes) -> Size | None:

@@ -152,6 +152,8 @@ def _check_answers(messages: list[dict[str, Any]], others: list[Mapping[str, Any
         what = "no assistant turn that is learnt" if turned_off else "no assistant turn"
         raise NoAnswer(f"{what}, so nothing to learn from it. Add one, or leave the record out.")
     for number, (answer, rest) in enumerate(answers, start=1):
+        if len(answer) == 1 and (text := answer[0].get("text")) and not text.isspace():
+            continue  # most answers: what is below, sooner
         spoken = bool(rest) and any(rest.get(key) for key in SPOKEN_KEYS)
         if not spoken and not any(part.get("text", "").strip() for part in answer):
             which = f" {number} of {len(answers)}" if len(answers) > 1 else ""
