@@ -71,7 +71,7 @@ FLOORS = {
         {"table"},
     ],
     "evaluation": [
-        {"bootstrap", "kept_answers", "module_state", "paper", "predictions", "result", "task_requests"},
+        {"bootstrap", "kept_answers", "module_state", "paper", "predictions", "result", "student", "task_requests"},
         {"examples", "lmms_model", "lmms_tasks", "paper_tasks"},
         {"lmms_eval", "run"},
     ],

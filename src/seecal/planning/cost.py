@@ -165,6 +165,7 @@ def decoder_cost(model: Any) -> DecoderCost:
             setattr(parent, leaf, nn.ModuleList([layer, layer]))
             two = _Fit.of(model, decoder)
             found.append((one, two, count))
+    # What the code of a decoder raises where it reads numbers that a tensor without storage has not
     except (RuntimeError, NotImplementedError, AttributeError, TypeError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -18,6 +18,7 @@ from .recipe import RUN_WIDE, Recipe, Source, Stage, read
 from .synthetic_data import write_synthetic
 from .yaml_text import read_yaml
 
+TINY = "out/tiny/model"  # of the recipe tiny
 RECORDS, EVAL_RECORDS, STEPS, BATCH = 32, 8, 2, 2
 # What of the settings belongs to the device, to the scores of the real data, or to what is said of a run
 _LEFT_OUT = (
@@ -78,17 +79,15 @@ def model_of(recipe: Recipe) -> Original:
 
 def _found(recipe: Recipe) -> Original:
     from ..models.known import known_config
-    from ..models.loading import load_processor
+    from ..models.loading import is_adapter, load_processor, source_of
     from ..models.trusted_files import check_config, check_weights
 
     folder = Path(recipe.model)
     if folder.is_dir():
         processor = load_processor(recipe.model)
         options = recipe.model_init_kwargs
-        adapter = folder / "adapter_config.json"
-        if adapter.is_file() and not (folder / "config.json").exists():
-            base = json.loads(adapter.read_text("utf8"))["base_model_name_or_path"]
-            return Original(known_config(base), processor, recipe.model)
+        if is_adapter(folder):
+            return Original(known_config(source_of(folder)), processor, recipe.model)
         config = known_config(recipe.model)
         check_config(config, recipe.model, options)
         check_weights(folder, options)
@@ -109,9 +108,6 @@ def _found(recipe: Recipe) -> Original:
             f"model: {recipe.model}: no such folder, and nothing is known of a model of that name. Correct the path, "
             "or set architecture to a model that is known (seecal train --help)"
         ) from None
-
-
-TINY = "out/tiny/model"  # of the recipe tiny
 
 
 def _from_the_cache(name: str) -> Original | None:

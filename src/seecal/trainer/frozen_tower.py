@@ -56,5 +56,7 @@ def _first_layers(model: Any) -> list[nn.Module]:
 def _input_embeddings(module: PreTrainedModel) -> Any:
     try:
         return module.get_input_embeddings()
-    except NotImplementedError:
+    except (
+        NotImplementedError
+    ):  # transformers' own way to say that there are none: it asks for no gradient there either
         return None

@@ -132,7 +132,7 @@ def _linked(note: Path) -> tuple[Path, Any] | None:
         folder = tempfile.TemporaryDirectory(prefix="seecal-linked-")
         path = Path(folder.name) / Path(told["path"]).name
         path.hardlink_to(told["path"])
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError):  # the latter where the system has no hard links
         return None
     _FOLDERS.append(folder)
     return path, told["facts"]
