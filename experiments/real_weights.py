@@ -132,11 +132,7 @@ class _Setting:
         if not start.exists():
             with verbosity.no_bars():
                 model, processor = micro.build()
-            aside = start.with_name("start.part")
-            shutil.rmtree(aside, ignore_errors=True)
-            model.save_pretrained(aside)
-            processor.save_pretrained(aside)
-            aside.rename(start)
+            files.write_model(start, model, processor)
 
     def facts(self, final: Path) -> dict[str, float]:
         means = {name: round(float(np.nanmean(values)), 4) for name, values in arrays(self.measured(final)).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,3 +182,12 @@ def _warmup(steps: int) -> float:
 
 def _yaml(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def write_model(folder: Path, model: Any, processor: Any) -> None:
+    """A model and its processor in a folder that is there when it is whole; what a stopped run left of one goes."""
+    aside = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    processor.save_pretrained(aside)
+    aside.rename(folder)

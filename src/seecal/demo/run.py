@@ -21,7 +21,6 @@ import contextlib
 import gc
 import os
 import random
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -137,11 +136,7 @@ class Demo:
             torch.manual_seed(self.options.seed)
             with self.progress.task("weights"), verbosity.no_bars():
                 model, processor = micro.build()
-            part = start.with_name("start.part")
-            shutil.rmtree(part, ignore_errors=True)
-            model.save_pretrained(part)
-            processor.save_pretrained(part)
-            part.rename(start)
+            files.write_model(start, model, processor)
         return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
     def load(self, folder: Path) -> tuple[Any, Any]:

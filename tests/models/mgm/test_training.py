@@ -5,7 +5,7 @@ import torch
 from transformers import set_seed
 
 import seecal
-from seecal import CALConfig, CALTrainer
+from seecal import CALTrainer
 from seecal.cli.families import check
 from seecal.families import image_grids
 from seecal.families.module_groups import module_groups
@@ -13,6 +13,7 @@ from seecal.recipes.trainable import prepare
 from tests.support import processors
 from tests.support.builders import Row
 from tests.support.raw_data import dataset
+from tests.support.sgd import sgd_config
 from tests.support.zoo import batch_of, model_of, scaled
 from tests.support.zoo_models import ZOO, mgm
 from tests.support.zoo_parts import convnext, llama
@@ -167,19 +168,7 @@ def test_steps_through_the_trainer(grid, options, tmp_path):
     model = scaled(mgm(llama(vocab_size=len(processor.tokenizer)), **options), ZOO["mgm"])
     model.config.image_token_id = processor.image_token_id
     prepare(model, ["projector", "language_model"])
-    args = CALConfig(
-        str(tmp_path),
-        per_device_train_batch_size=3,
-        max_steps=4,
-        learning_rate=3e-3,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        max_length=None,
-    )
+    args = sgd_config(tmp_path, 3, 1, optim="adamw_torch", learning_rate=3e-3, max_length=None)
     trainer = CALTrainer(model, args, train_dataset=dataset("mgm"), processing_class=processor)
     before = {name: one.detach().clone() for name, one in trainer.model.named_parameters()}
     trainer.train()
