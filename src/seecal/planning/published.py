@@ -26,13 +26,16 @@ class Published:
 MIX = (300, 150)  # a few questions and their answers
 _CAPTION = (30, 25)
 PUBLISHED = {
-    "blip_laion_cc_sbu_558k.json": Published(558_128, 1.0, *_CAPTION, "liuhaotian/LLaVA-Pretrain"),
+    "blip_laion_cc_sbu_558k.json": Published(558_000, 1.0, *_CAPTION, "558 k by its name; liuhaotian/LLaVA-Pretrain"),
     "llava_v1_5_mix665k.json": Published(
-        665_298, 624_610 / 665_298, *MIX, "liuhaotian/LLaVA-Instruct-150K, 40,688 of them without an image"
+        665_298,
+        624_610 / 665_298,
+        *MIX,
+        "liuhaotian/LLaVA-Instruct-150K; counted in issue 657 of LLaVA, 40,688 without an image",
     ),
     "llava_next_mixture.json": Published(
         779_289, 1.0, *MIX, "lmms-lab/LLaVA-NeXT-Data, the nearest to the paper's, which was not released"
     ),
-    "mgm_pretrain.json": Published(1_200_000, 1.0, *_CAPTION, "the MGM paper's 1.2 M"),
-    "mgm_instruction.json": Published(1_500_000, 1.0, *MIX, "the MGM paper's 1.5 M"),
+    "mgm_pretrain.json": Published(1_200_000, 1.0, *_CAPTION, "about 1.2 M, NOT LOOKED UP; YanweiLi/MGM-Pretrain"),
+    "mgm_instruction.json": Published(1_500_000, 1.0, *MIX, "about 1.5 M, NOT LOOKED UP; YanweiLi/MGM-Instruction"),
 }
