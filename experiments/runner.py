@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import queue
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .designs import Design, Run, design, names
+from .designs import DEMO, Design, Run, design, names
 from .rows import RESULTS, Rows
 
 LIMIT = 8.0  # hours of two cores that the whole set may take
@@ -35,11 +36,33 @@ class Scale:
 
 
 def pool(folder: Path = RESULTS, only: Iterable[str] | None = None) -> dict[str, Row]:
-    """The rows of all experiments by their keys: a run that another experiment has made is not made again."""
+    """The rows of all experiments by their keys: a run that another experiment has made is not made again.
+
+    Raises:
+        ValueError: a row of a nano model that was trained by another plan than ``nano/plan.py`` has now.
+    """
     found: dict[str, Row] = {}
     for name in names() if only is None else only:
-        found |= {row["key"]: row for row in Rows(name, folder).all if "key" in row}
+        for row in Rows(name, folder).all:
+            if "key" in row:
+                _of_this_plan(name, row)
+                found[row["key"]] = row
     return found
+
+
+def _of_this_plan(name: str, row: Row) -> None:
+    """Keys do not hold the plan: rows of two plans would be compared as if they were one experiment."""
+    from .nano import Cell
+    from .nano.plan import plan_of
+
+    if "plan" not in row or row["cell"].get("model") == DEMO:
+        return
+    now = dataclasses.asdict(plan_of(Cell(**row["cell"]), row["scale"], row.get("steps")))
+    if changed := [key for key in now if row["plan"].get(key) != now[key]]:
+        raise ValueError(
+            f"{name}.jsonl: the row {row['key']} was trained with {changed[0]}={row['plan'].get(changed[0])!r}, "
+            f"experiments/nano/plan.py has {now[changed[0]]!r}: take that change back, or take the rows out and run again"
+        )
 
 
 def missing(plan: Design, rows: Mapping[str, Row], scale: Scale) -> list[list[Run]]:

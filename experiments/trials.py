@@ -24,7 +24,7 @@ from seecal.scoring import RecordScores, read_scores
 from . import nano
 from .designs import CALIBRATED, DEMO, PERCENTILE, Run, is_measured
 from .items import packed
-from .nano.measure import data_set, mean_deltas
+from .nano.measure import data_set, deltas, quartiles
 from .weightings import Annealing
 
 Record = dict[str, Any]
@@ -226,11 +226,11 @@ def shares(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 class Trace(TrainerCallback):
-    """Mean Δ of visual tokens and filler on validation: before the first step and after each of so many parts."""
+    """Mean and quartiles of Δ of visual tokens and filler on validation, before the first step and after each part."""
 
     def __init__(self, of: Trial, model: Any) -> None:
         self.of, self.model, self.seconds = of, model, 0.0
-        self.points: list[dict[str, float]] = []
+        self.points: list[dict[str, Any]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.look(0)
@@ -243,7 +243,10 @@ class Trace(TrainerCallback):
     def look(self, step: int) -> None:
         begun = time.monotonic()
         records = self.of.aligned.validation[:_LOOKED_AT]
-        self.points.append({"step": step, **mean_deltas(self.model, self.of.aligned.processor, records)})
+        found = dict(zip(("visual", "filler"), deltas(self.model, self.of.aligned.processor, records), strict=True))
+        means = {name: round(float(values.mean()), 4) if values.size else 0.0 for name, values in found.items()}
+        spread = {f"{name}_quartiles": quartiles(values) for name, values in found.items()}
+        self.points.append({"step": step, **means, **spread})
         self.seconds += time.monotonic() - begun
 
 

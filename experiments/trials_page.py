@@ -48,8 +48,9 @@ ALIGNMENT = """\
 
 A cell counts if a plain stage 2 on clean answers brings the test accuracy at least halfway from the commonest answer's
 share to 1, and the mean Δ of visual tokens after stage 1 is at least 1 logit and above that of filler. Others are shown and
-not pooled. α and β are calibrated: half of the tokens have Δ ≤ α, a tenth has Δ ≥ β. Inside: the share of tokens whose Δ
-lies between the paper's 1 and 5, where a weight is not the same for all.
+not pooled. α and β are calibrated: as many tokens have Δ > α as there are words of the image (a twentieth to a fifth), two
+fifths of these have Δ ≥ β. Inside: the share of tokens whose Δ lies between the paper's 1 and 5, where a weight is not the
+same for all.
 """
 _BETTER = {"above": "more right than", "below": "fewer right than"}
 
@@ -241,11 +242,19 @@ def traces(found: Findings) -> list[str]:
         rows = [row for run, row in found.found if run.name == arm and "trace" in row]
         for place in range(min((len(row["trace"]) for row in rows), default=0)):
             points = [row["trace"][place] for row in rows]
-            shown_ = [f"{np.mean([one[kind] for one in points]):.2f}" for kind in ("visual", "filler")]
-            lines.append([arm, str(points[0]["step"]), str(len(rows)), *shown_])
+            lines.append([arm, str(points[0]["step"]), str(len(rows)), *(_spread(points, kind) for kind in CLASSES)])
     if not lines:
         return []
-    return ["Mean Δ on validation, in logits:", *table(["arm", "step", "runs", "visual tokens", "filler"], lines)]
+    head = ["arm", "step", "runs", "visual tokens", "filler"]
+    return ["Δ on validation in logits: the mean, in brackets the quartiles; means over the runs.", *table(head, lines)]
+
+
+CLASSES = ("visual", "filler")
+
+
+def _spread(points: Sequence[Mapping[str, Any]], kind: str) -> str:
+    low, _, high = np.mean([one[f"{kind}_quartiles"] for one in points], axis=0)
+    return f"{np.mean([one[kind] for one in points]):.2f} ({low:.2f} to {high:.2f})".replace("-", "−")
 
 
 # ---- README ----

@@ -11,7 +11,7 @@ import pytest
 import torch
 from experiments.nano import align, models
 from experiments.nano.__main__ import looked_at
-from experiments.nano.measure import mean_deltas
+from experiments.nano.measure import deltas, mean_deltas
 from experiments.nano.plan import Plan, plan_of
 from experiments.nano.records import plain, record, told, without_image
 from experiments.nano.tasks import SPLITS, digest, leaks, task_of
@@ -282,7 +282,7 @@ def test_image_tokens(model, side):
     one = task_of("scenes").records("train", 1, 0, side, "short")
     batch = seecal.VisionCollator(processor)(plain(one))
     image = getattr(built.config, "image_token_id", None) or built.config.image_token_index
-    expected = {"llava_next": {64: 16 + 64 + 8, 96: 36 + 144 + 12}}.get(model, {64: 64, 96: 144})[side]
+    expected = {"llava_next": {64: 4 + 16 + 4, 96: 9 + 36 + 6}}.get(model, {64: 16, 96: 36})[side]
     assert int((batch["input_ids"] == image).sum()) == expected
     assert built(**batch).loss.isfinite()
 
@@ -341,8 +341,12 @@ def test_calibrated(tmp_path):
     alpha, beta = nano.calibrated(made)
     batch = dict(seecal.VisionCollator(made.processor)(plain(made.validation)))
     delta = seecal.visual_delta(made.model.eval(), batch).delta
-    assert alpha == pytest.approx(max(0, delta.quantile(0.5).item()), abs=0.02)
-    assert beta == pytest.approx(max(0, delta.quantile(0.9).item()), abs=0.02)
+    visual, filler = deltas(made.model, made.processor, made.validation)
+    share = len(visual) / (len(visual) + len(filler))
+    assert 0.1 < share < 0.3
+    assert alpha == pytest.approx(max(0, delta.quantile(1 - share).item()), abs=0.02)
+    assert beta == pytest.approx(max(0, delta.quantile(1 - 0.4 * share).item()), abs=0.02)
+    assert alpha < beta
 
 
 def test_stored_weights_reach_the_training(tmp_path):
@@ -377,6 +381,7 @@ def test_a_plan_of_a_task_and_a_machine():
     assert plan_of(cell) == nano.PLANS["cpu"]
     assert plan_of(nano.Cell(task="reading")).tower > plan_of(cell).tower
     assert plan_of(nano.Cell(task="reading"), "gpu", 2).tower == 2
+    assert plan_of(nano.Cell("qwen2_vl")).tower < plan_of(cell).tower < plan_of(nano.Cell("qwen2_vl", "reading")).tower
     with pytest.raises(ValueError, match="scale='tpu'"):
         plan_of(cell, "tpu")
 

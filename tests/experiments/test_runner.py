@@ -1,5 +1,6 @@
 """Runs are made once, in pieces, by several workers, and a stop loses the ones that were going alone."""
 
+import dataclasses
 import queue
 import sys
 import threading
@@ -9,11 +10,12 @@ import types
 import pytest
 from experiments.designs import design
 from experiments.items import unpacked
+from experiments.nano.plan import plan_of
 from experiments.rows import Rows
 from experiments.runner import Minutes, Scale, missing, planned, pool
 
 import experiments
-from experiments import runner, trials
+from experiments import nano, runner, trials
 from tests.support.evidence_rows import row_of
 
 NAME, TINY = "clamp", Scale("gpu", 2)
@@ -73,8 +75,8 @@ def test_every_run_is_made_once_and_a_second_call_makes_none(tmp_path, made):
 
 
 def test_a_piece_ends_in_time_and_the_next_goes_on(tmp_path, made):
-    """The plan says 1.5 minutes a run: in one minute a worker makes its first one and begins no other."""
-    code, said = piece(tmp_path, minutes=1.0, workers=1)
+    """The plan says 0.6 minutes a run: in half a minute a worker makes its first one and begins no other."""
+    code, said = piece(tmp_path, minutes=0.5, workers=1)
     assert code == 0
     assert len(made.done) == 1
     assert said[-1] == "The time is over: 29 runs are missing. The same command goes on."
@@ -134,6 +136,20 @@ def test_what_another_experiment_has_made_is_not_made_again(tmp_path):
     assert len(missing(design("noise"), {}, Scale())) == 8, "a group for each alignment"
     assert [group[0].seed for group in left] == sorted(group[0].seed for group in left)
     assert sum(map(len, missing(design("noise"), pool(tmp_path), Scale("gpu")))) == 48
+
+
+@pytest.mark.parametrize(("name", "value"), [("tuning", 1), ("joint_rate", 0.5), ("text_only", 0.0)])
+def test_rows_of_another_plan_are_refused(tmp_path, name, value):
+    """Their keys are the same: a changed plan would put two experiments into one table."""
+    run = design("window").runs[0]
+    plan = dataclasses.asdict(plan_of(nano.Cell(**run.cell)))
+    Rows("window", tmp_path).add(row_of(run) | {"plan": plan})
+    assert list(pool(tmp_path)) == [run.key()]
+    Rows("noise", tmp_path).add(row_of(run) | {"plan": plan | {name: value}})
+    with pytest.raises(
+        ValueError, match=f"noise.jsonl: the row {run.key()} was trained with {name}={value}, .*plan.py"
+    ):
+        pool(tmp_path)
 
 
 def test_the_plan_multiplies_runs_by_measured_minutes(tmp_path):

@@ -75,6 +75,9 @@ def test_each_design_runs_by_the_sizes_of_a_gpu(name, cache, tmp_path):
     if name == "delta_over_training":
         assert row["facts"]["cold"]
         assert [point["step"] for point in row["trace"]] == [0, 1, 2]
+        for point in row["trace"]:
+            assert sorted(point["visual_quartiles"]) == point["visual_quartiles"] != []
+            assert min(point["visual_quartiles"]) - 1 < point["visual"] < max(point["visual_quartiles"]) + 1
 
 
 @pytest.mark.slow

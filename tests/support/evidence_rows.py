@@ -36,7 +36,9 @@ def row_of(run, right=0.8, facts=None, scale="cpu", steps=None):
     if not demo:
         row["validation"] = packed({key: arrays[key] for key in ("exact", "nll_visual", "nll_filler")})
     if run.arm.trace:
-        row["trace"] = [{"step": step, "visual": 1.0 + step, "filler": 0.25} for step in range(run.arm.trace + 1)]
+        quarters = {"visual_quartiles": [0.5, 1.0, 1.5], "filler_quartiles": [-0.1, 0.0, 0.1]}
+        points = range(run.arm.trace + 1)
+        row["trace"] = [{"step": step, "visual": 1.0 + step, "filler": 0.25, **quarters} for step in points]
     return row
 
 
