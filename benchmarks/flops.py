@@ -131,6 +131,7 @@ def floors(shape: Shape, work: Work | None = None) -> dict[str, float]:
         "cal-padded": step(shape, work.padded, work.labels, work.padded_text),
         "cal-fp8": mle + contrast / 2,  # float8 products run at twice the rate of bfloat16
         "cal-every-4": mle + contrast / 4,
+        "body": step(shape, work.padded, 0),
     }
 
 

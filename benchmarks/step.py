@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument(
         "--variants",
         default=None,
-        help=f"comma-separated, of {', '.join(NAMES)} (all but the last two; of a shape for CPUs {', '.join(ON_CPU)})",
+        help=f"comma-separated, of {', '.join(NAMES)} (all but the last three; of a shape for CPUs {', '.join(ON_CPU)})",
     )
     parser.add_argument("--name", default=None, help="name of the CSV (step-SHAPE; on a CPU step-SHAPE-cpu)")
     arguments(parser)

@@ -9,6 +9,7 @@ cal          ours: both passes in one forward, the second over the text alone
 cal-padded   ours with padding_free=False: what leaving the padding out buys
 cal-fp8      ours, the pass without the image in float8 products
 cal-every-4  ours, the pass without the image in one step of four
+body         hf without its head and loss: what no way of computing the loss can save
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ LIBRARIES = {
     "trl": ("trl.trainer.utils", "add_fused_lm_head"),
     "liger": ("liger_kernel.transformers", "LigerFusedLinearCrossEntropyLoss"),
 }
-EXTRA = ("cal-fp8", "cal-every-4")
-NAMES = (*PLAIN, *OURS)
+EXTRA = ("cal-fp8", "cal-every-4", "body")
+NAMES = (*PLAIN, *OURS, "body")
 DEFAULT = tuple(name for name in NAMES if name not in EXTRA)
 ON_CPU = ("hf", "trl", "released", "mle", "cal")  # what is compared where a round takes minutes
 Batch = dict[str, torch.Tensor]
@@ -84,6 +85,9 @@ def make(name: str, model: Any, batch: Batch) -> Variant:
     """The variant over ``model``'s parameters. The copy is shallow: another forward on the same modules."""
     if name == "hf":
         return Variant(lambda: model(**batch, use_cache=False).loss)
+    if name == "body":
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        return Variant(lambda: model.model(**inputs, use_cache=False)[0].mean())
     if name == "trl":
         return Variant(trl(model, batch))
     if name == "liger":

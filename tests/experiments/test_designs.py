@@ -22,6 +22,7 @@ def test_all_of_the_issues_experiments_are_there():
         "clamp",
         "contrasts",
         "delta_over_training",
+        "more_cells",
         "noise",
         "real_weights",
         "relatives",

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from experiments.designs import design
+from experiments.designs import design, names
 from experiments.findings import Findings, alignments
 from experiments.items import packed
 from experiments.trials_page import of_alignment, of_experiment, of_trials, quoted, said
@@ -113,7 +113,7 @@ def test_rows_that_were_tested_on_other_items_are_no_pair(types):
 
 def test_every_experiment_has_its_section_with_and_without_rows(types):
     empty = "\n".join(of_trials({}))
-    assert empty.count("No rows yet: ") == 12, "eleven experiments, and the cells"
+    assert empty.count("No rows yet: ") == 1 + len(names()), "every experiment, and the cells"
     assert "![" not in empty
     some = dict(list(rows_of([design("noise")]).items())[:-6])
     text = "\n".join(of_experiment(found_in("noise", some)))
@@ -138,7 +138,7 @@ def test_the_readme_quotes_the_whole_pooled_table_alone(types):
 
 def test_delta_over_training_is_shown():
     text = "\n".join(of_experiment(found_in("delta_over_training", rows_of([design("delta_over_training")]))))
-    assert "| calibrated | 4 | 3 | 5.00 | 0.25 |" in text
+    assert "| calibrated | 4 | 3 | 5.00 (0.50 to 1.50) | 0.25 (−0.10 to 0.10) |" in text
 
 
 def test_beyond_is_judged_on_validation():

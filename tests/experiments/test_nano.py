@@ -381,7 +381,7 @@ def test_a_plan_of_a_task_and_a_machine():
     assert plan_of(cell) == nano.PLANS["cpu"]
     assert plan_of(nano.Cell(task="reading")).tower > plan_of(cell).tower
     assert plan_of(nano.Cell(task="reading"), "gpu", 2).tower == 2
-    assert plan_of(nano.Cell("qwen2_vl")).tower < plan_of(cell).tower < plan_of(nano.Cell("qwen2_vl", "reading")).tower
+    assert plan_of(nano.Cell("qwen2_vl")).tower < plan_of(nano.Cell("qwen2_vl", "reading")).tower < plan_of(cell).tower
     with pytest.raises(ValueError, match="scale='tpu'"):
         plan_of(cell, "tpu")
 

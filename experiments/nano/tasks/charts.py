@@ -51,7 +51,7 @@ _CORES = {
     "lowest place": "the lowest value is the {%s} one",
     "highest colour": "the highest bar is the {%s} one",
 }
-_GAP = 0.12  # of the height, between the answer and the next value: less cannot be seen
+_GAP = 0.05  # of the height, between the answer and the next value: two or three pixels
 
 
 def texts() -> list[str]:

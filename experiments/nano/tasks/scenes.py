@@ -1,4 +1,4 @@
-"""Describing a drawn scene of one or two things; some pairs of colour and shape are for the test alone."""
+"""Describing a drawn scene of one or two things; some things of a size, colour and shape are for the test alone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,18 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = ("small", "large")
 _NONE = "none"
-# Every colour and every shape is in the training too, these pairs are not
-HELD = (("red", "cross"), ("green", "triangle"), ("blue", "square"), ("yellow", "circle"))
+# In the training each pair of a colour and a shape is there in the other size. (With whole pairs held out the models say a
+# shape that they know in that colour: a third of the answers right after 3,750 steps of the tower.)
+HELD = (
+    ("small", "red", "cross"),
+    ("large", "green", "triangle"),
+    ("small", "blue", "square"),
+    ("large", "yellow", "circle"),
+    ("small", "purple", "triangle"),
+    ("large", "black", "cross"),
+    ("small", "green", "circle"),
+    ("large", "red", "square"),
+)
 _SIDES = ("left", "right")
 ATTRIBUTES = {
     **{f"{name} colour": (*COLOURS, _NONE) for name in _SIDES},
@@ -42,39 +52,35 @@ def texts() -> list[str]:
 
 
 def held_out(one: Record) -> str | None:
-    """The pair of the first thing, in the test always a held-out one."""
-    return " ".join(one["pairs"][0])
+    """Size, colour and shape of the first thing, in the test always held-out ones."""
+    return " ".join(one["things"][0])
 
 
 def records(split: str, count: int, seed: int, side: int, answers: str) -> list[Record]:
-    """Half of them scenes of one thing, half of two. In the test set every thing is of a held-out pair."""
+    """Half of them scenes of one thing, half of two. In the test set every thing is a held-out one."""
     rng = random.Random(f"scenes {split} {'' if split == 'test' else seed}")
-    known = [pair for pair in itertools.product(COLOURS, SHAPES) if pair not in HELD]
-    pairs = list(HELD) if split == "test" else known
+    known = [thing for thing in itertools.product(SIZES, COLOURS, SHAPES) if thing not in HELD]
+    kinds = list(HELD) if split == "test" else known
     found = []
     for number in range(count):
         kind = ("one", "two")[number % 2]
-        things = [(rng.choice(pairs), rng.choice(SIZES)) for _ in range(1 if kind == "one" else 2)]
+        things = [rng.choice(kinds) for _ in range(1 if kind == "one" else 2)]
         attributes = {name: len(values) - 1 for name, values in ATTRIBUTES.items()}
-        for name, ((colour, shape), size) in zip(_SIDES, things, strict=False):
+        for name, (size, colour, shape) in zip(_SIDES, things, strict=False):
             told = {f"{name} colour": colour, f"{name} shape": shape, f"{name} size": size}
             attributes |= {key: ATTRIBUTES[key].index(value) for key, value in told.items()}
-        if kind == "one":
-            ((colour, shape), size) = things[0]
-            core = _ONE % (size, colour, shape)
-        else:
-            core = _TWO % (*things[0][0], *things[1][0])
-        more = {"attributes": attributes, "pairs": [pair for pair, _ in things]}
+        core = _ONE % things[0] if kind == "one" else _TWO % (*things[0][1:], *things[1][1:])
+        more = {"attributes": attributes, "things": things}
         shown = _picture(things, side, rng)
         found.append(record(f"{split}-{number}", kind, rng.choice(_ASKED[kind]), core, shown, answers, rng, **more))
     return found
 
 
-def _picture(things: list[tuple[tuple[str, str], str]], side: int, rng: random.Random) -> Image.Image:
+def _picture(things: list[tuple[str, str, str]], side: int, rng: random.Random) -> Image.Image:
     image = Image.new("RGB", (side, side), tuple(rng.randrange(195, 256) for _ in range(3)))
     draw = ImageDraw.Draw(image)
     room = side / len(things)
-    for place, ((colour, shape), size) in enumerate(things):
+    for place, (size, colour, shape) in enumerate(things):
         radius = side * (rng.uniform(0.11, 0.14) if size == "small" else rng.uniform(0.19, 0.23))
         x = room * place + rng.uniform(radius, room - radius)
         y = side * rng.uniform(0.35, 0.65)
