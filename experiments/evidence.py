@@ -7,6 +7,7 @@ A test keeps them in step. What is above chance, below it or a null is read off 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ those of filler differ.
 def page(token_kinds: Sequence[Row], swapped: Sequence[Row], trained: Mapping[str, Row]) -> str:
     """The whole page, of the rows of all experiments; ``trained``: those of trainings, by key."""
     demo = [DEMO_ALONE, *of_token_kinds(token_kinds), *of_swapped_captions(swapped)]
-    return "\n".join([INTRODUCTION, *of_trials(trained), *demo]).rstrip() + "\n"
+    text = "\n".join([INTRODUCTION, *of_trials(trained), *demo])
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 def readme(text: str, trained: Mapping[str, Row]) -> str:

@@ -112,7 +112,8 @@ def of_experiment(found: Findings) -> list[str]:
     if not found.found:
         return [*told, f"No rows yet: {len(plan.runs)} runs are planned. {command}", *_left_out(plan)]
     compared = found.compared()
-    told += [f"{command}, {ran(found)}", "", f"**{said(found, compared)}**", ""]
+    so_far = "" if found.whole else "So far: "
+    told += [f"{command}, {ran(found)}", "", f"**{so_far}{said(found, compared)}**", ""]
     if compared:
         told += [f"![Differences in exact match](evidence-{plan.name}.svg)", *differences(found, compared)]
     return [*told, *means(found), *traces(found), *_left_out(plan)]
@@ -162,12 +163,9 @@ def said(found: Findings, compared: Sequence[Comparison]) -> str:
     ]
     if not parts:
         widest = max(max(abs(one.primary.low), abs(one.primary.high)) for one in judged if one.verdict != "unknown")
-        plural = "any of its" if others > 1 else "its"
-        are = f"{others} comparisons" if others > 1 else "one comparison"
-        return (
-            f"A null in exact match: {plural} {are} cannot be told from zero; differences of more than {widest:.1f} points "
-            "are ruled out."
-        )
+        told = f"none of its {others} comparisons can" if others > 1 else "its one comparison cannot"
+        out = f"differences of more than {widest:.1f} points are ruled out"
+        return f"A null in exact match: {told} be told from zero; {out}."
     rest = f"; {others} other comparison{'s are nulls' if others > 1 else ' is a null'}" if others else ""
     return f"In exact match{' on validation' if found.split == 'validation' else ''}, {'; '.join(parts)}{rest}."
 

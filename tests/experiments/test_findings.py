@@ -48,7 +48,7 @@ def test_a_null_says_what_it_rules_out():
     rows = rows_of([design("noise")])
     found = found_in("noise", rows)
     assert {one.verdict for one in found.compared()} == {"null"}
-    assert said(found, found.compared()).startswith("A null in exact match: any of its 3 comparisons cannot be told")
+    assert said(found, found.compared()).startswith("A null in exact match: none of its 3 comparisons can be told")
     worse = rows_of([design("noise")], lambda run: 0.4 if run.name == "calibrated" else 0.9)
     found = found_in("noise", worse)
     assert "fewer right than uniform" in said(found, found.compared())
@@ -118,7 +118,9 @@ def test_every_experiment_has_its_section_with_and_without_rows(types):
     some = dict(list(rows_of([design("noise")]).items())[:-6])
     text = "\n".join(of_experiment(found_in("noise", some)))
     assert "6 of 48 runs are missing, so read nothing into it yet." in text
+    assert "\n**So far: " in text
     whole = "\n".join(of_experiment(found_in("types_and_tasks", types)))
+    assert "So far" not in whole
     for wanted in (
         "seecal bench evidence types_and_tasks",
         "1 thread of a processor",
