@@ -72,7 +72,7 @@ FLOORS = {
     ],
     "evaluation": [
         {"bootstrap", "kept_answers", "module_state", "paper", "predictions", "result", "student", "task_requests"},
-        {"examples", "lmms_model", "lmms_tasks", "paper_tasks"},
+        {"examples", "lmms_model", "lmms_tasks", "over_seeds", "paper_tasks"},
         {"lmms_eval", "run"},
     ],
     "pages": [{"charts", "preview_text", "report_data", "templates", "thumbnails"}, {"alignment", "preview", "report"}],

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..evaluation.student import student_quantile
-
-_Z = 1.959964  # the normal's 97.5 % quantile
+from ..evaluation import over_seeds
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,10 @@ class Difference:
 
 
 def paired(first: np.ndarray, second: np.ndarray, draws: int = 4000, seed: int = 0) -> Difference:
-    """First minus second, by a bootstrap.
+    """First minus second, with the wider interval of :mod:`seecal.evaluation.over_seeds`.
 
-    With one seed the items are drawn, and the interval is about these two models. With several the seeds are drawn too,
-    and it is about trainings like these. Percentiles are too narrow for few of what is drawn, so their distance from the
-    mean is stretched by ``sqrt(n / (n - 1))`` and by Student's t over the normal's quantile. Source: the "expanded
-    percentile interval" of Hesterberg, What Teachers Should Know About the Bootstrap (2015), by a factor, not a level.
+    With one seed it is over items, and about these two models. With several it is over seeds and items, and about
+    trainings like these.
 
     Args:
         first, second: [seeds, items] of the two arms, the same seeds and items in both.
@@ -55,19 +51,11 @@ def paired(first: np.ndarray, second: np.ndarray, draws: int = 4000, seed: int =
     if first.shape != second.shape or first.ndim != 2 or not first.size:
         raise ValueError(f"arms of the shapes {first.shape} and {second.shape}: both must be [seeds, items], not empty")
     values_SN = first - second
-    seeds, items = values_SN.shape
-    estimate, n = float(values_SN.mean()), seeds if seeds > 1 else items
-    low = high = float("nan")
-    if n > 1:
-        rng = np.random.default_rng(seed)
-        times_DN = rng.multinomial(items, [1 / items] * items, draws) / items
-        chosen_DS = rng.integers(0, seeds, (draws, seeds))
-        means_D = np.take_along_axis(times_DN @ values_SN.T, chosen_DS, 1).mean(1)
-        wider = math.sqrt(n / (n - 1)) * student_quantile(0.975, n - 1) / _Z
-        low, high = (estimate + wider * (end - estimate) for end in np.quantile(means_D, [0.025, 0.975]).tolist())
+    # With one seed every item stands for a seed of its own, with that one item
+    found = over_seeds.paired(list(values_SN if len(values_SN) > 1 else values_SN.T), draws=draws, seed=seed)
     counts = np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()
     p = _sign_test(values_SN.sum(0)) if counts else float("nan")
-    return Difference(float(first.mean()), float(second.mean()), estimate, low, high, p)
+    return Difference(float(first.mean()), float(second.mean()), found.estimate, found.low, found.high, p)
 
 
 def _sign_test(values: np.ndarray) -> float:
