@@ -362,6 +362,8 @@ def test_records_are_opened_and_collated_under_a_watch_on_memory(tmp_path):
     (row,) = rows(tmp_path / "records_index-tiny.csv")
     assert (row["records"], row["steps"]) == ("200", "60")
     assert 0 < float(row["anonymous_mib"]) < float(row["resident_mib"]) <= float(row["peak_mib"])
+    # Without torch and transformers
+    assert 0 < float(row["alone_opened_mib"]) <= float(row["alone_peak_mib"]) < float(row["before_mib"])
 
 
 def test_the_slope_of_memory_is_that_of_a_line(modules):

@@ -84,6 +84,7 @@ def test_the_recipe_is_finished_for_seecal_train_too(demo):
     assert done.stdout == f"{out / 'run' / 'final'} is there already: this run is finished\n"
 
 
+@pytest.mark.slow
 def test_the_same_recipe_by_seecal_train_gives_the_same_model(demo, tmp_path):
     out, _ = demo
     again = seecal("train", "--config", out / "recipe.yaml", "--output_dir", tmp_path / "mine")

@@ -1,4 +1,7 @@
-"""Every contrast and every weighting in one short training run each, on the micro VLM's real weights; slots are counted."""
+"""Every contrast and every weighting in one short training run each, on the micro VLM's real weights; slots are counted.
+
+A run takes ten seconds: four that stand for a kind of pass each are always made, the others in ``make test-all``.
+"""
 
 import math
 from itertools import combinations
@@ -21,10 +24,15 @@ RUNS = [
     *(("cal", contrast) for contrast in CONTRASTS),
     *((name, "drop") for name in seecal.WEIGHTINGS if name != "cal"),
 ]
+ALWAYS = {("cal", "drop"), ("cal", "swap"), ("vig", "drop"), ("uniform", "drop")}
 NO_CONTRAST = {"uniform", "dft"}
 # So that few weights are at a bound, and both of VIG's happen
 OPTIONS = {name: {"alpha": 0.0, "beta": 50.0} for name in ("cal", "negative")}
 OPTIONS |= {"dpa": {"alpha": 0.0}, "vig": {"threshold": -0.2}}
+
+
+def slow_unless_always(run):
+    return () if run in ALWAYS else pytest.mark.slow
 
 
 def picture(shape, colour):
@@ -137,7 +145,7 @@ def run(built, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize(("weighting", "contrast"), RUNS)
+@pytest.mark.parametrize(("weighting", "contrast"), [pytest.param(*one, marks=slow_unless_always(one)) for one in RUNS])
 def test_trains_and_costs_what_its_passes_require(run, built, weighting, contrast):
     this, batch = run(weighting, contrast), VisionCollator(built[1])(RECORDS)
     real = int(batch["attention_mask"].sum())
@@ -161,7 +169,9 @@ def test_trains_and_costs_what_its_passes_require(run, built, weighting, contras
     assert this.logs[1]["cross_entropy"] < this.logs[0]["cross_entropy"]
 
 
-@pytest.mark.parametrize("weighting", seecal.WEIGHTINGS)
+@pytest.mark.parametrize(
+    "weighting", [pytest.param(one, marks=slow_unless_always((one, "drop"))) for one in seecal.WEIGHTINGS]
+)
 def test_text_alone_is_weighed_as_its_formula_says(run, weighting):
     cal = run(weighting, "drop").records[0]
     found = cal.visual_delta
@@ -179,6 +189,7 @@ def test_text_alone_is_weighed_as_its_formula_says(run, weighting):
     torch.testing.assert_close(cal.weights[alone], expected[alone], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_all_weights_are_another_ones(run):
     """At the first step all runs stand at the same weights and batch: they differ in what is measured and how it weighs."""
     weights = {one: run(*one).records[0].weights for one in RUNS}

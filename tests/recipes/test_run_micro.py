@@ -54,7 +54,7 @@ torch.save(logits_of(AutoModelForImageTextToText.from_pretrained(sys.argv[1]), s
 """
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["projector", pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_what_trains_changes_and_reloads(kind, place, tmp_path, monkeypatch):
     """Trained tensors changed, all others are bit-equal; a fresh offline process gets the logits of the end of training."""
     arguments, trained = KINDS[kind]

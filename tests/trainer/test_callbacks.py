@@ -125,7 +125,9 @@ print("the script went on")
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGUSR1))]
+)
 def test_a_plain_script_saves_and_ends_with_a_code_of_the_signal(tmp_path, number):
     (tmp_path / "script.py").write_text(SCRIPT)
     with interruptible():
