@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from seecal.evaluation.over_seeds import Paired, pooled
+
 from .designs import DEMO, Design
+from .holm import holm
 from .items import unpacked
-from .paired import Paired, holm, pooled
 
 Row = dict[str, Any]
 MEASURES = {

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from seecal.evaluation.over_seeds import Paired
+
 from .designs import DEMO, Design, design, names
 from .findings import MEASURES, Alignment, Comparison, Findings, alignments, cell_name
 from .items import unpacked
-from .paired import Paired
 
 Row = dict[str, Any]
 ORDER = (

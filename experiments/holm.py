@@ -1,13 +1,9 @@
-"""Paired differences of two arms, which the package has, and the correction over a grid of them."""
+"""The correction of p over a grid of comparisons."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-from seecal.evaluation.over_seeds import LEVEL, Paired, paired, pooled
-
-__all__ = ["LEVEL", "Paired", "holm", "paired", "pooled"]
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -1,9 +1,9 @@
-"""Holm's correction, against R's; the differences themselves are the package's."""
+"""Holm's correction, against R's."""
 
 import math
 
 import pytest
-from experiments.paired import holm
+from experiments.holm import holm
 
 
 def test_holm_is_that_of_a_known_example():
