@@ -2,6 +2,8 @@
 
 open          CPU seconds of load_records on one core, and the resident set after it
 collate       4,000 batches in random order through VisionCollator; the resident set and its slope over the last 2,000
+alone         the index without torch, in a process of its own: its resident set while it is opened and 4,000 batches of
+              rows are read in random order, and the slope over the last 2,000
 
 Three of four records have an image, one of eight files; the others are text. ``resident`` holds the pages of the mapped
 Arrow file that have been read and that the system may take back, ``anonymous`` does not: it is what a leak would show in.
@@ -13,6 +15,8 @@ import argparse
 import json
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -118,6 +122,40 @@ def collated(records: Any, steps: int, batch: int) -> dict[str, Any]:
     return found
 
 
+_ALONE = """
+import json, random, sys
+from seecal.data.sources.load import load_records
+
+def resident():
+    with open("/proc/self/status", encoding="ascii") as file:
+        return {line.split(":")[0]: int(line.split()[1]) for line in file if line.startswith(("VmRSS", "VmHWM"))}
+
+path, steps, batch, every = sys.argv[1], *map(int, sys.argv[2:])
+records, draw = load_records(path), random.Random(0)
+opened, looks = resident(), []
+for step in range(1, steps + 1):
+    records.__getitems__(draw.sample(range(len(records)), batch))
+    if step % every == 0:
+        looks.append(resident())
+assert "torch" not in sys.modules
+print(json.dumps({"opened": opened, "looks": looks}))
+"""
+
+
+def alone(path: Path, steps: int, batch: int) -> dict[str, Any]:
+    """The resident set of a process that has the index and no torch, in MiB, and its growth in KiB a batch of rows read."""
+    command = [sys.executable, "-c", _ALONE, str(path), *map(str, (steps, batch, _EVERY))]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(done.stdout)
+    kib = [float(look["VmRSS"]) for look in found["looks"]]
+    places, half = [_EVERY * (number + 1) for number in range(len(kib))], len(kib) // 2
+    return {
+        "alone_opened_mib": found["opened"]["VmHWM"] / 1024,
+        "alone_peak_mib": found["looks"][-1]["VmHWM"] / 1024,
+        "alone_kib_per_step": slope(places[half:], kib[half:]),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
@@ -130,8 +168,9 @@ def main() -> None:
     size = SIZES[options.size]
     count, steps = options.records or size["records"], options.steps or size["steps"]
     with tempfile.TemporaryDirectory() as folder:
-        records, row = opened(write_records(Path(folder), count), count)
-        row |= collated(records, steps, options.batch)
+        path = write_records(Path(folder), count)
+        records, row = opened(path, count)
+        row |= collated(records, steps, options.batch) | alone(path, steps, options.batch)
     row |= {"cores": os.cpu_count()}
     write("records_index" if options.size == "full" else f"records_index-{options.size}", [row], options.out)
 
