@@ -149,7 +149,7 @@ def ran(found: Findings) -> str:
 
 
 def said(found: Findings, compared: Sequence[Comparison]) -> str:
-    """What it says, in one plain sentence, chosen from the intervals."""
+    """What it says of the exact match and, in another sentence, of the NLL, chosen from the intervals."""
     judged = [one for one in compared if one.is_pooled] or [one for one in compared if found.counts(one.cells[0])]
     if not judged:
         return (
@@ -166,9 +166,21 @@ def said(found: Findings, compared: Sequence[Comparison]) -> str:
         widest = max(max(abs(one.primary.low), abs(one.primary.high)) for one in judged if one.verdict != "unknown")
         told = f"none of its {others} comparisons can" if others > 1 else "its one comparison cannot"
         out = f"differences of more than {widest:.1f} points are ruled out"
-        return f"A null in exact match: {told} be told from zero; {out}."
+        return f"A null in exact match: {told} be told from zero; {out}.{_of_nll(judged)}"
     rest = f"; {others} other comparison{'s are nulls' if others > 1 else ' is a null'}" if others else ""
-    return f"In exact match{' on validation' if found.split == 'validation' else ''}, {'; '.join(parts)}{rest}."
+    where = " on validation" if found.split == "validation" else ""
+    return f"In exact match{where}, {'; '.join(parts)}{rest}.{_of_nll(judged)}"
+
+
+def _of_nll(judged: Sequence[Comparison]) -> str:
+    """In how many comparisons the NLL of visual tokens is clear of zero, uncorrected."""
+    told = []
+    for measure, lead in (("nll_visual", "NLL of visual tokens is"), ("nll_fitted", "with a fitted temperature it is")):
+        verdicts = [one.measures[measure].verdict() for one in judged if measure in one.measures]
+        if verdicts:
+            lower, higher, all_ = verdicts.count("below"), verdicts.count("above"), len(verdicts)
+            told.append(f"{lead} lower in {lower} and higher in {higher} of {all_}")
+    return f" {', '.join(told)}." if told else ""
 
 
 def _of(one: Comparison) -> str:

@@ -39,7 +39,8 @@ def test_the_pooled_effect_is_found_and_the_null_is_called_one(types):
     text = said(found, found.compared())
     assert re.fullmatch(
         r"In exact match, calibrated \(20 % swapped\): \+\S+ \(\+\S+ to \+\S+\) points, more right than uniform; "
-        "1 other comparison is a null.",
+        "1 other comparison is a null. NLL of visual tokens is lower in 1 and higher in 0 of 2, "
+        "with a fitted temperature it is lower in 1 and higher in 0 of 2.",
         text,
     )
 
