@@ -155,7 +155,8 @@ def said(found: Findings, compared: Sequence[Comparison]) -> str:
         return (
             "Nothing: no cell counts, because none of the models is aligned well enough, or no pair of runs is there."
         )
-    if all(one.verdict == "unknown" for one in judged):
+    known = [one for one in judged if one.verdict != "unknown"]
+    if not known:
         return "Nothing yet: an interval needs two seeds."
     clear = [one for one in judged if one.verdict in _BETTER]
     others = len(judged) - len(clear)
@@ -163,10 +164,10 @@ def said(found: Findings, compared: Sequence[Comparison]) -> str:
         f"{_of(one)}: {shown(one.primary, points=True)} points, {_BETTER[one.verdict]} {one.baseline}" for one in clear
     ]
     if not parts:
-        widest = max(max(abs(one.primary.low), abs(one.primary.high)) for one in judged if one.verdict != "unknown")
+        ends = sorted((max(abs(one.primary.low), abs(one.primary.high)), _of(one, ", {}")) for one in known)
         told = f"none of its {others} comparisons can" if others > 1 else "its one comparison cannot"
-        out = f"differences of more than {widest:.1f} points are ruled out"
-        return f"A null in exact match: {told} be told from zero; {out}.{_of_nll(judged)}"
+        out = " to ".join(f"{end:.1f} points ({of})" for end, of in dict.fromkeys((ends[0], ends[-1])))
+        return f"A null in exact match: {told} be told from zero; ruled out is more than {out}.{_of_nll(judged)}"
     rest = f"; {others} other comparison{'s are nulls' if others > 1 else ' is a null'}" if others else ""
     where = " on validation" if found.split == "validation" else ""
     return f"In exact match{where}, {'; '.join(parts)}{rest}.{_of_nll(judged)}"
@@ -183,8 +184,8 @@ def _of_nll(judged: Sequence[Comparison]) -> str:
     return f" {', '.join(told)}." if told else ""
 
 
-def _of(one: Comparison) -> str:
-    return f"{one.arm} ({100 * one.noise:.0f} % swapped)"
+def _of(one: Comparison, noise: str = " ({})") -> str:
+    return one.arm + noise.format(f"{100 * one.noise:.0f} % swapped")
 
 
 def shown(one: Paired | None, points: bool = False) -> str:

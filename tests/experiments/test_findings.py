@@ -49,7 +49,11 @@ def test_a_null_says_what_it_rules_out():
     rows = rows_of([design("noise")])
     found = found_in("noise", rows)
     assert {one.verdict for one in found.compared()} == {"null"}
-    assert said(found, found.compared()).startswith("A null in exact match: none of its 3 comparisons can be told")
+    text = said(found, found.compared())
+    assert text.startswith("A null in exact match: none of its 3 comparisons can be told from zero; ruled out is more than ")
+    ends = [max(abs(one.primary.low), abs(one.primary.high)) for one in found.compared()]
+    for end in (min(ends), max(ends)):
+        assert f"{end:.1f} points (calibrated, " in text
     worse = rows_of([design("noise")], lambda run: 0.4 if run.name == "calibrated" else 0.9)
     found = found_in("noise", worse)
     assert "fewer right than uniform" in said(found, found.compared())
