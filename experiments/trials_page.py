@@ -144,7 +144,7 @@ def ran(found: Findings) -> str:
     return (
         f"{len(rows)} runs of {np.mean(seconds) / 60:.1f} minutes on {', '.join(devices)}, torch "
         f"{', '.join(sorted({row['torch'] for row in rows}))}."
-        f"{f' {waiting} of {len(found.design.runs)} runs are missing, so read nothing into it yet.' if waiting else ''}"
+        f"{f' Missing: {waiting} of {len(found.design.runs)} runs, so read nothing into it yet.' if waiting else ''}"
     )
 
 

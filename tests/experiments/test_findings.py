@@ -122,7 +122,7 @@ def test_every_experiment_has_its_section_with_and_without_rows(types):
     assert "![" not in empty
     some = dict(list(rows_of([design("noise")]).items())[:-6])
     text = "\n".join(of_experiment(found_in("noise", some)))
-    assert "6 of 48 runs are missing, so read nothing into it yet." in text
+    assert "Missing: 6 of 48 runs, so read nothing into it yet." in text
     assert "\n**So far: " in text
     whole = "\n".join(of_experiment(found_in("types_and_tasks", types)))
     assert "So far" not in whole
