@@ -50,7 +50,9 @@ def test_a_null_says_what_it_rules_out():
     found = found_in("noise", rows)
     assert {one.verdict for one in found.compared()} == {"null"}
     text = said(found, found.compared())
-    assert text.startswith("A null in exact match: none of its 3 comparisons can be told from zero; ruled out is more than ")
+    assert text.startswith(
+        "A null in exact match: none of its 3 comparisons can be told from zero; ruled out is more than "
+    )
     ends = [max(abs(one.primary.low), abs(one.primary.high)) for one in found.compared()]
     for end in (min(ends), max(ends)):
         assert f"{end:.1f} points (calibrated, " in text
