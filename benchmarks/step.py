@@ -19,7 +19,7 @@ import torch
 from common import Runs, arguments, device, held_mib, peak_mib, round_times, runnable, spread, summary, write
 from flops import floors, work_of
 from shapes import CPU_SHAPES, SHAPES, Shape, batch_of, build, draw
-from variants import DEFAULT, NAMES, ON_CPU, Variant, make, missing
+from variants import DEFAULT, EXTRA, NAMES, ON_CPU, Variant, make, missing
 
 
 def measure(
@@ -99,7 +99,8 @@ def main() -> None:
     parser.add_argument(
         "--variants",
         default=None,
-        help=f"comma-separated, of {', '.join(NAMES)} (all but the last three; of a shape for CPUs {', '.join(ON_CPU)})",
+        help=f"comma-separated, of {', '.join(NAMES)} "
+        f"(all but {', '.join(EXTRA)}; of a shape for CPUs {', '.join(ON_CPU)})",
     )
     parser.add_argument("--name", default=None, help="name of the CSV (step-SHAPE; on a CPU step-SHAPE-cpu)")
     arguments(parser)

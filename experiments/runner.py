@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .designs import DEMO, Design, Run, design, names
+from .designs import Design, Run, design, names
 from .rows import RESULTS, Rows
 
 LIMIT = 8.0  # hours of two cores that the whole set may take
@@ -45,17 +45,17 @@ def pool(folder: Path = RESULTS, only: Iterable[str] | None = None) -> dict[str,
     for name in names() if only is None else only:
         for row in Rows(name, folder).all:
             if "key" in row:
-                _of_this_plan(name, row)
+                _check_plan(name, row)
                 found[row["key"]] = row
     return found
 
 
-def _of_this_plan(name: str, row: Row) -> None:
+def _check_plan(name: str, row: Row) -> None:
     """Keys do not hold the plan: rows of two plans would be compared as if they were one experiment."""
     from .nano import Cell
     from .nano.plan import plan_of
 
-    if "plan" not in row or row["cell"].get("model") == DEMO:
+    if "plan" not in row:  # the model with real weights has its settings in its code
         return
     now = dataclasses.asdict(plan_of(Cell(**row["cell"]), row["scale"], row.get("steps")))
     if changed := [key for key in now if row["plan"].get(key) != now[key]]:

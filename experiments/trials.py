@@ -24,7 +24,7 @@ from seecal.scoring import RecordScores, read_scores
 from . import nano
 from .designs import CALIBRATED, DEMO, PERCENTILE, Run, is_measured
 from .items import packed
-from .nano.measure import data_set, deltas, quartiles
+from .nano.measure import data_set, deltas, means, quartiles
 from .weightings import Annealing
 
 Record = dict[str, Any]
@@ -243,10 +243,8 @@ class Trace(TrainerCallback):
     def look(self, step: int) -> None:
         begun = time.monotonic()
         records = self.of.aligned.validation[:_LOOKED_AT]
-        found = dict(zip(("visual", "filler"), deltas(self.model, self.of.aligned.processor, records), strict=True))
-        means = {name: round(float(values.mean()), 4) if values.size else 0.0 for name, values in found.items()}
-        spread = {f"{name}_quartiles": quartiles(values) for name, values in found.items()}
-        self.points.append({"step": step, **means, **spread})
+        found = deltas(self.model, self.of.aligned.processor, records)
+        self.points.append({"step": step, **means(found), **quartiles(found)})
         self.seconds += time.monotonic() - begun
 
 

@@ -55,6 +55,7 @@ not pooled. α and β are calibrated: as many tokens have Δ > α as there are w
 fifths of these have Δ ≥ β. Inside: the share of tokens whose Δ lies between the paper's 1 and 5, where a weight is not the
 same for all.
 """
+_CLASSES = ("visual", "filler")  # of tokens, as rows have them
 _BETTER = {"above": "more right than", "below": "fewer right than"}
 
 
@@ -256,14 +257,11 @@ def traces(found: Findings) -> list[str]:
         rows = [row for run, row in found.found if run.name == arm and "trace" in row]
         for place in range(min((len(row["trace"]) for row in rows), default=0)):
             points = [row["trace"][place] for row in rows]
-            lines.append([arm, str(points[0]["step"]), str(len(rows)), *(_spread(points, kind) for kind in CLASSES)])
+            lines.append([arm, str(points[0]["step"]), str(len(rows)), *(_spread(points, kind) for kind in _CLASSES)])
     if not lines:
         return []
     head = ["arm", "step", "runs", "visual tokens", "filler"]
     return ["Δ on validation in logits: the mean, in brackets the quartiles; means over the runs.", *table(head, lines)]
-
-
-CLASSES = ("visual", "filler")
 
 
 def _spread(points: Sequence[Mapping[str, Any]], kind: str) -> str:

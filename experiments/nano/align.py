@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from .cell import Cell
-from .measure import mean_deltas, measure
+from .measure import deltas, means, measure
 from .models import built, parts
 from .plan import Plan, plan_of
 from .records import Record, told, without_image
@@ -170,7 +170,7 @@ class _Run:
             found = {
                 "accuracy": round(float(measure(self.model, self.processor, test)["exact"].mean()), 4),
                 "commonest": round(commonest(test), 4),
-                "delta": mean_deltas(self.model, self.processor, test[:_DELTA_RECORDS]),
+                "delta": means(deltas(self.model, self.processor, test[:_DELTA_RECORDS])),
                 "parameters": sum(value.numel() for value in self.model.parameters()),
                 "cold": self.cold,
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -84,26 +84,26 @@ def _nll(measured: dict[str, np.ndarray], log_temperature: float) -> np.ndarray:
     return functional.cross_entropy(scaled, labels, reduction="none").numpy()
 
 
-def deltas(model: Any, processor: Any, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
-    """(Δ in logits of the words of the image, of the others), a number a label token."""
+def deltas(model: Any, processor: Any, records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """Δ in logits, a number a label token: ``visual``, those of words of the image, and ``filler``, the others."""
     found, flags = [], []
     with _evaluating(model):
         for some, batch in _batches(model, processor, records):
             found.append(seecal.visual_delta(model, batch).delta.cpu())
             flags.append(_visual_flags(processor, some))
     delta, visual = torch.cat(found).double().numpy(), torch.cat(flags).numpy()
-    return delta[visual], delta[~visual]
+    return {"visual": delta[visual], "filler": delta[~visual]}
 
 
-def mean_deltas(model: Any, processor: Any, records: Sequence[Record]) -> dict[str, float]:
-    """Δ in logits, the mean over tokens of the image (``visual``) and over the others (``filler``; 0 without any)."""
-    visual, filler = deltas(model, processor, records)
-    return {"visual": round(float(visual.mean()), 4), "filler": round(float(filler.mean()) if filler.size else 0.0, 4)}
+def means(found: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The mean of each class of tokens, 0 without any."""
+    return {name: round(float(values.mean()), 4) if values.size else 0.0 for name, values in found.items()}
 
 
-def quartiles(values: np.ndarray) -> list[float]:
-    """[lower quartile, median, upper quartile]; empty without values."""
-    return [round(float(one), 4) for one in np.percentile(values, (25, 50, 75))] if values.size else []
+def quartiles(found: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    """``NAME_quartiles`` of each class of tokens: [lower quartile, median, upper quartile], empty without any."""
+    points = {name: np.percentile(values, (25, 50, 75)) if values.size else () for name, values in found.items()}
+    return {f"{name}_quartiles": [round(float(one), 4) for one in three] for name, three in points.items()}
 
 
 def calibrated(aligned: Any, *, records: int = 256) -> tuple[float, float]:

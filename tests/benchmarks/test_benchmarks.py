@@ -12,7 +12,6 @@ from tests.support.chromium import chromium_path
 from tests.support.processes import environment, limit
 
 # One run serves many tests; keep them on one worker.
-pytestmark = pytest.mark.xdist_group("benchmarks")
 ENVIRONMENT = environment(CUDA_VISIBLE_DEVICES="")
 
 

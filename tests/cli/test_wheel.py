@@ -14,7 +14,6 @@ from seecal.recipes.layers import SHIPPED
 from tests.support.paths import ROOT
 from tests.support.processes import environment, limit
 
-pytestmark = pytest.mark.xdist_group("wheel")  # one build serves all
 UNINSTALLED = {name: value for name, value in environment(COLUMNS="200").items() if name != "PYTHONPATH"}
 
 

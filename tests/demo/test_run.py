@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.support.processes import environment, interruptible, limit
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.real
 
 ENVIRONMENT = environment(COLUMNS="100")
 SHORT = ["--steps", "4", "--batch-size", "2", "--held-out", "3"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from experiments.nano import align, models
 from experiments.nano.__main__ import looked_at
-from experiments.nano.measure import deltas, mean_deltas
+from experiments.nano.measure import deltas, means
 from experiments.nano.plan import Plan, plan_of
 from experiments.nano.records import plain, record, told, without_image
 from experiments.nano.tasks import SPLITS, digest, leaks, task_of
@@ -232,7 +232,7 @@ def test_delta_by_class_against_visual_delta(shapes):
     delta = seecal.visual_delta(built.eval(), dict(seecal.VisionCollator(processor)(plain(records)))).delta
     words = [word for one in records for word in [*one["messages"][1]["content"].split(), "<eos>"]]
     seen = torch.tensor([word in {told(one) for one in records} for word in words])
-    found = mean_deltas(built, processor, records)
+    found = means(deltas(built, processor, records))
     assert found["visual"] == pytest.approx(delta[seen].mean().item(), abs=1e-4)
     assert found["filler"] == pytest.approx(delta[~seen].mean().item(), abs=1e-4)
 
@@ -341,8 +341,8 @@ def test_calibrated(tmp_path):
     alpha, beta = nano.calibrated(made)
     batch = dict(seecal.VisionCollator(made.processor)(plain(made.validation)))
     delta = seecal.visual_delta(made.model.eval(), batch).delta
-    visual, filler = deltas(made.model, made.processor, made.validation)
-    share = len(visual) / (len(visual) + len(filler))
+    found = deltas(made.model, made.processor, made.validation)
+    share = len(found["visual"]) / len(delta)
     assert 0.1 < share < 0.3
     assert alpha == pytest.approx(max(0, delta.quantile(1 - share).item()), abs=0.02)
     assert beta == pytest.approx(max(0, delta.quantile(1 - 0.4 * share).item()), abs=0.02)

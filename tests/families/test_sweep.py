@@ -13,20 +13,16 @@ from tests.support.zoo_models import ZOO
 from tests.support.zoo_parts import VIDEO
 
 
-def marked(name, *values):
-    return pytest.param(name, *values, marks=pytest.mark.xdist_group(name))  # one worker builds the model
-
-
 def packs_of(name):
     """Whether this kind's main pass may run on one row without padding."""
     return FAMILIES[name.split(",")[0]].packs_main
 
 
-EVERY = [marked(name) for name in ZOO]
+EVERY = list(ZOO)
 SETTINGS = [
-    marked(name, attention, padding) for name in ZOO for attention in ZOO[name].attentions for padding in zoo.PADDINGS
+    (name, attention, padding) for name in ZOO for attention in ZOO[name].attentions for padding in zoo.PADDINGS
 ]
-OTHER_DEFINITION = [marked(name) for name in ZOO if not FAMILIES[name.split(",")[0]].exact]
+OTHER_DEFINITION = [name for name in ZOO if not FAMILIES[name.split(",")[0]].exact]
 
 
 def test_every_declared_family_is_swept():
@@ -71,14 +67,14 @@ def test_dropping_where_it_is_not_masking_is_what_the_note_says(name, padding):
         assert family_of(model).note
 
 
-@pytest.mark.parametrize("name", [marked("qwen3_5"), marked("lfm2_vl")])
+@pytest.mark.parametrize("name", ["qwen3_5", "lfm2_vl"])
 def test_a_state_is_not_carried_into_the_next_sample(name):
     model, batch = zoo.model_of(name), zoo.batch_of(name, zoo.rows_for(name))
     with pytest.raises(ValueError, match=r"padding_free=True .* carries a state"):
         seecal.visual_delta(model, batch, options=CALOptions(padding_free=True))
 
 
-@pytest.mark.parametrize("name", [marked("llava"), marked("qwen2_5_vl")])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_renumbered_positions_fail(name, monkeypatch):
     """The sweep notices when the remaining tokens lose their original positions: plain ones and M-RoPE's three axes."""
     monkeypatch.setattr(Layout, "take_positions", lambda self, positions: self.filled.cumsum(1) - 1)
@@ -137,7 +133,7 @@ def test_a_training_step_with_and_without_checkpointing(name):
     assert_same_gradients(checkpointed, plain)
 
 
-@pytest.mark.parametrize(("name", "attention", "padding"), [one for one in SETTINGS if packs_of(one.values[0])])
+@pytest.mark.parametrize(("name", "attention", "padding"), [one for one in SETTINGS if packs_of(one[0])])
 def test_padding_free_is_padded(name, attention, padding):
     """Both passes in one row each, nothing but real slots in them: the loss, Δ and every gradient stay the same."""
     model, batch = zoo.model_of(name, attention), zoo.batch_of(name, zoo.rows_for(name), padding)
@@ -154,7 +150,7 @@ def test_padding_free_is_padded(name, attention, padding):
     assert_same_gradients(gradients, expected)
 
 
-@pytest.mark.parametrize("name", [marked(name) for name in ZOO if not packs_of(name)])
+@pytest.mark.parametrize("name", [name for name in ZOO if not packs_of(name)])
 def test_what_cannot_be_packed_keeps_its_padding(name):
     model, batch = zoo.model_of(name), zoo.batch_of(name, zoo.rows_for(name))
     padded, _ = run(model, batch)

@@ -12,7 +12,7 @@ from seecal.models import efficientnet_lite as tower_module
 from seecal.models import micro
 from tests.support.processes import environment, limit
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("micro")]
+pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module")

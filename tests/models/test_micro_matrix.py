@@ -17,7 +17,7 @@ from seecal import CONTRASTS, CALConfig, CALTrainer
 from seecal.data.collators.vision import VisionCollator
 from seecal.models import micro
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("micro")]
+pytestmark = pytest.mark.real
 STEPS = 2
 # (weighting, contrast): the contrasts under CAL, the weightings under the contrast that costs least
 RUNS = [

@@ -16,7 +16,7 @@ from tests.support.paths import ROOT
 from tests.support.processes import environment, limit
 from tests.support.tiny import tiny_records
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("micro")]
+pytestmark = pytest.mark.real
 KINDS = {
     "projector": (["--train", "projector"], ("model.multi_modal_projector.",)),
     "full": (["--train", "projector", "language_model"], ("model.multi_modal_projector.", "model.language_model.")),

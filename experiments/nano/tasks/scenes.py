@@ -60,11 +60,11 @@ def records(split: str, count: int, seed: int, side: int, answers: str) -> list[
     """Half of them scenes of one thing, half of two. In the test set every thing is a held-out one."""
     rng = random.Random(f"scenes {split} {'' if split == 'test' else seed}")
     known = [thing for thing in itertools.product(SIZES, COLOURS, SHAPES) if thing not in HELD]
-    kinds = list(HELD) if split == "test" else known
+    allowed = list(HELD) if split == "test" else known
     found = []
     for number in range(count):
         kind = ("one", "two")[number % 2]
-        things = [rng.choice(kinds) for _ in range(1 if kind == "one" else 2)]
+        things = [rng.choice(allowed) for _ in range(1 if kind == "one" else 2)]
         attributes = {name: len(values) - 1 for name, values in ATTRIBUTES.items()}
         for name, (size, colour, shape) in zip(_SIDES, things, strict=False):
             told = {f"{name} colour": colour, f"{name} shape": shape, f"{name} size": size}

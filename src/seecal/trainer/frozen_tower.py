@@ -56,7 +56,5 @@ def _first_layers(model: Any) -> list[nn.Module]:
 def _input_embeddings(module: PreTrainedModel) -> Any:
     try:
         return module.get_input_embeddings()
-    except (
-        NotImplementedError
-    ):  # transformers' own way to say that there are none: it asks for no gradient there either
+    except NotImplementedError:  # how transformers says that there are none: it asks for no gradient there either
         return None
