@@ -34,6 +34,8 @@ from seecal.recipes.folder import RunFolder
 from seecal.recipes.recipe import read
 from seecal.recipes.run import Run
 
+from .kept import once, weight_shares
+
 BATCH, ALIGNMENT, TUNING = 16, 66, 40  # records of a step; steps of either training
 RATE = 1e-4
 QUESTIONS = ("kind", "name", "describe")
@@ -76,7 +78,7 @@ class _Setting:
         self.name = f"seed-{seed}" if steps is None else f"seed-{seed}-steps-{steps}"
         (folder / self.name).mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):  # another process may make the same
-            self.bf16 = _kept(folder / "bf16.json", bf16_pays)[0]
+            self.bf16 = once(folder / "bf16.json", bf16_pays)[0]
             self.images = emoji.render_openmoji(emoji.catalogue(), folder / "images")
             self.start()
         self.items = [item for item in emoji.catalogue() if item.hexcode in self.images]
@@ -106,7 +108,7 @@ class _Setting:
         return {
             "arrays": arrays(found),
             "facts": facts,
-            "shares": shares(log["log_history"]),
+            "shares": weight_shares(log["log_history"]),
             "bfloat16": self.bf16,
             "seconds": {name: round(value, 1) for name, value in seconds.items()},
         }
@@ -124,7 +126,7 @@ class _Setting:
         asked = files.questions(self.items, count, BATCH, self.seed)
         final = self.train(part, plan, asked, "uniform", {}).final
         shutil.rmtree(self.folder / place / "stage-1" / "model", ignore_errors=True)  # as large as the one that is kept
-        return _kept(self.folder / self.name / "facts.json", lambda: self.facts(final)), f"{place}/final"
+        return once(self.folder / self.name / "facts.json", lambda: self.facts(final)), f"{place}/final"
 
     def start(self) -> None:
         """The model as shipped."""
@@ -184,13 +186,6 @@ def arrays(found: Mapping[str, Measured]) -> dict[str, np.ndarray]:
     }
 
 
-def shares(history: list[dict[str, float]]) -> dict[str, float]:
-    """The mean over the training's steps; empty where no weights were measured."""
-    names = ("share_at_alpha", "share_inside", "share_at_beta")
-    found = {name: [log[name] for log in history if name in log] for name in names}
-    return {name.removeprefix("share_"): round(float(np.mean(values)), 4) for name, values in found.items() if values}
-
-
 def noisy(asked: Asked, share: float, seed: int) -> Asked:
     """The questions; exactly ``round(share · n)`` have the answer of another drawing, within a kind of question."""
     from .nano import swapped
@@ -218,12 +213,3 @@ def _spans(answer: emoji.Answer) -> list[tuple[int, int]]:
             spans.append((place, place + len(text)))
         place += len(text)
     return spans
-
-
-def _kept(path: Path, make: Any) -> Any:
-    """What is made once, in a JSON file."""
-    if not path.exists():
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(make()), "utf8")
-        part.replace(path)
-    return json.loads(path.read_text("utf8"))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from seecal.scoring import RecordScores, read_scores
 from . import nano
 from .designs import CALIBRATED, DEMO, PERCENTILE, Run, is_measured
 from .items import packed
+from .kept import once, weight_shares
 from .nano.measure import data_set, deltas, means, quartiles
 from .weightings import Annealing
 
@@ -76,7 +76,7 @@ class Trial:
         self.aligned = self.alignment(nano.Cell(**run.cell))
         self.plan = self.aligned.plan
         self.records: Sequence[Record] = nano.swapped(self.aligned.train, run.noise, run.seed)
-        self.calibration = self.kept("calibration", self.calibrate)
+        self.calibration: dict[str, Any] = once(self.aligned.folder / "calibration.json", self.calibrate)
 
     def alignment(self, cell: nano.Cell) -> nano.Aligned:
         """Of the run's seed and start."""
@@ -84,16 +84,6 @@ class Trial:
         if arm.stage_1 is not None:
             options["stage_1"] = dict(arm.stage_1)
         return nano.aligned(cell, self.run.seed, self.folder, self.scale, **options)
-
-    def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What is measured once of an alignment, in a JSON file beside it."""
-        path = self.aligned.folder / f"{name}.json"
-        if not path.exists():
-            aside = path.with_suffix(".part")
-            aside.write_text(json.dumps(make()), "utf8")
-            aside.rename(path)
-        found: dict[str, Any] = json.loads(path.read_text("utf8"))
-        return found
 
     def calibrate(self) -> dict[str, Any]:
         """α and β for this alignment, and which shares of the validation tokens lie where by the paper's [1, 5]."""
@@ -157,7 +147,7 @@ class Trial:
         return {
             "options": options,
             "facts": {**self.aligned.facts, "calibration": self.calibration},
-            "shares": shares(trainer.state.log_history),
+            "shares": weight_shares(trainer.state.log_history),
             **({"trace": trace.points} if trace.points else {}),
             "plan": dataclasses.asdict(self.plan),
             "items": items_of([one["id"] for one in self.aligned.test]),
@@ -216,13 +206,6 @@ def oracle(record: Record, scores: RecordScores, options: Mapping[str, Any]) -> 
 def items_of(ids: Sequence[str]) -> str:
     """What tells two sets of test items apart."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]
-
-
-def shares(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of the label tokens' weights, over the training: at alpha, between, at beta (the mean of the logs)."""
-    names = ("share_at_alpha", "share_inside", "share_at_beta")
-    found = {name: [log[name] for log in history if name in log] for name in names}
-    return {name.removeprefix("share_"): round(float(np.mean(values)), 4) for name, values in found.items() if values}
 
 
 class Trace(TrainerCallback):
