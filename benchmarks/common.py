@@ -7,10 +7,11 @@ import csv
 import gc
 import importlib
 import platform
+import random
 import statistics
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def interleaved(
 def round_times(variants: Runs, rounds: int, warmup: int = 1, seconds: float | None = None) -> dict[str, list[float]]:
     """ms of each variant in each round that counts.
 
-    Each round runs every variant once, so that drift of the machine hits all. ``seconds``: begin no more rounds after that.
+    Each round runs every variant once, so that drift of the machine hits all, in an order of its own (:func:`shuffled`).
+    ``seconds``: begin no more rounds after that.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     begin = _now()
@@ -117,14 +119,22 @@ def round_times(variants: Runs, rounds: int, warmup: int = 1, seconds: float | N
         for turn in range(warmup + rounds):
             if seconds is not None and turn >= warmup + _LEAST_ROUNDS and _now() - begin > seconds:
                 break
-            for name, run in variants.items():
+            for name in shuffled(variants, turn):
                 start = _now()
-                run()
+                variants[name]()
                 spent = _now() - start
                 task.advance(note=name)
                 if turn >= warmup:
                     times[name].append(spent * 1e3)
     return times
+
+
+def shuffled(names: Iterable[str], turn: int) -> list[str]:
+    """The order of a round, drawn by its number: in a fixed one each variant always bears what the one before it leaves
+    (memory given back, caches)."""
+    found = list(names)
+    random.Random(turn).shuffle(found)
+    return found
 
 
 def summary(values: list[float]) -> dict[str, float]:

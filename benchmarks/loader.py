@@ -26,7 +26,7 @@ import psutil
 import torch
 import torchvision
 import transformers as hf
-from common import cpu_model, percentiles, progress, write
+from common import cpu_model, percentiles, progress, shuffled, write
 from datasets import Dataset, Features, Sequence, Value
 from datasets import Image as ImageColumn
 from PIL import Image
@@ -112,10 +112,10 @@ def timed(passes: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple[
     """(wall ms, CPU ms) of each pass in each round, interleaved."""
     spent: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in passes}
     with progress() as shown, shown.task("measuring", rounds * len(passes), unit="pass") as task:
-        for _ in range(rounds):
-            for name, run in passes.items():
+        for turn in range(rounds):
+            for name in shuffled(passes, turn):
                 wall, cpu = time.perf_counter(), cpu_seconds()
-                run()
+                passes[name]()
                 spent[name][0].append((time.perf_counter() - wall) * 1e3)
                 spent[name][1].append((cpu_seconds() - cpu) * 1e3)
                 task.advance(note=name)

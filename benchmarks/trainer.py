@@ -5,11 +5,12 @@ mle           CALTrainer(weighting="uniform"), plain training, on the records as
 cal           CALTrainer, the defaults
 weights       CALTrainer with weights that were measured once before (``seecal train --weights``): no pass without the image
 
-Each training is a process of its own, and the arms alternate. The same model of random weights, batches, order, optimizer,
-checkpointed layers and loader workers; the first steps, in which workers start, are not timed. ``samples_per_s`` and
-``wait_share``, the share of the time spent waiting for the next batch, are of the rest. ``peak_mib`` is the most that the
-training process had resident, imports included; ``workers_mib`` the most of its workers together. ``of_sft`` are the
-ratios of single rounds. Label tokens are counted in every batch: exit code 1 if an arm learnt from others.
+Each training is a process of its own, and the arms take turns, in an order drawn for each round. The same model of
+random weights, batches, order, optimizer, checkpointed layers and loader workers; the first steps, in which workers
+start, are not timed. ``samples_per_s`` and ``wait_share``, the share of the time spent waiting for the next batch, are of
+the rest. ``peak_mib`` is the most that the training process had resident, imports included; ``workers_mib`` the most of
+its workers together. ``of_sft`` are the ratios of single rounds. Label tokens are counted in every batch: exit code 1 if
+an arm learnt from others.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 import psutil
 import torch
-from common import device, percentiles, progress, spread, write
+from common import device, percentiles, progress, shuffled, spread, write
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageColumn
 from loader import processor, write_files
@@ -194,8 +195,8 @@ def rows_of(arms: list[str], options: argparse.Namespace) -> list[dict[str, Any]
         folder = Path(name)
         scored = prepare(folder, size, options.records or size.records)
         with shown.task("training", options.rounds * len(arms), unit="run") as task:
-            for _ in range(options.rounds):
-                for arm in arms:
+            for turn in range(options.rounds):
+                for arm in shuffled(arms, turn):
                     found[arm].append(in_a_process(arm, folder, options))
                     task.advance(note=arm)
     seconds = {arm: [1 / run["samples_per_s"] for run in runs] for arm, runs in found.items()}

@@ -238,6 +238,21 @@ def test_what_cannot_run_leaves_the_others_their_figures(modules):
     assert times["a"]["rounds"] == 3
 
 
+def test_no_variant_always_follows_the_same_one(modules):
+    """Plain training came out slower than CAL, which does more: it always ran after what had given back gigabytes."""
+    import common
+
+    ran: list[str] = []
+    names = ("hf", "trl", "released", "mle", "cal")
+    common.round_times({name: lambda name=name: ran.append(name) for name in names}, rounds=5, warmup=1)
+    rounds = [ran[start : start + 5] for start in range(0, 30, 5)]
+    assert all(sorted(one) == sorted(names) for one in rounds)
+    assert rounds == [common.shuffled(names, turn) for turn in range(6)]
+    for name in names:
+        before = {ran[place - 1] for place in range(1, 30) if ran[place] == name}
+        assert len(before) > 2, f"{name} only ever ran after {before}"
+
+
 def test_a_part_that_fails_or_takes_too_long_is_a_row(modules, tmp_path):
     import gpu
 
