@@ -4,6 +4,7 @@ import re
 
 import pytest
 import transformers as hf
+from jinja2.exceptions import TemplateError
 
 from seecal import VisionCollator
 from seecal.core.options import CALOptions
@@ -169,6 +170,48 @@ def test_vicuna_v1():
     assert labels.replace(" It", "It") == "It is red.</s>It is green.</s>", (
         "a space before an answer may be its token's"
     )
+
+
+@pytest.mark.parametrize(
+    ("question", "asked"),
+    [
+        ("What is it?\n<image>", "<image>\nWhat is it?"),
+        ("  What is <image> this? ", "<image>\nWhat is  this?"),
+        ("<image>\n\nWhat is it?\n", "<image>\nWhat is it?"),
+        ("<image>", "<image>"),
+    ],
+)
+@pytest.mark.parametrize("name", ["vicuna_v1", "gemma"])
+def test_the_image_goes_in_front_wherever_its_text_marks_it(name, question, asked):
+    """As LLaVA's and MGM's preprocess_multimodal: in about half of LLaVA's mixture it is marked behind the question."""
+    special, words = {"vicuna_v1": ((), VICUNA), "gemma": (("<start_of_turn>", "<end_of_turn>"), GEMMA)}[name]
+    before, after = {"vicuna_v1": ("USER: ", " ASSISTANT:"), "gemma": ("user\n", "<end_of_turn>")}[name]
+    text, _ = shown(name, processor_with(*special, **words), [(question, "It is red.")])
+    assert text.partition(before)[2].startswith(asked + after)
+
+
+def rendered(name, turns):
+    """What a template makes of messages, as text."""
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=processors.tokenizer()._tokenizer, bos_token="<s>", eos_token="</s>"
+    )
+    return tokenizer.apply_chat_template(turns, chat_template=chat_template(name), tokenize=False)
+
+
+def said(role, *parts):
+    return {"role": role, "content": [{"type": "text", "text": part} if part else {"type": "image"} for part in parts]}
+
+
+def test_several_images_stay_where_they_are():
+    text = rendered("vicuna_v1", [said("user", "Is ", None, " like ", None, "?"), said("assistant", "No.")])
+    assert text.endswith("USER: Is <image>\n like <image>\n? ASSISTANT: No.</s>")
+
+
+def test_a_system_message_is_no_question():
+    turns = [said("system", "Be brief."), said("user", None, "Why?"), said("assistant", "So.")]
+    assert rendered("vicuna_v1", turns) == "<s>Be brief. USER: <image>\nWhy? ASSISTANT: So.</s>"
+    with pytest.raises(TemplateError, match="no system turn"):
+        rendered("gemma", turns)
 
 
 def test_gemma_learns_both_ends_of_a_turn():

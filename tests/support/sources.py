@@ -45,9 +45,9 @@ def parts(text):
     for index, piece in enumerate(text.split("<image>")):
         found += [{"type": "image"}] * (index > 0)
         found += [{"type": "text", "text": piece}] if piece.strip() else []
-    if found[0]["type"] == "image" and found[1]["type"] == "text":
+    if len(found) > 1 and found[0]["type"] == "image" and found[1]["type"] == "text":
         found[1]["text"] = found[1]["text"].lstrip()
-    if found[-1]["type"] == "image":
+    if len(found) > 1 and found[-1]["type"] == "image":
         found[-2]["text"] = found[-2]["text"].rstrip()
     return found
 
