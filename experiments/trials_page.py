@@ -38,21 +38,27 @@ INTRODUCTION = """\
 
 `seecal bench evidence NAME` makes the runs of an experiment that have no row yet, in pieces of 30 minutes on two cores, and
 `seecal bench evidence --plan` says what all of it takes and what was left out, by name. A run is one training by
-`CALTrainer`; both arms of a pair start from the same alignment and see the same records in the same order. Two runs of
-`window`, made again from a clean clone and an empty cache on the same machine, had the committed numbers to the last digit.
+`CALTrainer`; both arms of a pair start from the same alignment (where stage 1 is what differs, from the same tower and
+language model) and see the same records in the same order. Two runs of `window`, made again from a clean clone and an empty
+cache on the same machine, had the committed numbers to the last digit.
 
-Differences are paired: the same seed, the same test items. In brackets: 95 % intervals, from the lower to the upper end of
-two, Student's t over the seeds and a bootstrap over seeds and items (percentiles widened for few seeds). Bold: both are
-clear of zero, and so is p of the exact match after Holm's correction over the experiment's comparisons. NLLs are not
-corrected. Pooled: the mean over the cells that count; nothing is said of other cells.
+Differences are paired: the same seed, the same items of the test set (of validation where the section says so). In brackets:
+95 % intervals, from the lower to the upper end of two, Student's t over the seeds and a bootstrap over seeds and items
+(percentiles widened for few seeds). Bold: both are clear of zero, and so is p of the exact match after Holm's correction:
+over an experiment's pooled comparisons, and for themselves over those of single cells. NLLs are not corrected. Pooled: the
+mean over the cells that count; nothing is said of other cells.
+
+The second table of an experiment is always of the test set. Its column on Δ is over the tokens after an image, before
+pooling: how many have Δ at or below α, between, at or above β ("–" for weightings that do not clamp Δ so). Minutes are those
+of weighing and training, without the measuring.
 """
 ALIGNMENT = """\
 ### Do the models see? The alignment of every cell
 
 A cell counts if a plain stage 2 on clean answers brings the test accuracy at least halfway from the commonest answer's
 share to 1, and the mean Δ of visual tokens after stage 1 is at least 1 logit and above that of filler. Others are shown and
-not pooled. α and β are calibrated: as many tokens have Δ > α as there are words of the image (a twentieth to a fifth), two
-fifths of these have Δ ≥ β. Inside: the share of tokens whose Δ lies between the paper's 1 and 5, where a weight is not the
+not pooled. α and β are calibrated: α is the Δ that as many tokens exceed as are words of the image (a twentieth to a fifth),
+and two fifths of those reach β. Inside: the share of tokens whose Δ lies between the paper's 1 and 5, where a weight is not the
 same for all.
 """
 _CLASSES = ("visual", "filler")  # of tokens, as rows have them
@@ -170,7 +176,11 @@ def said(found: Findings, compared: Sequence[Comparison]) -> str:
         ends = sorted((max(abs(one.primary.low), abs(one.primary.high)), _of(one, ", {}")) for one in known)
         told = f"none of its {others} comparisons can" if others > 1 else "its one comparison cannot"
         out = " to ".join(f"{end:.1f} points ({of})" for end, of in dict.fromkeys((ends[0], ends[-1])))
-        return f"A null in exact match{where}: {told} be told from zero; ruled out is more than {out}.{_of_nll(judged)}"
+        corrected = " after Holm's correction" if others > 1 else ""
+        return (
+            f"A null in exact match{where}: {told} be told from zero{corrected}; differences above {out} are outside of "
+            f"the intervals.{_of_nll(judged)}"
+        )
     rest = f"; {others} other comparison{'s are nulls' if others > 1 else ' is a null'}" if others else ""
     return f"In exact match{where}, {'; '.join(parts)}{rest}.{_of_nll(judged)}"
 
@@ -233,7 +243,7 @@ def means(found: Findings) -> list[str]:
                 if rows := list(found.chosen(key, noise, arm).values()):
                     lines.append([cell_name(cell), f"{100 * noise:.0f} %", arm, *_means(found, rows)])
     known = [MEASURES[name].removesuffix(", points") for name in MEASURES]
-    head = ["cell", "swapped", "arm", "runs", "learning rate", *known, "weights at α / inside / at β", "minutes"]
+    head = ["cell", "swapped", "arm", "runs", "learning rate", *known, "Δ ≤ α / between / ≥ β", "minutes"]
     return table(head, lines)
 
 
@@ -243,7 +253,7 @@ def _means(found: Findings, rows: Sequence[Row]) -> list[str]:
         arrays = [unpacked(row["test"][measure]) for row in rows if measure in row["test"]]
         mean = float(np.mean([np.nanmean(one) for one in arrays])) if arrays else None
         values.append("–" if mean is None else f"{100 * mean:.1f} %" if measure == "exact" else f"{mean:.3f}")
-    there = [row["shares"] for row in rows if row["shares"]]
+    there = [row["shares"] for row in rows if row["shares"] and row["options"].get("weighting", "cal") == "cal"]
     places = ("at_alpha", "inside", "at_beta")
     lie = " / ".join(f"{100 * np.mean([one[name] for one in there]):.0f}" for name in places) if there else ""
     minutes = np.mean([row["seconds"]["training"] + row["seconds"].get("weighing", 0) for row in rows]) / 60

@@ -51,7 +51,7 @@ def test_a_null_says_what_it_rules_out():
     assert {one.verdict for one in found.compared()} == {"null"}
     text = said(found, found.compared())
     assert text.startswith(
-        "A null in exact match: none of its 3 comparisons can be told from zero; ruled out is more than "
+        "A null in exact match: none of its 3 comparisons can be told from zero after Holm's correction; differences above "
     )
     ends = [max(abs(one.primary.low), abs(one.primary.high)) for one in found.compared()]
     for end in (min(ends), max(ends)):
