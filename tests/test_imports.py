@@ -90,7 +90,7 @@ FLOORS = {
             "step_watch",
             "fingerprint",
         },
-        {"answer_metrics", "bad_steps", "fingerprint", "measured_before", "saving", "token_logging"},
+        {"answer_metrics", "bad_steps", "measured_before", "saving", "token_logging"},
         {"resuming", "replay"},
         {"quarantine"},
         {"data_trainer"},

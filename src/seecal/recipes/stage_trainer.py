@@ -1,4 +1,4 @@
-"""CALTrainer as ``seecal train`` runs it: a learning rate for each group, and a stop that can be resumed."""
+"""CALTrainer as ``seecal train`` runs it: a learning rate for each group."""
 
 from __future__ import annotations
 

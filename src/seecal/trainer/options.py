@@ -43,7 +43,8 @@ class AnswerOptions:
     eval_metric: str | None = option(
         None,
         "At each evaluation the model answers some records of the evaluation data, and this is logged of its answers: "
-        "exact, anls, relaxed, ocr, cider, iou or choice, as seecal eval measures it (eval_exact and so on). null: none.",
+        "exact, anls, relaxed, ocr, cider, iou, choice, choice_mmt or choice_scienceqa, as seecal eval measures it "
+        "(eval_exact and so on). null: none.",
     )
     eval_metric_records: int = option(64, "How many records, the first of each evaluation set.")
     eval_max_new_tokens: int = option(64, "Longest answer, in tokens.")
