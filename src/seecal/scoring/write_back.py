@@ -33,7 +33,8 @@ def write_back(data: Any, out: Path, keep: np.ndarray, weights: Weights = None) 
     """Writes ``data`` to ``out`` with the rows for which ``keep`` [rows] is True.
 
     Args:
-        data: the path of a file or folder that :func:`seecal.load_records` reads, or a ``datasets`` set.
+        data: the path of a file or folder that :func:`seecal.load_records` reads, or a ``datasets`` set; of one with a
+            transform the rows that it is given.
         weights: the columns ``weights`` and ``weight_ids`` of the rows that stay, in order. JSON and JSONL then lose keys
             that are null. None: rows stay as they are.
 
@@ -50,6 +51,8 @@ def write_back(data: Any, out: Path, keep: np.ndarray, weights: Weights = None) 
         saved = saved_dataset(Path(data))
     out.parent.mkdir(parents=True, exist_ok=True)
     if saved is not None:
+        if saved.format["type"] == "custom":  # no folder keeps a transform
+            saved = saved.with_format(None)
         chosen = saved.select(np.flatnonzero(keep))
         if weights is not None:
             chosen = concatenate_datasets([chosen, Dataset.from_list(list(weights), features=WEIGHTS)], axis=1)

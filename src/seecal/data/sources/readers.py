@@ -179,8 +179,11 @@ def read_parquet(path: Path) -> Rows:
 
 
 def read_dataset(data: Any) -> Rows:
-    """Rows of a Dataset, an IterableDataset or a list, images left encoded."""
+    """Rows of a Dataset, an IterableDataset or a list, images left encoded; of a set with a transform, what that makes."""
     if isinstance(data, datasets.Dataset):
+        if data.format["type"] == "custom":
+            yield from _transformed_rows(data)
+            return
         yield from _arrow_rows(data.with_format("arrow").iter(_BATCH), data.features)
         return
     features = data.features if isinstance(data, datasets.IterableDataset) else None
@@ -188,6 +191,17 @@ def read_dataset(data: Any) -> Rows:
         data = data.decode(False)
     for index, row in enumerate(data):
         yield f"entry {index}", as_row(row, features)
+
+
+def _transformed_rows(data: datasets.Dataset) -> Rows:
+    for index in range(len(data)):
+        try:
+            row = data[index]
+        except (ValueError, OSError) as error:  # an image of the row that `datasets` decodes for the transform
+            row = RecordError(
+                f"the set's transform cannot make it ({reason(error)}). Correct the record or the transform."
+            )
+        yield f"row {index}", row if isinstance(row, RecordError) else as_row(row)
 
 
 def _arrow_rows(batches: Iterable[Any], features: Any) -> Rows:
