@@ -150,7 +150,8 @@ def _json_lines(file: Path, out: Path, keep: _Keep, weights: Weights) -> None:
                     text.write(_dumped(_with(row, weights)) + "\n")
         return
     encoding = encoding_of(file)
-    with out.open("wb") if encoding == UTF_8 else out.open("w", encoding=encoding, newline="") as written:
+    opened: Any = out.open("wb") if encoding == UTF_8 else out.open("w", encoding=encoding, newline="")
+    with opened as written:
         for _, line in lines_of(file):
             if keep() and line is not None:
                 end: Any = b"\n" if isinstance(line, bytes) else "\n"
