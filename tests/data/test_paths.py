@@ -62,6 +62,26 @@ def test_the_first_folder_that_has_it_is_taken(tmp_path):
         load_records([row()], image_root=[tmp_path, "nowhere"])
 
 
+@pytest.mark.parametrize("follow_links", [False, True])
+@pytest.mark.parametrize("read", [False, True])
+def test_a_file_where_another_has_a_folder(tmp_path, read, follow_links):
+    for place in ("a/b/one.png", "c/one.png/two.png"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_bytes(png())
+    (tmp_path / "file").write_text("")
+    roots = [str(tmp_path / name) for name in ("c", "a/b", "file", "a")]
+    (tmp_path / "c" / "b").write_text("")
+    for several in (roots, roots[::-1]):
+        folders = ImageFolders(tuple(several), follow_links)
+        assert folders.found("b/one.png", read)[0] == str(tmp_path / "a/b/one.png")
+        assert folders.found("one.png/two.png", read)[0] == str(tmp_path / "c/one.png/two.png")
+        assert folders.found("one.png", read)[0] == str(tmp_path / "a/b/one.png")
+        with pytest.raises(MissingImage, match=r"image 'b/gone.png' is in none of"):
+            folders.found("b/gone.png", read)
+    with pytest.raises(MissingImage, match=r"image 'b/one.png' is not in .*c'"):
+        ImageFolders((roots[0],), follow_links).found("b/one.png", read)
+
+
 def test_more_folders_than_are_kept_in_mind(tmp_path, monkeypatch):
     monkeypatch.setattr("seecal.data.paths._FOLDERS_KEPT", 2)
     folders = ImageFolders((str(tmp_path),))

@@ -3,12 +3,14 @@
 import json
 import tarfile
 
+import datasets
 import numpy as np
 import pytest
 
 import seecal
 from seecal.data.sources.load import LocatedRecords
 from seecal.scoring import read_scores
+from seecal.scoring.write_back import write_back
 from tests.scoring.test_score import write_llava
 from tests.support import sources
 from tests.support.tiny import tiny_llava, tiny_llava_processor
@@ -225,3 +227,88 @@ def test_shards_of_tar_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"data.tar: a .tar shard is not written back. Write its records as JSONL"):
         seecal.filter(tmp_path / "scores", tmp_path / "kept.tar", top=0.5)
     assert not (tmp_path / "kept.tar").exists()
+
+
+TABLES = {
+    "semicolons": (
+        "d.csv",
+        'file_name;text\r\nred.png;"Red, big; square"\r\nblue.png;"It is ""blue"""\r\n\r\nred.png;C',
+    ),
+    "tabs": ("d.csv", 'file_name\ttext\nred.png\t"A ""red"" one"\nblue.png\tB, b\nred.png\tC; c\n'),
+    "a quoted line break": (
+        "d.csv",
+        'file_name;text\nred.png;"A square;\nall red, big"\nblue.png;B\nred.png;"C\r\n\r\nc"\n',
+    ),
+    "tsv": ("d.tsv", 'file_name\ttext\nred.png\t"A\tred"\nblue.png\tB, b\nred.png\tC; c\n'),
+    "commas": ("d.csv", 'file_name,text\nred.png,"A, ""a"""\nblue.png,"B"\nred.png,"C\n"\n'),
+}
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
+
+
+def read_again(path, encoding):
+    """(the text, the captions that load_records finds in it)."""
+    captions = [record["messages"][1]["content"][0]["text"] for record in seecal.load_records(path)]
+    with path.open(encoding=encoding, newline="") as file:
+        return file.read(), captions
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_stays_to_the_letter(tmp_path, name, encoding):
+    sources.images_in(tmp_path)
+    file, text = TABLES[name]
+    data, out = tmp_path / file, tmp_path / f"out-{file}"
+    data.write_bytes(text.encode(encoding))
+    _, captions = read_again(data, encoding)
+    assert len(captions) == 3
+    write_back(data, out, np.array([True, True, True]))
+    assert read_again(out, encoding) == (text.replace("\r\n\r\nred", "\r\nred").rstrip("\n") + "\n", captions)
+    assert out.read_bytes()[:3] == data.read_bytes()[:3], "the mark at the start"
+    write_back(data, out, np.array([False, True, False]))
+    assert read_again(out, encoding)[1] == captions[1:2]
+
+
+def test_unreadable_rows_of_a_table_do_not_shift_the_others(tmp_path):
+    sources.images_in(tmp_path)
+    data, out = tmp_path / "d.csv", tmp_path / "out.csv"
+    data.write_text('file_name;text\nred.png;A\nred.png;"B"b\nred.png;C;c\nred.png;D\n')
+    write_back(data, out, np.array([True, False, False, True]))
+    assert out.read_text() == "file_name;text\nred.png;A\nred.png;D\n"
+    write_back(data, out, np.array([False, True, True, False]))
+    assert out.read_text() == "file_name;text\nred.png;C;c\n", "what is lost is only shown where it can be read"
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("name", ["d.jsonl", "lines.json", "list.json"])
+def test_json_stays_in_its_encoding(tmp_path, name, encoding):
+    chat = sources.messages([("q", "ä")])
+    notes = ("\ud83d", "", "€")  # half a surrogate pair: no text, but JSON
+    lines = [json.dumps({"id": f"é{number}", "note": note, "messages": chat}) for number, note in enumerate(notes)]
+    text = "[" + ",".join(lines) + "]" if name == "list.json" else "\r\n".join(lines)
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    out, weights = tmp_path / f"out-{name}", [{"weights": [1.0], "weight_ids": [7]}] * 2
+    for added in (None, iter(weights)):
+        write_back(tmp_path / name, out, np.array([True, False, True]), added)
+        assert seecal.load_records(out)["id"] == ["é0", "é2"]
+        found = out.read_bytes().decode(encoding)
+        assert found.startswith("[" if name == "list.json" else '{"id"')
+    assert '"weights": [1.0]' in found
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.jsonl", "d.json", "d.parquet"])
+@pytest.mark.parametrize(
+    ("rows", "words"), [(2, "has more than the 2 records"), (4, "has 3 records, but 4 were scored")]
+)
+def test_another_number_of_rows_is_an_error(tmp_path, name, rows, words):
+    folder = sources.images_in(tmp_path / "data")
+    chats = [{"file_name": "red.png", "text": str(number)} for number in range(3)]
+    data = folder / name
+    if name == "d.csv":
+        data.write_text("file_name,text\n" + "red.png,A\n" * 3)
+    elif name == "d.parquet":
+        datasets.Dataset.from_list(chats).to_parquet(data)
+    else:
+        data.write_text(json.dumps(chats) if name == "d.json" else "\n".join(map(json.dumps, chats)))
+    with pytest.raises(ValueError, match=rf"{name}: it {words}.* Score it again"):
+        write_back(data, tmp_path / name, np.ones(rows, dtype=bool))
+    assert not (tmp_path / name).exists()

@@ -144,7 +144,7 @@ class ImageFolders:
             real = self._resolved(root, path)
             inside = real is not None
             mode, size, start = _looked_at(real, read) if real is not None else (0, 0, b"")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter where a folder of the path is a file here
             raise MissingImage(
                 f"image {show(path)} is not in {show(root)}. Put it there, correct the path, or set image_root=..."
             ) from None

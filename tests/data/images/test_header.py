@@ -5,8 +5,10 @@ import io
 import pytest
 from PIL import Image
 
+from seecal import load_records
 from seecal.data.images.decode import check_header, check_start
 from seecal.data.images.header import header_size
+from tests.support.sources import row
 
 
 def encoded(format, size=(300, 200), mode="RGB", **options):
@@ -22,6 +24,10 @@ FILES = {
     "grey": encoded("JPEG", mode="L"),
     "a profile before the size": encoded("JPEG", icc_profile=LONG * 3),
     "a comment before the size": encoded("JPEG", comment=LONG),
+    "padding before the size": b"\xff\xd8" + b"\xff" * 60_000 + encoded("JPEG")[2:],
+    "zeros before the size": encoded("JPEG")[:20] + b"\0" * 60_000 + encoded("JPEG")[20:],
+    "an escaped byte before the size": encoded("JPEG")[:20] + b"\xff\0" + encoded("JPEG")[20:],
+    "an end before the size": encoded("JPEG")[:20] + b"\xff\xd9" + encoded("JPEG")[20:],
     "png": encoded("PNG"),
     "gif": encoded("GIF", mode="P"),
     "webp": encoded("WEBP"),
@@ -58,3 +64,33 @@ def test_limits_and_what_pillow_finds():
         check_header(io.BytesIO(encoded("TIFF")), "it", 59_999)
     with pytest.raises(ValueError, match="it: not an image that Pillow can read"):
         check_header(io.BytesIO(b"\0" * 100), "it")
+
+
+ENDLESS = {
+    "padding": b"\xff",
+    "zeros": b"\0",
+    "escaped bytes": b"\xff\0",
+    "restarts": b"\xff\xd0",
+    "ends": b"\xff\xd9",
+    "empty segments": b"\xff\xe5\0\x02",
+    "segments without a length": b"\xff\xe5\0\0",
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_jpeg_file_without_an_end_of_padding_is_refused(tmp_path, name):
+    """Pillow would take minutes for a file of the size that is allowed; here each read is counted."""
+    file, reads = b"\xff\xd8" + ENDLESS[name] * 200_000, []
+
+    def read(offset, size):
+        reads.append(size)
+        return file[offset : offset + size]
+
+    with pytest.raises(
+        ValueError, match=r"it: no size among the first 65,536 markers and bytes of padding of the JPEG"
+    ):
+        check_start(file[:64], read, "it")
+    assert len(reads) < 100
+    (tmp_path / "bad.jpg").write_bytes(file)
+    rows = [row(image="bad.jpg"), row(image={"bytes": file, "path": None}), row(image={"bytes": FILES["jpeg"]})]
+    assert len(load_records(rows, image_root=tmp_path, on_bad="skip")) == 1

@@ -1,6 +1,7 @@
 """What a data file may make this process hold: bounds on a line, an entry, a row, a file in a shard, before it is read."""
 
 import base64
+import csv
 import io
 import json
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 from seecal import LoadReport, load_records
 from seecal.data.sources import bounds
 from seecal.data.sources.readers import READERS
+from seecal.scoring.write_back import write_back
 from tests.support.processes import peak_memory
 from tests.support.sources import png, row, turn
 
@@ -103,6 +105,31 @@ def test_large_records_in_bounds_are_read_as_before(tmp_path):
 
 
 # ---- CSV ----
+
+
+@pytest.mark.parametrize(
+    ("name", "sign", "mark"), [("d.csv", ",", ""), ("d.csv", ";", ""), ("d.tsv", "\t", "data:image/png;base64,")]
+)
+def test_a_field_may_be_as_long_as_an_image(tmp_path, name, sign, mark):
+    """csv's own limit is 128 KiB."""
+    buffer = io.BytesIO()
+    Image.effect_noise((400, 400), 90).save(buffer, "PNG")
+    held = mark + base64.b64encode(buffer.getvalue()).decode()
+    before = csv.field_size_limit(1 << 17)
+    try:
+        assert len(held) > csv.field_size_limit()
+        data, out = tmp_path / name, tmp_path / f"out-{name}"
+        text = f'id{sign}image{sign}text\n1{sign}"{held}"{sign}A\n2{sign}"{held}"{sign}B\n'
+        data.write_text(text)
+        assert [record["images"][0]["bytes"] for record in load_records(data)] == [buffer.getvalue()] * 2
+        csv.field_size_limit(1 << 17)
+        write_back(data, out, np.array([True, True]))
+        assert out.read_text() == text
+        csv.field_size_limit(1 << 40)
+        assert len(rows_of(data)) == 2
+        assert csv.field_size_limit() == 1 << 40, "what another has set is not made less"
+    finally:
+        csv.field_size_limit(before)
 
 
 @pytest.mark.parametrize("bad", ["x" * (SMALL + 1), "x," * 2000, '"' + "\n" * (SMALL + 1), '"a\n",' * 20_000])

@@ -173,6 +173,10 @@ def same(first, second):
         {"messages": messages([("What?", "b")], str), "image": ""},
         {"messages": messages([("What?", "b")], str), "images": ["", " "]},
         {"messages": messages([("What?", "b")], str), "images": "[]"},
+        {"messages": messages([("What?", "b")], str), "images": " [ ]\n"},
+        {"messages": messages([("What?", "b")], str), "system": ""},
+        {"messages": messages([("What?", "b")], str), "system": None},
+        {"conversations": turn("What?"), "system": " \n", "tools": "", "history": []},
         {"messages": messages([("What?", "b")], str), "image": float("nan")},
         {"messages": messages([("What?", "b")], str), "id": 12.0},
         {"messages": messages([("What?", "b")], str), "id": float("nan")},
@@ -185,11 +189,20 @@ def test_understood(written):
     same(load_records([{"id": "a", **written}]), [{**load_records([plain])[0], "id": name}])
 
 
-def test_images_as_json_text(folder):
-    chat = turn("<image><image>a")
-    listed = json.dumps(["red.png", "blue.png"])
-    same(load_records([row(image=listed, conversations=chat)], image_root=folder),
-         load_records([row(image=["red.png", "blue.png"], conversations=chat)], image_root=folder))  # fmt: skip
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("names", [["red.png"], ["red.png", "blue.png"]], ids=len)
+def test_images_as_json_text(folder, names, indent):
+    chat = turn("<image>" * len(names) + "a")
+    objects = [{"path": name} for name in names]
+    wanted = load_records([row(image=names, conversations=chat)], image_root=folder)
+    for listed in (names, objects, *(objects if len(names) == 1 else [])):
+        text = json.dumps(listed, indent=indent)
+        same(load_records([row(image=text, conversations=chat)], image_root=folder), wanted)
+    held = json.dumps([{"bytes": base64.b64encode(png((90, 90))).decode(), "path": None}], indent=indent)
+    assert load_records([row(image=held)])[0]["images"] == [{"path": None, "bytes": png((90, 90))}]
+
+
+def test_an_image_in_base64():
     uri = "data:image/png;base64," + base64.b64encode(png()).decode()
     assert load_records([row(image=uri)])[0]["images"] == [{"path": None, "bytes": png()}]
 
@@ -199,6 +212,14 @@ def test_images_as_json_text(folder):
     [
         ({"messages": str(CHAT)}, "key 'messages': .* as Python writes a list, not as JSON. Write it with json.dumps"),
         ({"messages": "[{"}, "key 'messages': '.{' is no valid JSON"),
+        ({"messages": CHAT, "images": str([{"path": "red.png"}])}, "key 'images': .* as Python writes a list, not"),
+        ({"messages": CHAT, "image": str({"path": "red.png"})}, "key 'image': .* as Python writes a dict, not as JSON"),
+        (
+            {"messages": [{"role": "system", "content": "S"}, *CHAT], "system": "T"},
+            "key 'system': 'T', and the first turn is another system message. Keep one",
+        ),
+        ({"conversations": [{"from": "system", "value": "S"}, *turn()], "system": "T"}, "is another system message"),
+        ({"messages": CHAT, "system": ["S"]}, "key 'system': .* is not a text"),
         ({"conversations": turn("What?"), "id": 12.5}, "key 'id': 12.5 is neither"),
         ({"conversations": turn(), "image": ""}, "image '' names no file"),
         ({"file_name": "red.png", "prompt": "a", "text": None, "caption": None}, "no known format|neither 'text' nor"),
@@ -214,6 +235,9 @@ def test_not_understood_in_one_line(folder, bad, reason):
 def test_a_system_message_beside_messages():
     data = load_records([{"system": "Be brief.", "messages": CHAT}])
     assert [message["role"] for message in data[0]["messages"]] == ["system", "user", "assistant"]
+    said = [{"role": "system", "content": "Be brief."}, *CHAT]
+    for text in ("Be brief.", "", " "):
+        same(load_records([{"id": "dataset:0", "system": text, "messages": said}]), data)
 
 
 # ---- Encodings and tables ----

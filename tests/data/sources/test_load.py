@@ -14,7 +14,7 @@ from seecal.data.collators.vision import VisionCollator
 from seecal.data.image_placement import split_text
 from seecal.data.images.decode import decode_image
 from seecal.data.sources.formats import FORMATS
-from seecal.data.sources.load import LoadReport, load_records
+from seecal.data.sources.load import LoadReport, LocatedRecords, load_records
 from seecal.data.sources.mixture import mix
 from seecal.data.sources.records import FEATURES
 from tests.support.sources import (
@@ -253,3 +253,47 @@ def test_no_room_in_the_temporary_folder():
             load_records(rows)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def quarantine(path, *entries):
+    path.write_text("".join(json.dumps({"reason": "damaged", **entry}) + "\n" for entry in entries))
+    return path
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["file", "streaming"])
+@pytest.mark.parametrize(
+    ("ids", "key", "columns", "bad"),
+    [
+        (["r0", "r1", "r2"], "uid", {"uid": "id"}, "r1"),
+        (["r0", "r1", "r2"], "uid", {"uid": None}, "k.json:1"),
+        ([None, None, None], "id", None, "k.json:1"),
+        ([0.0, 1.0, 2.0], "id", None, "1"),
+        ([0, 1, 2], "uid", {"uid": "id"}, "1"),
+        (["r0", "r1", "r2"], "id", None, "r1"),
+    ],
+)
+def test_what_a_training_met_is_known_by_the_id_it_has_here(tmp_path, ids, key, columns, bad, streaming):
+    chat = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    data = write_json(tmp_path / "k.json", [{key: one, "conversations": chat} for one in ids])
+    before = load_records(data, columns=columns)["id"]
+    assert before[1] == bad
+    known = quarantine(tmp_path / "quarantine.jsonl", {"id": bad, "row": None, "source": None, "where": "training"})
+    report = LoadReport()
+    found = load_records(data, columns=columns, skip_records=known, report=report, streaming=streaming)
+    assert [record["id"] for record in found] == [before[0], before[2]]
+    assert report.known == report.rejected == 1
+
+
+def test_what_is_known_of_one_saved_set_is_not_of_another(tmp_path):
+    chat = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    rows = datasets.Dataset.from_list([{"id": str(number), "conversations": chat} for number in range(3)])
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "two")
+    for place, options in ((tmp_path / "one", {}), (tmp_path / "two", {"split": "train"})):
+        lines = [row.path for row in LocatedRecords(place, **options).rows()]
+        known = quarantine(tmp_path / "bad.jsonl", {"id": "1", "row": 1, "source": lines[1], "where": "check"})
+        assert load_records(place, skip_records=known, **options)["id"] == ["0", "2"]
+        others = {(tmp_path / "one", None), (tmp_path / "two", "train"), (tmp_path / "two", "test")}
+        for other, split in others - {(place, options.get("split"))}:
+            assert len(load_records(other, split=split, skip_records=known)) == 3
+        assert len(load_records(rows, skip_records=known)) == 3

@@ -1,13 +1,17 @@
 """What a reader must not lose or mix up: fields of tables, empty keys, where images lie, whose image is whose."""
 
+import io
 import json
 
+import datasets
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from seecal import LoadReport, load_records
+from seecal.scoring.write_back import write_back
 
 CHAT = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It."}]
 
@@ -93,3 +97,58 @@ def test_a_second_pass_counts_anew(tmp_path):
         assert (report.accepted, report.rejected, report.total) == (2, 1, 3)
     with pytest.raises(ValueError, match="no assistant turn"):
         load_records(rows)
+
+
+def made_of(batch):
+    """A transform: the conversations of a set that only has images and words."""
+    for images in batch["images"]:
+        assert all(isinstance(image, Image.Image) for image in images)
+    chats = [
+        [{"role": "user", "content": "What?"}, {"role": "assistant", "content": f"It is {word}."}]
+        for word in batch["word"]
+    ]
+    return {"id": [f"of {word}" for word in batch["word"]], "messages": chats, "images": batch["images"]}
+
+
+@pytest.fixture
+def words(tmp_path):
+    """Three rows, the second with a damaged image, and images in each but the last."""
+    held = picture(tmp_path / "a.png").read_bytes()
+    images = [[{"bytes": held, "path": None}], [{"bytes": held[:20], "path": None}], []]
+    features = datasets.Features({"word": datasets.Value("string"), "images": datasets.List(datasets.Image())})
+    return datasets.Dataset.from_dict({"word": ["red", "bad", "none"], "images": images}, features=features)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["file", "streaming"])
+def test_a_transform_makes_the_rows(words, streaming):
+    data = words.with_transform(made_of)
+    report = LoadReport()
+    first, last = load_records(data, streaming=streaming, on_bad="skip", report=report)
+    assert (first["id"], last["id"]) == ("of red", "of none")
+    assert texts(first)[1] == ("assistant", "It is red.")
+    assert [len(first["images"]), len(last["images"])] == [1, 0]
+    with Image.open(io.BytesIO(first["images"][0]["bytes"])) as image:
+        assert image.getpixel((0, 0)) == (255, 0, 0)
+    assert "dataset:1" in report.reasons[0][0]
+    with pytest.raises(
+        ValueError, match=r"record 'dataset:1' \(row 1\): the set's transform cannot make it \(.* Correct"
+    ):
+        list(load_records(data, streaming=streaming))
+
+
+def test_other_formats_of_a_set_are_none_of_ours(words):
+    """What a set looks like in NumPy or of which columns is for its other users."""
+    data = words.select([0]).add_column("caption", ["A red square."])
+    wanted = load_records(data)[0]
+    assert load_records(data.with_format("numpy", columns=["word"]))[0] == wanted
+    data.set_transform(lambda batch: {"images": batch["images"], "caption": ["It is " + batch["word"][0]]})
+    assert texts(load_records(data)[0])[1] == ("assistant", "It is red")
+    data.reset_format()
+    assert load_records(data)[0] == wanted
+
+
+def test_a_set_with_a_transform_is_filtered_behind_it(words, tmp_path):
+    write_back(words.with_transform(made_of), tmp_path / "kept", np.array([True, False, True]))
+    kept = datasets.load_from_disk(tmp_path / "kept")
+    assert kept["word"] == ["red", "none"]
+    assert [record["id"] for record in load_records(kept.with_transform(made_of))] == ["of red", "of none"]

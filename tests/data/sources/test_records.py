@@ -269,3 +269,30 @@ def test_images_that_cannot_be_decoded_name_the_record(folder, collator):
     (folder / "bad.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"record 'r-9': .*bad\.png: no such file"):
         collator([by_path[0]])
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["file", "streaming"])
+@pytest.mark.parametrize(
+    ("key", "number", "kind"),
+    [
+        ("weight_ids", 3_000_000_000, "int32"),
+        ("weight_ids", 2**31, "int32"),
+        ("weight_ids", -(2**40), "int32"),
+        ("weights", 10**400, "float32"),
+        ("weights", 1e39, "float32"),
+    ],
+    ids=["far over", "just over", "below", "no double", "no float"],
+)
+def test_numbers_that_a_column_cannot_hold_are_of_one_record(tmp_path, key, number, kind, streaming):
+    good = {**row(image=None, conversations=turn("a")), "weights": [1.0, 2], "weight_ids": [0, 2**31 - 1]}
+    rows = [{**good, "id": "good"}, {**good, key: [1, number]}]
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    with pytest.raises(ValueError, match=rf"record 'r-9' \(line 2\): key '{key}': .* is out of the range of {kind}"):
+        list(load_records(path, streaming=streaming))
+    (found,) = load_records(path, streaming=streaming, on_bad="skip")
+    assert (found["id"], found["weights"], found["weight_ids"]) == ("good", [1, 2], [0, 2**31 - 1])
+
+
+def test_whole_numbers_that_float32_rounds_are_weights():
+    chat = {**row(image=None, conversations=turn("a")), "weights": [2**24 + 1, 2**70]}
+    assert load_records([chat])[0]["weights"] == [2.0**24, 2.0**70]

@@ -137,11 +137,15 @@ def _refuse_other_numbers(value: Any, name: str) -> None:
 
 
 def check_start(start: bytes, read_at: ReadAt, path: str, max_pixels: int = MAX_PIXELS) -> bool:
-    """Whether the header of an image file tells enough; ValueError, calling it ``path``, if the image is too large.
+    """Whether the header of an image file tells enough; ValueError, calling it ``path``, if the image is too large or has
+    no end of padding.
 
     False: :func:`check_header` has to look at it.
     """
-    size = header_size(start, read_at)
+    try:
+        size = header_size(start, read_at)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if size is None or not all(size):
         return False
     _refuse_too_large(size, path, max_pixels)

@@ -16,7 +16,10 @@ ReadAt = Callable[[int, int], bytes]
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Start of frame: every JPEG marker C0 to CF but those of Huffman tables, of extensions and of arithmetic coding
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_ALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length behind them
+_ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))  # markers without a length behind them
+# Markers and bytes between them. Pillow looks at any number, a microsecond each
+_STEPS = 1 << 16
+_WINDOW = 4096
 
 
 def header_size(start: bytes, read_at: ReadAt) -> Size | None:
@@ -25,6 +28,9 @@ def header_size(start: bytes, read_at: ReadAt) -> Size | None:
     Args:
         start: the file's first bytes, 32 or more where it has them.
         read_at: for a JPEG file whose size stands further back.
+
+    Raises:
+        ValueError: a JPEG file with so much padding before its size that it would take minutes to find out.
     """
     if start.startswith(b"\xff\xd8"):
         return _jpeg_size(start, read_at)
@@ -40,22 +46,27 @@ def header_size(start: bytes, read_at: ReadAt) -> Size | None:
 
 
 def _jpeg_size(start: bytes, read_at: ReadAt) -> Size | None:
-    place = 2
-    while True:
-        piece = start[place : place + 9] if place + 9 <= len(start) else read_at(place, 9)
-        if len(piece) < 9 or piece[0] != 0xFF:
+    window, begin, place = start, 0, 2
+    for _ in range(_STEPS):
+        if place + 9 > begin + len(window):
+            window, begin = read_at(place, _WINDOW), place
+        piece = window[place - begin : place - begin + 9]
+        if len(piece) < 9:
             return None
-        marker = piece[1]
+        marker = piece[1] if piece[0] == 0xFF else None
         if marker in _FRAMES:
             return _big(piece[7:9]), _big(piece[5:7])
-        if marker == 0xFF:  # padding
+        if marker is None or marker == 0xFF:  # what Pillow passes over, too, and padding
             place += 1
         elif marker in _ALONE:
             place += 2
-        elif marker in (0xD9, 0xDA):  # pixels, or the end, before any size
+        elif marker == 0xDA:  # pixels before any size
             return None
         else:
             place += 2 + (piece[2] << 8 | piece[3])
+    raise ValueError(
+        f"no size among the first {_STEPS:,} markers and bytes of padding of the JPEG file. Save it again, or leave it out."
+    )
 
 
 def _webp_size(start: bytes) -> Size | None:

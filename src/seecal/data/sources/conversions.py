@@ -7,6 +7,7 @@ column of a CSV file), ``role`` and ``content`` under ``conversations``, ``from`
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from ..paths import RecordError, show
 Messages = list[dict[str, Any]]
 Converted = tuple[Messages, list[Any]]
 
+# A list of paths or of {"path", "bytes"}, or one such object; no file is called so
+_IMAGES_AS_TEXT = re.compile(r"""\s*(?:\[\s*(?:["'{\]]|null)|\{\s*["'](?:path|bytes)["'])""")
 # Who speaks in `from`, as LLaVA, ShareGPT and their relatives write it.
 SPEAKERS = {
     "system": "system",
@@ -29,7 +32,7 @@ SPEAKERS = {
 
 def from_conversations(row: dict[str, Any]) -> Converted:
     """LLaVA and ShareGPT: ``conversations`` of ``{"from", "value"}``, ``<image>`` where an image stands."""
-    messages = _system_of(row)
+    messages: Messages = []
     for turn in list_of(row, "conversations"):
         if not isinstance(turn, Mapping):
             raise RecordError(f"key 'conversations': turn {show(turn)} is not an object with 'from' and 'value'.")
@@ -38,12 +41,13 @@ def from_conversations(row: dict[str, Any]) -> Converted:
             messages.append({"role": SPEAKERS[speaker], "content": text})
         else:
             messages.append(_said(turn) if "role" in turn and "from" not in turn else _spoken(turn))
+    messages = _with_system(row, messages)
     return messages, _filled(messages, images_of(row))
 
 
 def from_messages(row: dict[str, Any]) -> Converted:
     """``messages`` of ``{"role", "content"}``, content a text or parts."""
-    messages = [*_system_of(row), *_messages(row, "messages")]
+    messages = _with_system(row, _messages(row, "messages"))
     images = _filled(messages, images_of(row))
     return place_first(messages, images), images
 
@@ -94,14 +98,14 @@ def want(row: Mapping[str, Any], key: str, kind: type) -> Any:
 
 
 def images_of(row: Mapping[str, Any]) -> list[Any]:
-    """What stands under ``images`` or ``image``, one or many, as a list."""
+    """What stands under ``images`` or ``image``, one or many, also as JSON text, as a list."""
     if "image" in row and "images" in row:
         raise RecordError("keys 'image' and 'images' are both there. Keep one.")
     key = "images" if "images" in row else "image"
     value = row.get(key)
     if value is None:
         return []
-    if isinstance(value, str) and value.startswith(("[]", '["', "['")):
+    if isinstance(value, str) and _IMAGES_AS_TEXT.match(value):
         value = _from_text(key, value)
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
@@ -118,8 +122,19 @@ def _filled(messages: Messages, images: list[Any]) -> list[Any]:
     return filled if marks in (0, len(filled)) else images
 
 
-def _system_of(row: Mapping[str, Any]) -> Messages:
-    return [{"role": "system", "content": want(row, "system", str)}] if "system" in row else []
+def _with_system(row: Mapping[str, Any], messages: Messages) -> Messages:
+    """The messages behind the text under ``system``; empty, as tables have it in rows without one, it is none."""
+    text = "" if row.get("system") is None else want(row, "system", str)
+    if not text.strip():
+        return messages
+    if messages and messages[0].get("role") == "system":
+        if messages[0].get("content") == text:
+            return messages
+        raise RecordError(
+            f"key 'system': {show(text)}, and the first turn is another system message. Keep one, or leave the key out: "
+            "columns={'system': None}."
+        )
+    return [{"role": "system", "content": text}, *messages]
 
 
 def _messages(row: Mapping[str, Any], key: str) -> Messages:
@@ -161,11 +176,12 @@ def list_of(row: Mapping[str, Any], key: str) -> list[Any]:
     return want(row, key, list) if not isinstance(value, tuple) else list(value)
 
 
-def _from_text(key: str, text: str) -> list[Any]:
+def _from_text(key: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        how = "as Python writes a list, not as JSON" if "'" in text[:3] else "no valid JSON"
+        kind = "a list" if text.lstrip()[:1] == "[" else "a dict"
+        how = f"as Python writes {kind}, not as JSON" if "'" in text.lstrip()[:3] else "no valid JSON"
         raise RecordError(f"key {key!r}: {show(text)} is {how}. Write it with json.dumps.") from None
 
 

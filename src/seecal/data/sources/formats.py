@@ -45,10 +45,10 @@ _ONLY_IMAGES = "images are the only medium; leave the records out, or the key wi
 # The one list of keys: the check and the table in docs/data.md are made from it.
 KEYS = (
     Key(("id",), "row", USED, "what errors and reports call the record; 12.0 is 12"),
-    Key(("image", "images"), "row", USED, "one image or a list; an empty text is none"),
+    Key(("image", "images"), "row", USED, "one image or a list, also as JSON text; an empty text is none"),
     Key(("conversations",), "row", USED, "the turns, also as JSON text", _CHATS),
     Key(("messages",), "row", USED, "the turns, also as JSON text", ("messages",)),
-    Key(("system",), "row", USED, "the system message", (*_CHATS, "messages")),
+    Key(("system",), "row", USED, "the system message; an empty text is none", (*_CHATS, "messages")),
     Key(("prompt", "completion"), "row", USED, "question and answer, texts or messages", ("prompt_completion",)),
     Key(("file_name",), "row", USED, "the image", ("captions",)),
     Key(("text", "caption"), "row", USED, "the answer; one of them", ("captions",)),

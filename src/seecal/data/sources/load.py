@@ -99,14 +99,15 @@ def load_records(
 
 @dataclass(frozen=True)
 class _Source:
-    """What was opened: ``parts`` are paths of files, or one data set in memory; ``weights``: the columns of
-    :data:`WEIGHTS` that its records have."""
+    """What was opened: ``parts`` are paths of files, or one data set in memory, or in the folder ``saved``; ``weights``:
+    the columns of :data:`WEIGHTS` that its records have."""
 
     where: str
     parts: list[Any]
     root: ImageFolders
     columns: dict[str, str | None]
     weights: Mapping[str, Any] = field(default_factory=dict)
+    saved: str = "dataset"
 
     @property
     def features(self) -> Features:
@@ -149,16 +150,16 @@ def open_source(
     parts: list[Any] = files_of(path, split) if saved is None else [saved]
     if not roots:
         roots = [path if saved is not None else parts[0].parent]
-    return _Source(str(path), parts, _in(roots, folders), columns)
+    return _Source(str(path), parts, _in(roots, folders), columns, saved=str(path / (split or "")))
 
 
 def _in(roots: list[Path], folders: ImageFolders) -> ImageFolders:
     return replace(folders, roots=tuple(os.path.realpath(root) for root in roots))
 
 
-def _path_of(part: Any) -> str:
-    """By which a list of bad records tells the files of several sources apart."""
-    return str(part) if isinstance(part, Path) else "dataset"
+def _names_of(part: Any, source: _Source) -> tuple[str, str]:
+    """(what errors call a part, by what a list of bad records tells it from those of other sources)."""
+    return (part.name, str(part)) if isinstance(part, Path) else ("dataset", source.saved)
 
 
 def rows_of(part: Any) -> Rows:
@@ -223,18 +224,19 @@ def _records(
     report.clear()
     tally = KeyTally()
     for part in parts:
-        name = part.name if isinstance(part, Path) else "dataset"
+        name, path = _names_of(part, source)
         for index, (place, row) in enumerate(rows_of(part)):
-            if known is not None and (_path_of(part), index, row.get("id") if isinstance(row, dict) else None) in known:
+            record_id, row = _named(row, f"{name}:{index}", source, tally)
+            if known is not None and (path, index, record_id) in known:
                 report.known += 1
-                report.reject(f"{name}: {place}", f"named in {known.path}", f"{name}:{index}", _path_of(part), index)
+                report.reject(f"{name}: {place}", f"named in {known.path}", record_id, path, index)
                 continue
-            record_id, made = _made(row, f"{name}:{index}", source, format, tally, check)
+            made = _made(row, record_id, source, format, tally, check)
             if isinstance(made, RecordError):
                 called = f"{name}: record {show(record_id)} ({place})"
                 if not skip:
                     raise type(made)(f"{called}: {made}") from None
-                report.reject(called, str(made), record_id, _path_of(part), index)
+                report.reject(called, str(made), record_id, path, index)
                 logger.warning("left out %s: %s", called, made)
                 continue
             report.accepted += 1
@@ -248,16 +250,25 @@ def _records(
         raise ValueError(f"{source.where}: not one of {report.total} records can be used.{why}")
 
 
-def _made(
-    row: Any, record_id: str, source: _Source, format: str, tally: KeyTally, check: Check | None = None
-) -> tuple[str, dict[str, Any] | RecordError]:
-    """(what errors call it, the record of one row, or why it cannot be used)."""
+def _named(row: Any, default: str, source: _Source, tally: KeyTally) -> tuple[str, dict[str, Any] | RecordError]:
+    """(what errors call it, the row with the names that ``columns`` gives its keys, or why it cannot be used)."""
     try:
         if isinstance(row, RecordError):
             raise row
         if source.columns:
             row = renamed(row, source.columns, tally.renamed)
-        record_id = id_of(row, record_id)
+        return id_of(row, default), row
+    except RecordError as error:
+        return default, error
+
+
+def _made(
+    row: Any, record_id: str, source: _Source, format: str, tally: KeyTally, check: Check | None = None
+) -> dict[str, Any] | RecordError:
+    """The record of one row, or why it cannot be used."""
+    try:
+        if isinstance(row, RecordError):
+            raise row
         check_keys(row, FORMATS[format].uses, tally.unused)
         messages, images = FORMATS[format].convert(row)
         record = make_record(record_id, messages, images, source.root, tally.unused)
@@ -266,8 +277,8 @@ def _made(
         if check is not None:
             check(record)
     except RecordError as error:
-        return record_id, error
-    return record_id, record
+        return error
+    return record
 
 
 @dataclass(frozen=True)
@@ -281,7 +292,7 @@ class Located:
         error: one line with file, record, key and what to do; None if it can be used.
         kind: of the error: RecordError, or one of its subclasses.
         lost: its image files that are missing or damaged, where such records are kept; lines as ``error`` has them.
-        path: of its file; "dataset" too for one in memory.
+        path: of its file, or of the folder of a saved data set; "dataset" too for one in memory.
         id: its own or, where it has none, its place in words.
     """
 
@@ -331,16 +342,17 @@ class LocatedRecords:
         """The rows in order. One whose number ``wanted`` does not want is only counted: it costs no look at its images."""
         number = 0
         for part in self._source.parts:
-            name = part.name if isinstance(part, Path) else "dataset"
+            name, path = _names_of(part, self._source)
             for index, (place, row) in enumerate(rows_of(part)):
                 found = self._located(name, index, place, row) if wanted(number) else Located(name, index)
-                yield replace(found, path=_path_of(part))
+                yield replace(found, path=path)
                 number += 1
 
     def _located(self, name: str, index: int, place: str, row: Any) -> Located:
         lost: list[LostImage] = [] if self.root.lost is None else self.root.lost
         lost.clear()
-        record_id, made = _made(row, f"{name}:{index}", self._source, self.format, self._tally)
+        record_id, row = _named(row, f"{name}:{index}", self._source, self._tally)
+        made = _made(row, record_id, self._source, self.format, self._tally)
         called = f"{name}: record {show(record_id)} ({place})"
         if isinstance(made, RecordError):
             return Located(name, index, None, f"{called}: {made}", type(made), id=record_id)

@@ -144,10 +144,10 @@ class KnownBad:
         self._rows = {(_real(entry["source"]), entry["row"]) for entry in entries if entry["row"] is not None}
         self._ids = {str(entry["id"]) for entry in entries if entry["row"] is None}
 
-    def __contains__(self, place: tuple[str, int, Any]) -> bool:
-        """Whether (path of the file, row, id or None) is one of them."""
+    def __contains__(self, place: tuple[str, int, str]) -> bool:
+        """Whether (path of the file, row, the record's final id) is one of them."""
         source, row, record_id = place
-        return (_real(source), row) in self._rows or (record_id is not None and str(record_id) in self._ids)
+        return record_id in self._ids or (_real(source), row) in self._rows
 
 
 @functools.cache

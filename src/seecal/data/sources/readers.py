@@ -32,9 +32,7 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 
 def read_json(path: Path) -> Rows:
     """A list of objects, read entry by entry; or one object a line under the wrong name."""
-    encoding = encoding_of(path)
-    with path.open(encoding=encoding, errors="replace") as file:
-        start = file.read(_CHUNK).lstrip(" \t\r\n")[:1]
+    start = _first_sign(path)
     if start == "{":
         _, first = next(read_jsonl(path))
         if isinstance(first, RecordError):
@@ -50,7 +48,7 @@ def read_json(path: Path) -> Rows:
         raise ValueError(
             f"{path}: neither a list of records [...] nor one record a line (JSONL). Check what the file is."
         )
-    with path.open(encoding=encoding) as text:
+    with path.open(encoding=encoding_of(path)) as text:
         index = 0
         try:
             for row in _entries(text):
@@ -104,25 +102,49 @@ def _past(buffer: str, place: int, sign: str) -> bool:
     return True
 
 
-def read_jsonl(path: Path) -> Rows:
-    """One object a line; blank lines are no records."""
+def is_lines(path: Path) -> bool:
+    """Whether a JSON file has one object a line, instead of a list."""
+    return _first_sign(path) == "{"
+
+
+def _first_sign(path: Path) -> str:
+    with path.open(encoding=encoding_of(path), errors="replace") as file:
+        return file.read(_CHUNK).lstrip(" \t\r\n")[:1]
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str | bytes | None]]:
+    """(number, line with its end) of those that are not blank; None for one that is out of bounds.
+
+    Lines are bytes where the file is UTF-8, else texts.
+    """
     encoding = encoding_of(path)
-    with path.open("rb") if encoding == UTF_8 else path.open(encoding=encoding) as file:
+    with path.open("rb") if encoding == UTF_8 else path.open(encoding=encoding, newline="") as file:
         number = 0
         while (line := bounds.next_line(file)) is None or line:
             number += 1
             if line is None or bounds.many_values(line):
-                yield f"line {number}", bounds.too_long()
-                continue
-            text = line.strip(b"\xef\xbb\xbf \t\r\n" if number == 1 and isinstance(line, bytes) else None)
-            if not text:
-                continue
-            try:
-                row: Any = _loaded(text)
-            except (ValueError, RecursionError) as error:
-                yield f"line {number}", RecordError(f"not valid JSON ({reason(error)}). Correct or delete the line.")
-            else:
-                yield f"line {number}", row if _is_plain(text, row) else as_row(row)
+                yield number, None
+            elif _stripped(number, line):
+                yield number, line
+
+
+def _stripped(number: int, line: Any) -> Any:
+    return line.strip(b"\xef\xbb\xbf \t\r\n" if number == 1 and isinstance(line, bytes) else None)
+
+
+def read_jsonl(path: Path) -> Rows:
+    """One object a line; blank lines are no records."""
+    for number, line in lines_of(path):
+        if line is None:
+            yield f"line {number}", bounds.too_long()
+            continue
+        text = _stripped(number, line)
+        try:
+            row: Any = _loaded(text)
+        except (ValueError, RecursionError) as error:
+            yield f"line {number}", RecordError(f"not valid JSON ({reason(error)}). Correct or delete the line.")
+        else:
+            yield f"line {number}", row if _is_plain(text, row) else as_row(row)
 
 
 def _loaded(text: str | bytes) -> Any:
@@ -157,8 +179,11 @@ def read_parquet(path: Path) -> Rows:
 
 
 def read_dataset(data: Any) -> Rows:
-    """Rows of a Dataset, an IterableDataset or a list, images left encoded."""
+    """Rows of a Dataset, an IterableDataset or a list, images left encoded; of a set with a transform, what that makes."""
     if isinstance(data, datasets.Dataset):
+        if data.format["type"] == "custom":
+            yield from _transformed_rows(data)
+            return
         yield from _arrow_rows(data.with_format("arrow").iter(_BATCH), data.features)
         return
     features = data.features if isinstance(data, datasets.IterableDataset) else None
@@ -166,6 +191,17 @@ def read_dataset(data: Any) -> Rows:
         data = data.decode(False)
     for index, row in enumerate(data):
         yield f"entry {index}", as_row(row, features)
+
+
+def _transformed_rows(data: datasets.Dataset) -> Rows:
+    for index in range(len(data)):
+        try:
+            row = data[index]
+        except (ValueError, OSError) as error:  # an image of the row that `datasets` decodes for the transform
+            row = RecordError(
+                f"the set's transform cannot make it ({reason(error)}). Correct the record or the transform."
+            )
+        yield f"row {index}", row if isinstance(row, RecordError) else as_row(row)
 
 
 def _arrow_rows(batches: Iterable[Any], features: Any) -> Rows:

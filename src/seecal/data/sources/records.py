@@ -11,6 +11,7 @@ Images stay paths or encoded bytes; the collator decodes them when it makes a ba
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ FEATURES = Features(
 )
 # What a set may bring beside: weights of its label tokens, and the ids that they were made for
 WEIGHTS = Features({"weights": List(Value("float32")), "weight_ids": List(Value("int32"))})
+_LARGEST = {"weights": (2 - 2**-23) * 2.0**127, "weight_ids": 2**31 - 1}
 
 
 def make_record(
@@ -99,7 +101,7 @@ def weights_of(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, A
     """The columns of :data:`WEIGHTS` of a row. ``wanted``: those that the first record has, and so every one.
 
     Raises:
-        RecordError: a column that the others lack or have, or one that is no list of numbers.
+        RecordError: a column that the others lack or have, or one that is no list of numbers that its type can hold.
     """
     for name in WEIGHTS:
         if (name in row) != (name in wanted):
@@ -116,7 +118,14 @@ def weights_of(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, A
                 f"key {name!r}: {show(numbers)}: expected a list with a number for each label token. If it is something "
                 f"else: columns={{{name!r}: None}} leaves it out."
             )
-    return {name: row[name] for name in wanted}
+        large = next((one for one in numbers if _LARGEST[name] < abs(one) < math.inf), None)
+        if large is not None:
+            raise RecordError(
+                f"key {name!r}: {show(large)} is out of the range of {WEIGHTS[name].feature.dtype}. Correct it, or leave "
+                f"the key out: columns={{{name!r}: None}}."
+            )
+    # Arrow refuses whole numbers that float32 does not hold exactly
+    return {name: list(map(float, row[name])) if name == "weights" else row[name] for name in wanted}
 
 
 def _with_other_keys(message: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

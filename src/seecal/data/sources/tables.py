@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,21 +31,73 @@ def encoding_of(path: Path) -> str:
     return UTF_8
 
 
+def has_mark(path: Path) -> bool:
+    """Whether a UTF-8 file begins with the mark by which Excel knows one."""
+    with path.open("rb") as file:
+        return file.read(3) == codecs.BOM_UTF8
+
+
 def read_csv(path: Path) -> Rows:
     """Comma-separated (``.tsv``: tab-separated) with a header; empty fields are left out.
 
     Where the header has no comma, semicolons or tabs separate the fields, as Excel writes them in many countries.
     """
-    encoding = encoding_of(path)
-    errors = "surrogateescape" if encoding == UTF_8 else "strict"
-    with path.open(encoding=encoding, errors=errors, newline="") as file:
-        try:
-            delimiter = _delimiter(path, file.readline(bounds.MAX_VALUES))
-            file.seek(0)
-            lines = _Lines(file)
-            yield from _csv_rows(path, csv.reader(lines, delimiter=delimiter, strict=True), lines)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not valid {encoding.upper()} ({error.reason}). Save it as UTF-8.") from None
+    header: list[str] | None = None
+    for number, fields in Table(path).rows():
+        if isinstance(fields, csv.Error):
+            yield f"line {number}", RecordError(f"not valid CSV ({fields}). Correct or delete the line.")
+        elif header is None:
+            header = [name.strip() for name in fields]
+            twice = sorted({name for name in header if name and header.count(name) > 1})
+            if twice:
+                raise ValueError(f"{path}: its header names {', '.join(map(show, twice))} twice. Rename one.")
+        elif fields:
+            yield f"line {number}", _csv_row(header, fields)
+
+
+class Table:
+    """A CSV or TSV file: how it is encoded, what separates its fields, and its rows.
+
+    Args:
+        text: where the text of each row is put, instead of that of the row before.
+    """
+
+    def __init__(self, path: Path, text: io.StringIO | None = None) -> None:
+        self.path, self.encoding, self._text = path, encoding_of(path), text
+
+    def open(self, path: Path, mode: str = "r", encoding: str | None = None) -> TextIO:
+        """``path`` in the encoding of the table."""
+        encoding = encoding or self.encoding
+        errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+        return path.open(mode, encoding=encoding, errors=errors, newline="")  # type: ignore[return-value]
+
+    def rows(self) -> Iterator[tuple[int, list[str] | csv.Error]]:
+        """(number of the line, fields) of the header, then of the others; none in a blank line, an error in their place
+        where they cannot be read.
+
+        Raises:
+            ValueError: a file in another encoding than its start.
+        """
+        # How long a row may be is told by _Lines; csv's own limit, one for the whole process, is less than an image
+        csv.field_size_limit(max(csv.field_size_limit(), bounds.MAX_BYTES))
+        with self.open(self.path) as file:
+            try:
+                delimiter = _delimiter(self.path, file.readline(bounds.MAX_VALUES))
+                file.seek(0)
+                lines = _Lines(file, self._text)
+                reader = csv.reader(lines, delimiter=delimiter, strict=True)
+                while True:
+                    lines.begin_row()
+                    try:
+                        fields: list[str] | csv.Error = next(reader)
+                    except csv.Error as error:
+                        fields = error
+                    except StopIteration:
+                        return
+                    yield reader.line_num, fields
+            except UnicodeDecodeError as error:
+                encoding = self.encoding.upper()
+                raise ValueError(f"{self.path}: not valid {encoding} ({error.reason}). Save it as UTF-8.") from None
 
 
 def _delimiter(path: Path, header: str) -> str:
@@ -58,9 +112,15 @@ class _Lines:
     csv.Error where a row gets too long, and the next line after it.
     """
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self.of_row = 0  # characters
+    def __init__(self, file: TextIO, text: io.StringIO | None) -> None:
+        self._file, self._text = file, text
+        self._of_row = 0  # characters
+
+    def begin_row(self) -> None:
+        self._of_row = 0
+        if self._text is not None:
+            self._text.seek(0)
+            self._text.truncate()
 
     def __iter__(self) -> _Lines:
         return self
@@ -69,30 +129,12 @@ class _Lines:
         line = bounds.next_line(self._file)
         if line == "":
             raise StopIteration
-        if line is None or self.of_row + len(line) > bounds.MAX_BYTES or bounds.many_values(line):
+        if line is None or self._of_row + len(line) > bounds.MAX_BYTES or bounds.many_values(line):
             raise csv.Error(str(bounds.too_long("the row")))
-        self.of_row += len(line)
+        self._of_row += len(line)
+        if self._text is not None:
+            self._text.write(line)
         return str(line)
-
-
-def _csv_rows(path: Path, reader: Any, lines: _Lines) -> Rows:
-    header: list[str] | None = None
-    while True:
-        lines.of_row = 0
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            yield f"line {reader.line_num}", RecordError(f"not valid CSV ({error}). Correct or delete the line.")
-            continue
-        if fields is None:
-            return
-        if header is None:
-            header = [name.strip() for name in fields]
-            twice = sorted({name for name in header if name and header.count(name) > 1})
-            if twice:
-                raise ValueError(f"{path}: its header names {', '.join(map(show, twice))} twice. Rename one.")
-        elif fields:
-            yield f"line {reader.line_num}", _csv_row(header, fields)
 
 
 def _csv_row(header: list[str], fields: list[str]) -> dict[str, Any] | RecordError:
