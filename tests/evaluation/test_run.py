@@ -6,6 +6,8 @@ import pytest
 
 import seecal
 from seecal.evaluation import run
+from seecal.evaluation.examples import Examples
+from seecal.evaluation.metrics.table import metric_named
 from seecal.evaluation.predictions import Predictions
 from seecal.models.generate import answers
 from tests.models.test_answers import llava
@@ -89,6 +91,20 @@ def test_the_last_turn_is_the_true_answer(questions, tiny):
     found = measured(tiny, written(folder, captions), answers=None)
     assert [sample["prediction"] for sample in found.samples] == own
     assert found.value == 0
+
+
+@pytest.mark.parametrize("metric", ["exact", "ocr", "iou"])
+@pytest.mark.parametrize("true", ["[0.1, 0.2, 0.3, 0.4]", "[12]", "[]", '["a", "b"]', "[not a list"])
+def test_a_last_turn_is_one_text_whatever_it_looks_like(metric, true):
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": true}]
+    (one,) = Examples([{"id": "q", "messages": turns}], metric_named(metric))
+    if metric != "iou":
+        assert one.references == [true]
+        assert metric_named(metric).scores([true, "0.1", "12", "a"], [one.references] * 4) == [1, 0, 0, 0]
+    elif true.startswith("[0.1"):
+        assert one.references == [[0.1, 0.2, 0.3, 0.4]]
+    else:
+        assert "is not four numbers" in one.error
 
 
 def test_a_column_of_answers_goes_before_the_last_turn(questions, tiny):

@@ -136,7 +136,7 @@ class Examples:
         messages, images = FORMATS[format_name].convert(row)
         record = make_record(example_id, messages, images, self._source.root)
         if references is None:
-            references = self._metric.references(answer_of(record, f"record {example_id!r}"))
+            references = self._metric.of_turn(answer_of(record, f"record {example_id!r}"))
         if len(references) < self._metric.least:
             raise RecordError(
                 f"{len(references)} true answers, but this metric compares at least {self._metric.least} people's: with "
