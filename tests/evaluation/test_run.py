@@ -1,5 +1,6 @@
 """seecal.evaluate: the figure is that of the answers, nothing is asked twice, nothing is left out quietly."""
 
+import hashlib
 import json
 
 import pytest
@@ -149,6 +150,41 @@ def test_an_evaluation_that_was_stopped_goes_on(questions, tiny, monkeypatch):
     asked.clear()
     assert measured(tiny, data, "relaxed", out=out).records == 7, "another metric on the same answers"
     assert asked == []
+
+
+def test_an_image_of_the_same_name_in_another_folder_is_another(questions, tiny):
+    folder, rows, _ = questions
+    for name in ("a", "b", "a/c"):
+        (folder / name).mkdir()
+        tiny_image("green").save(folder / name / "red.png")
+    rows = [{**rows[0], "answers": "x"}]
+    out, keys = folder / "out", {}
+    for image in ("red.png", "a/red.png", "b/red.png", "a/c/red.png", str(folder / "b" / ".." / "a" / "red.png")):
+        data = written(folder, [rows[0] | {"image": image}])
+        (one,) = Examples(data, metric_named("exact"), answers="answers")
+        keys[image] = one.key
+    *four, again = keys.values()
+    assert len(set(four)) == 4
+    assert again == keys["a/red.png"], "the same file"
+    whole = json.dumps(["q0", one.record["messages"][:-1], ["red.png"]])
+    assert four[0] == hashlib.blake2b(whole.encode(), digest_size=16).hexdigest(), "as it was: older folders go on"
+    data = written(folder, [rows[0] | {"image": "a/red.png"}])
+    measured(tiny, data, out=out)
+    written(folder, [rows[0] | {"image": "b/red.png"}])
+    with pytest.raises(ValueError, match=r"begun with another data: fingerprint was .* Set --out to a new folder"):
+        measured(tiny, data, out=out)
+    with pytest.raises(ValueError, match="its answer to 'q0' is not one to this data's 'q0'"):
+        measured(tiny, data, against=out)
+
+
+def test_answers_stay_those_of_a_folder_that_was_moved(questions, tiny):
+    folder, rows, _ = questions
+    (folder / "before" / "a").mkdir(parents=True)
+    tiny_image("green").save(folder / "before" / "a" / "red.png")
+    data = written(folder / "before", [{**rows[0], "image": "a/red.png", "answers": "x"}])
+    found = measured(tiny, data, out=folder / "out")
+    data.parent.rename(folder / "after")
+    assert measured(tiny, folder / "after" / data.name, out=folder / "out").samples == found.samples
 
 
 @pytest.mark.parametrize(
