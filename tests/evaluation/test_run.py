@@ -324,6 +324,17 @@ def test_arguments_out_of_their_range(questions, tiny):
         measured(tiny, folder / "none.jsonl")
 
 
+@pytest.mark.parametrize("true", ["\ud83d", ["a", "\\\udc00 é 🦊"], '["\\ud83d"]'])
+def test_half_a_surrogate_pair_in_a_true_answer(questions, tiny, true):
+    folder, rows, _ = questions
+    data = written(folder, [row | {"answers": true} for row in rows[:2]])
+    found = measured(tiny, data, out=folder / "out")
+    for name in ("predictions.jsonl", "scores.jsonl"):
+        lines = [json.loads(line) for line in (folder / "out" / name).read_text("utf8").splitlines()]
+        assert [line["references"] for line in lines] == [sample["references"] for sample in found.samples]
+    assert measured(tiny, data, out=folder / "out").samples == found.samples
+
+
 def test_a_line_that_cannot_be_read_is_named(tmp_path):
     manifest = {part: {} for part in ("data", "model", "settings", "versions")}
     Predictions(tmp_path / "out", manifest).close()

@@ -9,6 +9,7 @@ import pytest
 import seecal
 from seecal.data.sources.load import LocatedRecords
 from seecal.scoring import read_scores
+from seecal.scoring.write_back import write_back
 from tests.scoring.test_score import write_llava
 from tests.support import sources
 from tests.support.tiny import tiny_llava, tiny_llava_processor
@@ -182,6 +183,24 @@ def test_lines_stay_to_the_byte(tmp_path):
     score(data, tmp_path / "scores")
     seecal.filter(tmp_path / "scores", tmp_path / "kept.jsonl", min_delta=-1e9)
     assert (tmp_path / "kept.jsonl").read_text("utf-8-sig").splitlines() == lines
+
+
+@pytest.mark.parametrize("note", ["\ud83d", ["\udc00é", "\\ud83d \\"], {"\ud83d\ud83d": "🦊"}])
+def test_half_a_surrogate_pair_in_a_key_that_nothing_reads(tmp_path, note):
+    rows = [{"id": f"r{number}", "note": note} for number in range(3)]
+    files = {
+        "data.json": json.dumps(rows),
+        "lines.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+    }
+    added = [{"weights": [1.0], "weight_ids": [5]}] * 2
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        for weights in (None, added):
+            out, keep = tmp_path / f"out-{name}", np.array([True, False, True])
+            write_back(tmp_path / name, out, keep, None if weights is None else iter(weights))
+            content = out.read_text("utf8")
+            found = json.loads(content) if name.endswith(".json") else [json.loads(one) for one in content.splitlines()]
+            assert found == [row | (weights[0] if weights else {}) for row in (rows[0], rows[2])]
 
 
 def test_several_parquet_files(tmp_path):

@@ -23,6 +23,7 @@ from ..data.sources.records import WEIGHTS
 _LINES = (".jsonl", ".ndjson")
 _SEPARATED = (".csv", ".tsv")
 _WRITTEN = (".json", *_LINES, ".parquet", *_SEPARATED)
+_AS_JSON = "backslashreplace"  # half a surrogate pair, in a key that nothing reads: JSON escapes it as Python does
 # For each row that stays: its ``weights`` and ``weight_ids``
 Weights = Iterator[dict[str, list[Any]]] | None
 
@@ -114,7 +115,7 @@ def _is_lines(file: Path) -> bool:
 
 def _json_lines(file: Path, out: Path, keep: Iterator[bool], weights: Weights) -> None:
     if weights is not None:
-        with out.open("w", encoding="utf-8") as text:
+        with out.open("w", encoding="utf-8", errors=_AS_JSON) as text:
             for (_, row), kept in zip(read_jsonl(file), keep, strict=False):
                 if kept:
                     text.write(json.dumps(_with(row, weights), ensure_ascii=False) + "\n")
@@ -127,7 +128,7 @@ def _json_lines(file: Path, out: Path, keep: Iterator[bool], weights: Weights) -
 
 def _json_list(file: Path, out: Path, keep: Iterator[bool], weights: Weights) -> None:
     """Entry by entry; keys that are null are left out, as they are when the data is read."""
-    with out.open("w", encoding="utf-8") as written:
+    with out.open("w", encoding="utf-8", errors=_AS_JSON) as written:
         between = "[\n"
         for (_, row), kept in zip(read_json(file), keep, strict=False):
             if kept:
