@@ -1,11 +1,14 @@
 """seecal.evaluate: the figure is that of the answers, nothing is asked twice, nothing is left out quietly."""
 
+import hashlib
 import json
 
 import pytest
 
 import seecal
 from seecal.evaluation import run
+from seecal.evaluation.examples import Examples
+from seecal.evaluation.metrics.table import metric_named
 from seecal.evaluation.predictions import Predictions
 from seecal.models.generate import answers
 from tests.models.test_answers import llava
@@ -91,6 +94,20 @@ def test_the_last_turn_is_the_true_answer(questions, tiny):
     assert found.value == 0
 
 
+@pytest.mark.parametrize("metric", ["exact", "ocr", "iou"])
+@pytest.mark.parametrize("true", ["[0.1, 0.2, 0.3, 0.4]", "[12]", "[]", '["a", "b"]', "[not a list"])
+def test_a_last_turn_is_one_text_whatever_it_looks_like(metric, true):
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": true}]
+    (one,) = Examples([{"id": "q", "messages": turns}], metric_named(metric))
+    if metric != "iou":
+        assert one.references == [true]
+        assert metric_named(metric).scores([true, "0.1", "12", "a"], [one.references] * 4) == [1, 0, 0, 0]
+    elif true.startswith("[0.1"):
+        assert one.references == [[0.1, 0.2, 0.3, 0.4]]
+    else:
+        assert "is not four numbers" in one.error
+
+
 def test_a_column_of_answers_goes_before_the_last_turn(questions, tiny):
     folder, rows, own = questions
     records = [
@@ -133,6 +150,41 @@ def test_an_evaluation_that_was_stopped_goes_on(questions, tiny, monkeypatch):
     asked.clear()
     assert measured(tiny, data, "relaxed", out=out).records == 7, "another metric on the same answers"
     assert asked == []
+
+
+def test_an_image_of_the_same_name_in_another_folder_is_another(questions, tiny):
+    folder, rows, _ = questions
+    for name in ("a", "b", "a/c"):
+        (folder / name).mkdir()
+        tiny_image("green").save(folder / name / "red.png")
+    rows = [{**rows[0], "answers": "x"}]
+    out, keys = folder / "out", {}
+    for image in ("red.png", "a/red.png", "b/red.png", "a/c/red.png", str(folder / "b" / ".." / "a" / "red.png")):
+        data = written(folder, [rows[0] | {"image": image}])
+        (one,) = Examples(data, metric_named("exact"), answers="answers")
+        keys[image] = one.key
+    *four, again = keys.values()
+    assert len(set(four)) == 4
+    assert again == keys["a/red.png"], "the same file"
+    whole = json.dumps(["q0", one.record["messages"][:-1], ["red.png"]])
+    assert four[0] == hashlib.blake2b(whole.encode(), digest_size=16).hexdigest(), "as it was: older folders go on"
+    data = written(folder, [rows[0] | {"image": "a/red.png"}])
+    measured(tiny, data, out=out)
+    written(folder, [rows[0] | {"image": "b/red.png"}])
+    with pytest.raises(ValueError, match=r"begun with another data: fingerprint was .* Set --out to a new folder"):
+        measured(tiny, data, out=out)
+    with pytest.raises(ValueError, match="its answer to 'q0' is not one to this data's 'q0'"):
+        measured(tiny, data, against=out)
+
+
+def test_answers_stay_those_of_a_folder_that_was_moved(questions, tiny):
+    folder, rows, _ = questions
+    (folder / "before" / "a").mkdir(parents=True)
+    tiny_image("green").save(folder / "before" / "a" / "red.png")
+    data = written(folder / "before", [{**rows[0], "image": "a/red.png", "answers": "x"}])
+    found = measured(tiny, data, out=folder / "out")
+    data.parent.rename(folder / "after")
+    assert measured(tiny, folder / "after" / data.name, out=folder / "out").samples == found.samples
 
 
 @pytest.mark.parametrize(
@@ -270,6 +322,17 @@ def test_arguments_out_of_their_range(questions, tiny):
         seecal.evaluate(tiny[0], data, "exact", answers="answers")
     with pytest.raises(FileNotFoundError):
         measured(tiny, folder / "none.jsonl")
+
+
+@pytest.mark.parametrize("true", ["\ud83d", ["a", "\\\udc00 é 🦊"], '["\\ud83d"]'])
+def test_half_a_surrogate_pair_in_a_true_answer(questions, tiny, true):
+    folder, rows, _ = questions
+    data = written(folder, [row | {"answers": true} for row in rows[:2]])
+    found = measured(tiny, data, out=folder / "out")
+    for name in ("predictions.jsonl", "scores.jsonl"):
+        lines = [json.loads(line) for line in (folder / "out" / name).read_text("utf8").splitlines()]
+        assert [line["references"] for line in lines] == [sample["references"] for sample in found.samples]
+    assert measured(tiny, data, out=folder / "out").samples == found.samples
 
 
 def test_a_line_that_cannot_be_read_is_named(tmp_path):

@@ -8,8 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 import seecal
+from seecal.pages.report_data import questions_of
 from seecal.pages.thumbnails import even, extremes
 from tests.support.scored import llava_file, scored_folder
+from tests.support.tiny import tiny_image
 
 HOSTILE = [
     "</script><script>window.hacked = 1</script> red",
@@ -163,6 +165,45 @@ def test_two_models(tmp_path):
     assert "a/model" in text
     assert "b/model" in text
     assert text.count("<svg") == 8
+
+
+@pytest.mark.parametrize("skipped", [["r1"], ["r0", "r5"], ["r6"], []])
+def test_shards_of_other_sizes_are_compared(tmp_path, skipped):
+    """The rows without scores stand behind those of their shard."""
+    data = llava_file(tmp_path / "data", ["a red cat"] * 7)
+    small, large = (
+        scored_folder(data, tmp_path / f"by{size}", skipped=skipped, per_shard=size, seed=size) for size in (2, 5)
+    )
+    report = seecal.report(small, large, out=tmp_path / "page.html")
+    assert (report.records, report.skipped) == (7 - len(skipped), len(skipped))
+    index = json.loads(parsed(tmp_path / "page.html").scripts["index"])
+    alone = [
+        json.loads(parsed(seecal.report(side, out=tmp_path / "one.html").path).scripts["index"])
+        for side in (small, large)
+    ]
+    assert (index["mean"], index["mean2"]) == (alone[0]["mean"], alone[1]["mean"])
+    for others in (["r2"], ["r1", "r6"]):
+        fewer = scored_folder(data, tmp_path / "-".join(others), skipped=others, per_shard=5)
+        with pytest.raises(ValueError, match=r"r.: other records were left out than in .*by2\. Score both alike"):
+            seecal.report(small, fewer, out=tmp_path / "page.html")
+
+
+@pytest.mark.parametrize(
+    ("said", "question"),
+    [
+        ([{"role": "user", "content": "Which?", "name": "Bob"}], "Which?"),
+        ([{"role": "user", "content": "<image>Which?", "name": "Bob", "mood": {"a": [1]}}], "🖼 Which?"),
+        (
+            [{"role": "system", "content": "Be kind.", "name": "x"}, {"role": "user", "content": "Why?"}],
+            "Be kind.\nWhy?",
+        ),
+    ],
+)
+def test_keys_of_messages_are_not_what_was_said(tmp_path, said, question):
+    images = [tiny_image("red")] if "🖼" in question else []
+    row = {"messages": [*said, {"role": "assistant", "content": "a", "name": "Eve"}], "images": images}
+    (record,) = seecal.load_records([row])
+    assert questions_of(record["messages"], [0]) == [question]
 
 
 def test_what_cannot_be_compared(tmp_path):

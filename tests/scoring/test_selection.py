@@ -186,6 +186,24 @@ def test_lines_stay_to_the_byte(tmp_path):
     assert (tmp_path / "kept.jsonl").read_text("utf-8-sig").splitlines() == lines
 
 
+@pytest.mark.parametrize("note", ["\ud83d", ["\udc00é", "\\ud83d \\"], {"\ud83d\ud83d": "🦊"}])
+def test_half_a_surrogate_pair_in_a_key_that_nothing_reads(tmp_path, note):
+    rows = [{"id": f"r{number}", "note": note} for number in range(3)]
+    files = {
+        "data.json": json.dumps(rows),
+        "lines.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+    }
+    added = [{"weights": [1.0], "weight_ids": [5]}] * 2
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        for weights in (None, added):
+            out, keep = tmp_path / f"out-{name}", np.array([True, False, True])
+            write_back(tmp_path / name, out, keep, None if weights is None else iter(weights))
+            content = out.read_text("utf8")
+            found = json.loads(content) if name.endswith(".json") else [json.loads(one) for one in content.splitlines()]
+            assert found == [row | (weights[0] if weights else {}) for row in (rows[0], rows[2])]
+
+
 def test_several_parquet_files(tmp_path):
     score(sources.two_parquet_files(tmp_path), tmp_path / "scores")
     places = [(record.source, record.row) for record in read_scores(tmp_path / "scores")]

@@ -1,10 +1,14 @@
 """What a notebook shows: words in colour, and nothing of the data read as HTML."""
 
+import base64
 import html.parser
 import importlib.util
+import io
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import seecal
 from seecal import VisionCollator
@@ -120,6 +124,29 @@ def test_show_a_record_as_it_was_loaded(model, processor):
     shown = seecal.show(model, processor, record)
     assert "–" in str(shown)
     assert "<img" not in shown._repr_html_()
+
+
+RED = np.full((40, 60, 3), (255, 0, 0), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("array", "colour"),
+    [
+        (RED, (255, 0, 0)),
+        (torch.from_numpy(RED).movedim(-1, 0), (255, 0, 0)),
+        (np.full((40, 60), 128, np.uint8), (128, 128, 128)),
+        (np.full((40, 60, 1), 128, np.uint8), (128, 128, 128)),
+    ],
+    ids=["array", "tensor, channels first", "grey", "grey, one channel"],
+)
+def test_show_an_array(model, processor, array, colour):
+    """What the collator takes for an image."""
+    messages = [{"role": "user", "content": "What colour is it?"}, {"role": "assistant", "content": "It is red."}]
+    shown = seecal.show(model, processor, {"messages": messages, "images": [array]})
+    (source,) = [value for name, value in Page(shown._repr_html_()).attributes if name == "src"]
+    picture = Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2])))
+    assert picture.size == (60, 40)
+    assert picture.getpixel((30, 20)) == colour
 
 
 @pytest.mark.parametrize("sign", ["\x1b", "\x9b", "\x85", "\u061c", "\u200f", "\u2028", "\u202e", "\u2067"])

@@ -8,6 +8,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from seecal.data.collators.conversation import ConversationEncoder
+from seecal.pages.report_data import questions_of
 from seecal.scoring.spans import label_tokens
 from tests.support import processors as families
 from tests.support.tiny import MARKED_TEMPLATE, PLAIN_TEMPLATE, tiny_llava_processor, tiny_tokenizer
@@ -150,3 +151,48 @@ def test_which_token_has_which_characters():
     assert [token.text for token in trimmed] == ["It", " is", " ", " red", ""], (
         "blanks go to the token that carries them"
     )
+
+
+def three_turns(**second):
+    asked = [("Which?", "It is red."), ("Why?", "It is 🦊 blue."), ("When?", "a b")]
+    messages = [
+        message
+        for question, answer in asked
+        for message in (
+            {"role": "user", "content": [{"type": "text", "text": question}]},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        )
+    ]
+    messages[3] |= second
+    return {"id": "r", "messages": messages, "images": []}
+
+
+@pytest.mark.parametrize(
+    ("train_on", "second", "expected"),
+    [
+        ("all", {}, {"Which?": "It is red.", "Why?": "It is 🦊 blue.", "When?": "a b"}),
+        ("all", {"loss": False}, {"Which?": "It is red.", "When?": "a b"}),
+        ("last", {}, {"When?": "a b"}),
+    ],
+)
+@pytest.mark.parametrize("template", [PLAIN_TEMPLATE, MARKED_TEMPLATE], ids=["plain", "with markers"])
+def test_the_turn_is_the_number_of_the_records_answer(template, train_on, second, expected):
+    """Answers that are not learnt count, so that the question of each can be found."""
+    record = three_turns(**second)
+    tokens = label_tokens(ConversationEncoder(tiny_llava_processor(), template, train_on).encode(record, "r"))
+    said = {turn: "".join(token.text for token in tokens if token.turn == turn) for turn in {t.turn for t in tokens}}
+    questions = questions_of(record["messages"], list(said))
+    assert dict(zip(questions, said.values(), strict=True)) == expected
+
+
+def test_the_pieces_of_an_answer_are_one_after_another():
+    template = PLAIN_TEMPLATE.replace(
+        "{{ part.text }}",
+        "{% if '</think>' in part.text %}{{ part.text.split('</think>')[0].split('<think>')[-1] }}<|end|>\n{% endif %}"
+        "{{ part.text.split('</think>')[-1] }}",
+    )
+    found, tokens = encoded(byte_level(), template, ["It is.", "<think>a b</think>It is 🦊 red.", "green"])
+    assert [found.text[start:stop] for start, stop in found.answers] == ["It is.", "a b", "It is 🦊 red.", "green"]
+    check_tiling(tokens, ["It is.", "a bIt is 🦊 red.", "green"])
+    ends = [token.start for token in tokens if token.turn == 1 and token.token_id == tokens[-1].token_id]
+    assert ends == [len("a b"), len("a bIt is 🦊 red.")]

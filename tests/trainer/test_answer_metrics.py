@@ -177,6 +177,13 @@ def test_the_best_model_is_the_one_that_answers_best(tmp_path):
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-2"), "no later one is better"
 
 
+def test_an_answer_is_one_text_whatever_it_looks_like(tmp_path):
+    said = {0: "[12]", 1: "[0.1, 0.2]", 2: "[]"}
+    trainer = trainer_of(tmp_path, questions(said, 3), eval_metric="exact")
+    chosen = trainer._answer_metric.choose(trainer.eval_dataset, "")
+    assert chosen.references == [[text] for text in said.values()]
+
+
 # ---- What cannot be ----
 
 

@@ -131,6 +131,10 @@ class ImageFolders:
             raise MissingImage(f"image {show(path)} is in none of {self._shown()}. Put it there, or correct the path.")
         raise missing
 
+    def below(self, real: str) -> str:
+        """A real path without the folder that holds it: the same after the folder is moved. Whole where none does."""
+        return real.removeprefix(next((root for root in self.roots if _inside(real, root)), ""))
+
     def without(self, path: str, error: RecordError) -> str:
         """Where ``path`` would lie that cannot be used; the error itself is raised unless such images are kept."""
         if self.lost is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Example:
         references: the true answers, as its metric reads them.
         columns: other columns that its metric reads.
         group: the kind that it belongs to; "" where the data has none.
+        images: what tells each of its images from others: its path below the image folder, or a digest of its bytes.
         error: one line with file, record and what to do; None where it can be used.
     """
 
@@ -41,23 +43,18 @@ class Example:
     references: list[Any] = field(default_factory=list)
     columns: dict[str, Any] = field(default_factory=dict)
     group: str = ""
+    images: list[str] = field(default_factory=list)
     error: str | None = None
 
     @property
     def key(self) -> str:
-        """What tells two versions of the question apart: its texts, and the names of its images or their bytes."""
+        """What tells two versions of the question apart: its texts and its images."""
         if self.record is None:
             return "cannot be used"
-        messages, images = self.record["messages"], self.record["images"]
+        messages = self.record["messages"]
         if messages[-1]["role"] == "assistant":
             messages = messages[:-1]
-        named = [
-            Path(str(image["path"])).name
-            if image["bytes"] is None
-            else hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
-            for image in images
-        ]
-        return hashlib.blake2b(json.dumps([self.id, messages, named]).encode(), digest_size=16).hexdigest()
+        return _digest(json.dumps([self.id, messages, self.images]).encode())
 
 
 class Examples:
@@ -136,14 +133,25 @@ class Examples:
         messages, images = FORMATS[format_name].convert(row)
         record = make_record(example_id, messages, images, self._source.root)
         if references is None:
-            references = self._metric.references(answer_of(record, f"record {example_id!r}"))
+            references = self._metric.of_turn(answer_of(record, f"record {example_id!r}"))
         if len(references) < self._metric.least:
             raise RecordError(
                 f"{len(references)} true answers, but this metric compares at least {self._metric.least} people's: with "
                 "fewer no answer could be right. Give them as a list in a column (answers), or use another metric, such as "
                 "exact."
             )
-        return Example(example_id, record, references, {"id": example_id, **columns}, group)
+        return Example(example_id, record, references, {"id": example_id, **columns}, group, self._named(record))
+
+    def _named(self, record: Mapping[str, Any]) -> list[str]:
+        """:attr:`Example.images` of a record. Those that lie in the image folder itself are called by their names alone."""
+        return [
+            self._source.root.below(image["path"]).lstrip(os.sep) if image["bytes"] is None else _digest(image["bytes"])
+            for image in record["images"]
+        ]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def answer_of(record: Mapping[str, Any], name: str) -> str:

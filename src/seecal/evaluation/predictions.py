@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST, LINES, RESULT = "_manifest.json", "predictions.jsonl", "result.json"
+AS_JSON = "backslashreplace"  # half a surrogate pair, of a true answer or a path: JSON escapes it as Python does
 _KIND = "seecal eval"
 # What of a manifest may differ: names and places, and how much is done at once
 _FREE = {"model": ("name", "adapter"), "data": ("name",)}
@@ -56,7 +57,7 @@ class Predictions:
             raise ValueError(f"{folder}: no {MANIFEST} here, and it is not empty. Set --out to a new folder.")
         else:
             write_json(folder / MANIFEST, {"kind": _KIND, **manifest})
-        self._file = (folder / LINES).open("a", encoding="utf-8")
+        self._file = (folder / LINES).open("a", encoding="utf-8", errors=AS_JSON)
 
     def add(self, lines: list[Line], beside: list[dict[str, Any]]) -> None:
         """Writes lines, each with what else is to be seen of it (``references``, ``columns``)."""
@@ -97,7 +98,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file, whole or not at all."""
     aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", encoding="utf-8") as file:
+    with aside.open("w", encoding="utf-8", errors=AS_JSON) as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())

@@ -20,7 +20,7 @@ from ..verbosity import Progress
 from .bootstrap import RESAMPLES, interval, paired
 from .examples import Example, Examples
 from .metrics.table import Metric, metric_named
-from .predictions import RESULT, Line, Predictions, is_predictions, read_manifest, read_predictions, write_json
+from .predictions import AS_JSON, RESULT, Line, Predictions, is_predictions, read_manifest, read_predictions, write_json
 from .result import Comparison, Evaluation
 
 SCORES = "scores.jsonl"
@@ -342,7 +342,7 @@ def _details(metric: Metric, pairs: Sequence[tuple[_Known, Line]]) -> tuple[dict
 
 def _write(folder: Path, result: Evaluation) -> None:
     aside = folder / f".{SCORES}.part"
-    with aside.open("w", encoding="utf-8") as file:
+    with aside.open("w", encoding="utf-8", errors=AS_JSON) as file:
         for sample in result.samples:
             file.write(json.dumps(sample, ensure_ascii=False) + "\n")
     aside.replace(folder / SCORES)

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -157,22 +158,39 @@ def _check_same_data(sides: list[_Side]) -> None:
 
 
 def _together(sides: list[_Side]) -> Iterator[tuple[Any, ...]]:
-    """The scores of each record, one of each side. ValueError where they are not of the same tokens."""
-    readers = [read_scores(side.folder, _COLUMNS) for side in sides]
-    for records in zip(*readers, strict=True):
-        if len({(type(record), record.source, record.row) for record in records}) > 1:
-            raise ValueError(
-                f"{sides[1].folder}: other records were left out than in {sides[0].folder}. Score both alike."
-            )
+    """The scores of each record, one of each side, and then each row without scores, alone. ValueError where the sides are
+    not of the same tokens."""
+    skipped: list[dict[tuple[str, int], Skipped]] = [{} for _ in sides]  # how early they come hangs on the shards' size
+    readers = [
+        _without(left_out, read_scores(side.folder, _COLUMNS)) for side, left_out in zip(sides, skipped, strict=True)
+    ]
+    for records in zip_longest(*readers):
+        if len({None if record is None else (record.source, record.row) for record in records}) > 1:
+            raise _left_out(sides)
         first = records[0]
-        if isinstance(first, RecordScores):
-            for side, record in zip(sides[1:], records[1:], strict=True):
-                if not np.array_equal(first.columns["token_id"], record.columns["token_id"]):
-                    raise ValueError(
-                        f"{side.folder}: record {record.record!r} has other label tokens than in {sides[0].folder}. "
-                        "Compare models of one tokenizer, with the same chat template and max_length."
-                    )
+        for side, record in zip(sides[1:], records[1:], strict=True):
+            if not np.array_equal(first.columns["token_id"], record.columns["token_id"]):
+                raise ValueError(
+                    f"{side.folder}: record {record.record!r} has other label tokens than in {sides[0].folder}. "
+                    "Compare models of one tokenizer, with the same chat template and max_length."
+                )
         yield records
+    if any(left_out.keys() != skipped[0].keys() for left_out in skipped):
+        raise _left_out(sides)
+    yield from ((one,) for one in skipped[0].values())
+
+
+def _without(skipped: dict[tuple[str, int], Skipped], read: Iterator[RecordScores | Skipped]) -> Iterator[RecordScores]:
+    """The records with scores; rows without any go into ``skipped``."""
+    for one in read:
+        if isinstance(one, Skipped):
+            skipped[one.source, one.row] = one
+        else:
+            yield one
+
+
+def _left_out(sides: list[_Side]) -> ValueError:
+    return ValueError(f"{sides[1].folder}: other records were left out than in {sides[0].folder}. Score both alike.")
 
 
 def _data_of(side: _Side, data: Any, image_root: str | Path | None, made: PageReport) -> Data | None:

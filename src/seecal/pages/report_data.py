@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.message_keys import unpacked
 from ..data.sources.load import Located
 from ..scoring.read import RecordScores
 from ..scoring.summary import CONTRADICTORY, Answers
@@ -85,7 +86,7 @@ def questions_of(messages: list[dict[str, Any]], turns: list[int]) -> list[str]:
     found: dict[int, str] = {}
     said: list[str] = []
     turn = 0
-    for message in messages:
+    for message in map(unpacked, messages):
         if message["role"] == "assistant":
             found[turn] = "\n".join(said)
             said, turn = [], turn + 1

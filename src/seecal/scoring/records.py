@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..data.paths import LostImage, show
+from ..data.paths import ImageFolders, LostImage, show
 from ..data.sources.load import Located, LocatedRecords
 from ..data.sources.records import FEATURES
 from .manifest import read_manifest
@@ -39,13 +39,18 @@ class Data:
     ) -> None:
         self._keep_lost = keep_lost
         self._records = data if isinstance(data, Dataset) and FEATURES.items() <= data.features.items() else None
-        self.roots: tuple[str, ...] = ()
+        self._folders = ImageFolders(())
         if self._records is not None:
             self.name, self.format = "the data set", "records"
             return
         self._located = LocatedRecords(data, format=format, image_root=image_root, keep_lost=keep_lost)
         self.name, self.format = self._located.where, self._located.format
-        self.roots = self._located.root.roots
+        self._folders = self._located.root
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders that image paths start from."""
+        return self._folders.roots
 
     def rows(self, wanted: Callable[[int], bool] = lambda number: True) -> Iterator[Located]:
         """The rows in order, each with its place; see :meth:`LocatedRecords.rows`."""
@@ -88,17 +93,13 @@ class Data:
             raise ValueError(f"{self.name}: holds no records.")
         return digest.hexdigest(), count
 
-    def _below_its_folder(self, path: str) -> str:
-        root = next((root for root in self.roots if path.startswith(root.rstrip(os.sep) + os.sep)), "")
-        return path.removeprefix(root)
-
     def _essence(self, located: Located, unusable: bool) -> bytes:
         if unusable or located.record is None:
             return json.dumps([located.source, located.row, "cannot be used"]).encode()
         record = located.record
         # Names below the image folder: scores stay valid when the folder is moved
         images = [
-            self._below_its_folder(str(image["path"]))
+            self._folders.below(str(image["path"]))
             if image["bytes"] is None
             else hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
             for image in record["images"]

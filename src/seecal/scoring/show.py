@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+from transformers.image_transforms import to_pil_image
+
 from ..core.coloured import ColouredToken, coloured, legend
 from ..core.options import CALOptions
 from ..core.outputs import VisualDelta
@@ -27,7 +30,7 @@ class Shown:
     Attributes:
         delta: Δ of its label tokens.
         tokens: those tokens: turn, characters, text.
-        images: its images, decoded.
+        images: its images, decoded: Pillow images, or the arrays that the record holds.
     """
 
     delta: VisualDelta
@@ -78,7 +81,10 @@ def show(model: Any, processor: Any, record: Mapping[str, Any], *, options: CALO
 
 
 def _data_uri(image: Any) -> str:
-    """A thumbnail inside the page: nothing is fetched."""
+    """A thumbnail inside the page: nothing is fetched. ``image``: a Pillow image, or an array of pixels."""
+    if not isinstance(image, Image.Image):
+        # Of grey without a channel's axis its height could be taken for one
+        image = to_pil_image(image[..., None] if image.ndim == 2 else image, do_rescale=False)
     small = image.convert("RGB")
     small.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 from ..data.collators.conversation import Conversation
 
@@ -13,10 +14,11 @@ class LabelToken:
     """One label token of a record.
 
     Attributes:
-        turn: the number of its answer in the record, from 0.
+        turn: which of the record's answers it is of, from 0, those that are not learnt counted too.
         token_id: its id.
-        start, stop: its characters in that answer as rendered. Both are the answer's length for the token that ends the
-            turn (and for blanks that a template puts before it).
+        start, stop: its characters in that answer as rendered; where a template writes an answer in pieces, in those one
+            after another. Both are the answer's length (of the pieces so far) for the token that ends the turn, and for
+            blanks that a template puts before it.
         text: those characters; "" where it has none.
     """
 
@@ -36,10 +38,14 @@ def label_tokens(conversation: Conversation) -> list[LabelToken]:
     that the tokenizer leaves out of its offsets belong to the token that carries them: the next one, or at the end of the
     answer its last. A placeholder for an image inside an answer is no label and has no span.
     """
-    answers, text = conversation.answers, conversation.text
-    begins = [start for start, _ in answers]
+    pieces, text = conversation.answers, conversation.text
+    begins = [start for start, _ in pieces]
+    shifts, lengths = [], Counter[int]()  # from a place in the text to one in the answer
+    for (start, stop), turn in zip(pieces, conversation.turns, strict=True):
+        shifts.append(lengths[turn] - start)
+        lengths[turn] += stop - start
     found: list[LabelToken] = []
-    last_of_answer: dict[int, int] = {}  # turn -> where its last token with characters stands in `found`
+    last_of_piece: dict[int, int] = {}  # place in `pieces` -> where its last token with characters stands in `found`
     cursor = 0
     for token_id, label, (first, last) in zip(
         conversation.ids.ids, conversation.labelled, conversation.offsets, strict=True
@@ -48,17 +54,17 @@ def label_tokens(conversation: Conversation) -> list[LabelToken]:
         begin, cursor = cursor, max(cursor, last)
         if not label:
             continue
-        turn = max(bisect_left(begins, last) - 1, 0)
-        start, stop = answers[turn]
+        place = max(bisect_left(begins, last) - 1, 0)
+        start, stop = pieces[place]
         if first >= stop and last > stop:  # beyond the answer: what ends the turn
             begin, end = stop, stop
         else:
             begin, end = min(max(begin, start), stop), min(max(cursor, start), stop)
-            last_of_answer[turn] = len(found)
-        found.append(LabelToken(turn, token_id, begin - start, end - start, text[begin:end]))
-    for turn, index in last_of_answer.items():
-        start, stop = answers[turn]
-        token = found[index]
-        whole = text[start + token.start : stop]
-        found[index] = LabelToken(turn, token.token_id, token.start, stop - start, whole)
+            last_of_piece[place] = len(found)
+        turn, shift = conversation.turns[place], shifts[place]
+        found.append(LabelToken(turn, token_id, begin + shift, end + shift, text[begin:end]))
+    for place, index in last_of_piece.items():
+        stop, token = pieces[place][1], found[index]
+        whole = text[token.start - shifts[place] : stop]
+        found[index] = replace(token, stop=stop + shifts[place], text=whole)
     return found

@@ -64,7 +64,7 @@ class AnswerMetric:
             called = record_name(record, index)
             try:
                 prompt = self._prompt(record, called)
-                references = self._metric.references(answer_of(record, called))
+                references = self._metric.of_turn(answer_of(record, called))
             except (ValueError, OSError) as error:
                 if self._args.on_bad != "skip":
                     kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError

@@ -175,3 +175,39 @@ def test_reasoning_is_labelled_where_the_template_writes_it():
     made = render([user(), answer("Red.", reasoning_content="look")], of_trl("qwen3_vl"), NAMES, "a")
     assert made.unused == {"reasoning_content"}
     assert not render([user(), answer("Red.")], of_trl("qwen3_vl"), NAMES, "a").unused
+
+
+# Reasoning in a marked block of its own, before the marked answer
+IN_TWO = "{% if m.thinking %}{% generation %}{{ m.thinking }}{% endgeneration %}|{% endif %}"
+IN_ONE = of_turns("{% generation %}{{ text | upper }}{% endgeneration %}")
+TWO_BLOCKS = of_turns(IN_TWO + "{% generation %}{{ text }}{% endgeneration %}")
+REWRITTEN = of_turns(IN_TWO + "{% generation %}{{ text | upper }}{% endgeneration %}")
+BROKEN_UP = of_turns(
+    "{% if '</think>' in text %}{{ text.split('</think>')[0].split('<think>')[-1] }}<|end|><|assistant|>{% endif %}"
+    "{{ text.split('</think>')[-1] }}"
+)
+SPLIT = [user(), answer("Red."), user(), answer("<think>hm</think>Blue."), user(), answer("Sky.")]
+SPOKEN = [user(), answer("Red."), user(), answer("Blue.", thinking="hm"), user(), answer("Sky.")]
+
+
+@pytest.mark.parametrize(
+    ("template", "chat", "learnt", "turns"),
+    [
+        (PLAIN_TEMPLATE, SPLIT, None, [0, 1, 2]),
+        (PLAIN_TEMPLATE, SPLIT, [5], [2]),
+        (PLAIN_TEMPLATE, SPLIT, [1, 5], [0, 2]),
+        (PLAIN_TEMPLATE, CHATS["tool call and its answer"], [3], [1]),
+        (MARKED_TEMPLATE, SPLIT, [3, 5], [1, 2]),
+        (IN_ONE, [user(), answer(""), *SPLIT], None, [1, 2, 3]),  # an empty turn is no span, and counts
+        (BROKEN_UP, SPLIT, None, [0, 1, 1, 2]),
+        (BROKEN_UP, SPLIT, [3], [1, 1]),
+        (TWO_BLOCKS, SPOKEN, None, [0, 1, 1, 2]),
+        (TWO_BLOCKS, SPOKEN, [3], [1, 1]),
+        (TWO_BLOCKS, SPOKEN[2:4], None, [0, 0]),
+        (REWRITTEN, SPOKEN, None, [3, 4, 5, 6]),  # not to be told
+    ],
+)
+def test_which_answer_a_span_is_of(template, chat, learnt, turns):
+    made = render(chat, template, NAMES, "a", learnt)
+    assert made.turns == turns
+    assert len(made.spans) == len(turns)

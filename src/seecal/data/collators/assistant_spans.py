@@ -34,11 +34,14 @@ class Rendered:
     Attributes:
         text: as the template writes it.
         spans: in order, none of them empty.
+        turns: for each span which of the assistant's messages it is of, from 0. A piece that the template's own markers cut
+            out, and of which that cannot be told, has a number that no message has.
         unused: keys of messages that the template does not write.
     """
 
     text: str
     spans: list[Span]
+    turns: list[int]
     unused: frozenset[str] = frozenset()
 
 
@@ -90,12 +93,12 @@ def render(
     chat = _Chat(messages, text, rendered, name)
     unused = _unused_keys(chat, template)
     _refuse_if_left_out(chat, learnt, marked)
-    if not marked:
-        return Rendered(text, sorted(_spans_of(chat, learnt, unused)), unused)
-    spans = [span for span in spans if text[slice(*span)].strip()]
-    if learnt != answers:
-        spans = _of_messages(chat, spans, answers, learnt)
-    return Rendered(text, spans, unused)
+    if marked:
+        pairs = _of_messages(chat, spans, answers, learnt, unused)
+    else:
+        found = _spans_of(chat, learnt, unused)
+        pairs = sorted((span, answers.index(index)) for index, of_message in found.items() for span in of_message)
+    return Rendered(text, [span for span, _ in pairs], [turn for _, turn in pairs], unused)
 
 
 def render_prefix(messages: list[dict[str, Any]], image: str, bos: str, eos: str, name: str) -> Rendered:
@@ -115,11 +118,11 @@ def render_prefix(messages: list[dict[str, Any]], image: str, bos: str, eos: str
     images = sum(part["type"] == "image" for message in messages for part in message["content"])
     before = f"{image * images}{bos}{question}\n"
     spans = [(len(before), len(before) + len(answer))] if answer.strip() else []
-    return Rendered(f"{before}{answer}{eos}", spans)
+    return Rendered(f"{before}{answer}{eos}", spans, [0] * len(spans))
 
 
-def _spans_of(chat: _Chat, learnt: list[int], unused: frozenset[str]) -> list[Span]:
-    """Where the messages ``learnt`` stand in a text without markers of the template's own."""
+def _spans_of(chat: _Chat, learnt: list[int], unused: frozenset[str]) -> dict[int, list[Span]]:
+    """Where each of the messages ``learnt`` stands in the text, whatever markers of its own the template has."""
     spoken = [index for index in learnt if any(key in chat.messages[index] for key in SPOKEN_KEYS if key not in unused)]
     plain = [index for index in learnt if index not in spoken and words(chat.messages[index]).strip()]
     found = _located(chat, plain)
@@ -128,22 +131,34 @@ def _spans_of(chat: _Chat, learnt: list[int], unused: frozenset[str]) -> list[Sp
             f"{chat.name}: the chat template rewrites the assistant's messages, so their place in its text cannot be "
             f"found. {_ADD_HERE}"
         )
-    spans = [span for of_message in found.values() for span in of_message]
-    return spans + [span for index in spoken for span in _spoken_spans(chat, index)]
+    return found | {index: _spoken_spans(chat, index) for index in spoken}
 
 
-def _of_messages(chat: _Chat, spans: list[Span], answers: list[int], learnt: list[int]) -> list[Span]:
-    """Those of the template's own ``spans`` that belong to the messages ``learnt``."""
-    if len(spans) == len(answers):
-        return [span for span, index in zip(spans, answers, strict=True) if index in learnt]
-    found = _located(chat, learnt)
-    if found is None:
-        raise ValueError(
-            f"{chat.name}: the chat template marks {len(spans)} pieces for {len(answers)} assistant messages, so which of "
-            "them are learnt cannot be told. Have it mark each message once."
-        )
-    windows = [window for of_message in found.values() for window in of_message]
-    return [span for span in spans if any(span[0] < stop and start < span[1] for start, stop in windows)]
+def _of_messages(
+    chat: _Chat, marked: list[Span], answers: list[int], learnt: list[int], unused: frozenset[str]
+) -> list[tuple[Span, int]]:
+    """(span, which of the ``answers`` it is of): those of the template's own ``marked`` spans whose messages are learnt."""
+    spans = [span for span in marked if chat.text[slice(*span)].strip()]
+    if len(answers) == 1:
+        return [(span, 0) for span in spans if learnt]
+    for some in (marked, spans):
+        if len(some) == len(answers):  # one each, perhaps an empty one
+            return [(span, turn) for turn, span in enumerate(some) if answers[turn] in learnt and span in spans]
+    try:
+        found = _spans_of(chat, learnt, unused)
+    except ValueError:
+        if learnt != answers:
+            raise ValueError(
+                f"{chat.name}: the chat template marks {len(spans)} pieces for {len(answers)} assistant messages, so which "
+                "of them are learnt cannot be told. Have it mark each message once."
+            ) from None
+        found = {}
+    pairs = []
+    for place, span in enumerate(spans):
+        of = [index for index, own in found.items() if any(span[0] < stop and start < span[1] for start, stop in own)]
+        if of or learnt == answers:
+            pairs.append((span, answers.index(of[0]) if of else len(answers) + place))
+    return pairs
 
 
 # ---- Marks ----

@@ -53,7 +53,9 @@ class Conversation:
         ids: of the text.
         labelled: for each id, whether it is a label.
         offsets: for each id its [start, stop) in ``text``, in characters, as the tokenizer gives it.
-        answers: [start, stop) in ``text`` of what each assistant turn says, without the token that ends it.
+        answers: [start, stop) in ``text`` of what each learnt assistant turn says, without the token that ends it; several
+            for a turn that the template writes in pieces.
+        turns: for each of ``answers`` which of the record's assistant turns it is of, as of :class:`Rendered`.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Conversation:
     labelled: list[bool]
     offsets: list[tuple[int, int]] = field(default_factory=list)
     answers: list[tuple[int, int]] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -147,9 +150,8 @@ class ConversationEncoder:
         movable = [
             bool(piece) and not piece.strip() and not is_label for piece, is_label in zip(pieces, labelled, strict=True)
         ]
-        return Conversation(
-            name, rendered.text, prefix, images, TextIds(ids, places, movable), labelled, offsets, answers
-        )
+        text_ids = TextIds(ids, places, movable)
+        return Conversation(name, rendered.text, prefix, images, text_ids, labelled, offsets, answers, rendered.turns)
 
     def refuse_tokens(self, messages: Sequence[Mapping[str, Any]], name: str, tokens: Sequence[str]) -> None:
         """RecordError for a text that holds one of ``tokens``, which stand for images or videos."""
@@ -244,7 +246,7 @@ class ConversationEncoder:
     def _labelled(
         self, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]]
     ) -> tuple[list[bool], list[tuple[int, int]]]:
-        """(which ids are the assistant's, or end its turn; [start, stop) of each turn's words, without what ends it)."""
+        """(which ids are the assistant's, or end its turn; [start, stop) of each span's words, without what ends it)."""
         labelled, answers = [False] * len(ids), []
         for start, stop in rendered.spans:
             turn = [position for position, (first, last) in enumerate(offsets) if first < stop and last > start]

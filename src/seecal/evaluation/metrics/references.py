@@ -1,4 +1,4 @@
-"""What a column of a data set gives as the true answers of a record."""
+"""What a column of a data set, or the last turn of a record, gives as its true answers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from ...data.paths import RecordError, show
 from .iou import Box
 
 
+def one_text(turn: str) -> list[str]:
+    """The true answer of a last turn: its text, whatever it looks like."""
+    return [turn]
+
+
 def texts(value: Any) -> list[str]:
-    """The true answers under one key: a text, a number, or a list of them (as JSON text, too).
+    """The true answers under one key: a text, a number, or a list of them (as JSON text, too). A whole number is written
+    without a point, also where it came as a float.
 
     Raises:
         RecordError: nothing there, or something else.
@@ -56,7 +62,8 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
+        # pandas makes floats of whole numbers where some are missing
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
     raise RecordError(f"its answer {show(value)} is neither a text nor a number, nor a list of them. Correct it.")
 
 

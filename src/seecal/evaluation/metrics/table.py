@@ -13,7 +13,7 @@ from .cider import cider
 from .exact import exact
 from .iou import iou, iou_details
 from .ocr import ocr
-from .references import boxes, texts
+from .references import boxes, one_text, texts
 from .relaxed import relaxed
 from .vqa import LEAST_ANSWERS, vqa
 
@@ -32,6 +32,7 @@ class Metric:
             hang on the whole set.
         scale: the figure that is reported is the mean of the scores × this, as the papers print it.
         references: what a column of the data becomes; RecordError where it cannot.
+        of_turn: what the last turn of a record becomes, where no column is named.
         least: how many references a record must have.
         groups: columns of the data by which it is also told; the first that a set has.
         mean_of_groups: the figure is the mean of the groups' means, not of the records'.
@@ -44,6 +45,7 @@ class Metric:
     of_all: Callable[[Sequence[str], Sequence[Sequence[Any]]], list[float]] | None = None
     scale: float = 100.0
     references: Callable[[Any], list[Any]] = texts
+    of_turn: Callable[[str], list[Any]] = one_text
     least: int = 1
     groups: tuple[str, ...] = ()
     mean_of_groups: bool = False
@@ -105,6 +107,7 @@ METRICS: dict[str, Metric] = {
         "intersection over union of boxes, and accuracies at thresholds (RefCOCOg); in %",
         _alone(iou),
         references=boxes,
+        of_turn=boxes,
         details=iou_details,
     ),
     "choice": Metric(
