@@ -1,15 +1,20 @@
-"""What of a text decoder decides how its rows may lie: states."""
+"""What of a text decoder decides how its rows may lie: states, places in the row, frequencies, kinds of attention."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
+from torch.nn.attention.flex_attention import flex_attention
 
 import seecal
 from seecal import CALOptions
-from seecal.families.table import FAMILIES, family_of
-from tests.support.builders import MIXED, batch_of, build
+from seecal.core.decoder import TextDecoder
+from seecal.families.table import FAMILIES, decoder_of, family_of
+from tests.core.test_exactness import reference, tolerance
+from tests.support import zoo
+from tests.support.builders import MIXED, Row, batch_of, build
 
 
 def trained(model, batch, padding_free):
@@ -100,3 +105,145 @@ def test_a_state_is_read_off_the_text_config(family, text, packs):
     assert row.packs is packs
     assert (row is FAMILIES[family]) is packs
     assert row.exact is (packs and FAMILIES[family].exact)
+
+
+# ---------------------------------------------------------------- queries that are scaled by their place in the row
+
+
+def llama4(floor):
+    """Its layers without rotary embeddings scale queries by what stands ``floor`` tokens into the row, and strongly."""
+    model = copy.deepcopy(zoo.model_of("llama4", "sdpa"))
+    model.config.text_config.floor_scale = floor
+    layers = [module for module in model.modules() if hasattr(module, "floor_scale")]
+    for module in layers:
+        module.floor_scale, module.attn_scale, module.attn_temperature_tuning = floor, 2.0, True
+    assert any(not module.use_rope for module in layers)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("over", "padding"), [("far over", "left"), ("padded rows", "right"), ("packed row", "right"), ("none", "left")]
+)
+def test_queries_scaled_by_their_place_in_the_row(over, padding):
+    batch = zoo.batch_of("llama4", zoo.MIXED, padding)
+    length, tokens = batch["input_ids"].shape[1], int(batch["attention_mask"].sum())
+    floor = {"far over": 8, "padded rows": length, "packed row": length + 1, "none": tokens + 1}[over]
+    model = llama4(floor)
+    own = zoo.truth("llama4", model, batch)
+    for contrast in ("drop", "mask"):
+        options = CALOptions(contrast=contrast)
+        got = seecal.visual_delta(model, batch, contrast=contrast, options=options)
+        torch.testing.assert_close(got.logit_with, own.with_image, atol=own.tolerance, rtol=0)
+        torch.testing.assert_close(got.delta, own.delta, atol=own.tolerance, rtol=0)
+    packs = over == "none"
+    assert trained(model, batch, "auto").cal.main_tokens == (tokens if packs else batch["input_ids"].numel())
+    if packs:
+        assert trained(model, batch, True).cal.main_tokens == tokens
+        return
+    with pytest.raises(ValueError, match=rf"padding_free=True.*floor_scale={floor}"):
+        trained(model, batch, True)
+
+
+# ---------------------------------------------------------------- frequencies chosen by the largest position
+
+SHORT = 40  # rows that go beyond have other frequencies
+LONGROPE = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": SHORT}
+ROPES = {
+    "longrope": {
+        "decoder": transformers.Phi3Config,
+        "original_max_position_embeddings": SHORT,
+        "max_position_embeddings": 4 * SHORT,
+        "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, **LONGROPE},
+    },
+    "dynamic": {
+        "max_position_embeddings": SHORT,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    },
+    "by kind of layer": {
+        "decoder": transformers.Gemma3TextConfig,
+        "head_dim": 16,
+        "sliding_window": 512,
+        "max_position_embeddings": SHORT,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
+}
+LONG_ROWS = {
+    "a neighbour is long": [Row([6, "image", 3, -8]), Row([30, -30])],
+    "the row goes on after its last label": [Row([6, "image", 3, -8, 30])],
+    "the image is at the end": [Row([6, "image", 2, -4, "image", 2]), Row([3, -2])],
+    "the padding is long": [Row([6, "image", 3, -8]), Row([3, -2])],
+    "none is long": [Row([6, "image", 3, -8]), Row([3, -2])],
+}
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("rows", LONG_ROWS)
+@pytest.mark.parametrize("rope", ROPES)
+def test_both_passes_have_the_frequencies_of_the_whole_batch(rope, rows, padding):
+    model, image_tokens, pixels = build("llava", **ROPES[rope])
+    more = SHORT if rows == "the padding is long" else 0
+    batch = batch_of(LONG_ROWS[rows], image_tokens, pixels, padding, extra_padding=more)
+    delta, contrast, with_image, _ = reference(model, batch)
+    assert float(delta[contrast].abs().mean()) >= 0.1
+    for options in (*(CALOptions(padding_free=packed) for packed in (True, False)), CALOptions(contrast="mask")):
+        got = seecal.visual_delta(model, batch, contrast=options.contrast, options=options)
+        torch.testing.assert_close(got.logit_with, with_image, atol=tolerance(with_image), rtol=0)
+        torch.testing.assert_close(got.delta, delta, atol=tolerance(with_image), rtol=0)
+    rotary = [module for module in model.modules() if "rope_type" in vars(module)]
+    assert rotary
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in rotary)
+
+
+# ---------------------------------------------------------------- attention implementations and masks of pairs
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "kernels-community/flash-attn3"])
+@pytest.mark.parametrize("name", ["mistral3, window", "gemma3", "paligemma"])
+def test_flash_attention_is_given_no_mask_of_pairs(monkeypatch, name, attention):
+    """A window shorter than the rows, a dict of masks, a prefix: refused before the decoder runs without the image."""
+    model, batch = zoo.model_of(name, "sdpa"), zoo.batch_of(name, zoo.MIXED)
+    calls = []
+    handle = decoder_of(model).register_forward_pre_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(TextDecoder, "attention", property(lambda self: attention))
+    try:
+        for contrast in ("drop", "mask"):
+            with pytest.raises(ValueError, match=rf"{attention}.*windows shorter.*sdpa' or 'eager"):
+                seecal.visual_delta(model, batch, contrast=contrast)
+    finally:
+        handle.remove()
+    assert len(calls) == 2, "the pass with the image alone"
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"sliding_window": 12},
+        {
+            "decoder": transformers.Qwen2Config,
+            "sliding_window": 12,
+            "use_sliding_window": True,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+        {},
+    ],
+    ids=["windows", "windows in some layers", "none"],
+)
+def test_flex_attention_takes_the_same_from_a_mask(monkeypatch, text):
+    """It adds a mask of pairs to its scores; compiled it wants a GPU."""
+    monkeypatch.setattr(
+        "transformers.integrations.flex_attention.compile_friendly_flex_attention",
+        lambda *args, training=False, kernel_options=None, **options: flex_attention(*args, **options),
+    )
+    model, image_tokens, pixels = build("llava", **text)
+    batch = batch_of(MIXED, image_tokens, pixels)
+    expected = seecal.visual_delta(model, batch)
+    model.set_attn_implementation({"text_config": "flex_attention"})
+    assert TextDecoder.of(model).attention == "flex_attention"
+    for contrast in ("drop", "mask"):
+        got = seecal.visual_delta(model, batch, contrast=contrast)
+        torch.testing.assert_close(got.delta, expected.delta, atol=1e-4, rtol=1e-4)
