@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+import transformers
 
 import seecal
 from seecal import CALOptions
-from tests.support import zoo
+from tests.support import zoo, zoo_parts
 from tests.support.reference import assert_same_gradients, gradients
+from tests.support.zoo_models import ZOO
 
 COEFFICIENT = 0.3
 
@@ -61,3 +63,30 @@ def test_a_decoder_without_experts_has_none():
     model = copy.deepcopy(zoo.model_of("llava", "sdpa"))
     output = seecal.enable_cal(model.train())(**zoo.batch_of("llava", zoo.MIXED))
     assert output.cal.aux_loss is None
+
+
+def test_another_name_for_the_number_of_experts():
+    """GLM-4.5V says n_routed_experts and num_local_experts, and has no row."""
+    whole = zoo.model_of("glm4v").config.to_dict()
+    text = {
+        name: whole["text_config"][name] for name in ("rope_parameters", "head_dim") if name in whole["text_config"]
+    }
+    text |= zoo_parts.TEXT | {
+        "moe_intermediate_size": 32,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 0,
+        "router_aux_loss_coef": COEFFICIENT,
+    }
+    ids = {name: value for name, value in whole.items() if name.endswith("_token_id") and value is not None}
+    tower = {name: value for name, value in whole["vision_config"].items() if name != "model_type"}
+    config = transformers.Glm4vMoeConfig(vision_config=tower, text_config=text, **ids)
+    assert not hasattr(config.text_config, "num_experts")
+    model = zoo.scaled(transformers.Glm4vMoeForConditionalGeneration(config), ZOO["glm4v"]).train()
+    batch = zoo.batch_of("glm4v", zoo.MIXED)
+    expected = copy.deepcopy(model)(**batch, output_router_logits=True)
+    assert float(expected.aux_loss.detach()) > 0.5
+    seecal.enable_cal(model, CALOptions(weighting="uniform"))
+    output = model(**batch, output_router_logits=True)
+    torch.testing.assert_close(output.aux_loss, expected.aux_loss, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.loss, expected.loss, atol=1e-5, rtol=1e-5)

@@ -49,10 +49,12 @@ _PINPOINTS = [[32, 32], [64, 32], [64, 64]]
 _TILED_TOKENS = 16 + 8 * 8 + 8
 
 
-def llava(tied=False, **text):
+def llava(tied=False, decoder=None, **text):
+    """``decoder``: the class of the text config; None: Llama's, or Mistral's where it has a window."""
+    decoder = decoder or (MistralConfig if "sliding_window" in text else LlamaConfig)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**_VISION),
-        text_config=(MistralConfig if "sliding_window" in text else LlamaConfig)(**{**_TEXT, **text}),
+        text_config=decoder(**{**_TEXT, **text}),
         image_token_index=IMAGE,
         tie_word_embeddings=tied,
     )

@@ -28,5 +28,6 @@ def aux_loss_of(model: Any, main: MainPass) -> tuple[Tensor, float] | None:
 
     config = model.config.get_text_config()
     mask = None if main.layout is not None else main.batch.valid.long()
-    loss: Any = load_balancing_loss_func(tuple(logits), config.num_experts, config.num_experts_per_tok, mask)
+    experts = logits[0].shape[-1]  # configs have several names for it
+    loss: Any = load_balancing_loss_func(tuple(logits), experts, config.num_experts_per_tok, mask)
     return loss, float(getattr(config, "router_aux_loss_coef", 0.0))

@@ -16,7 +16,7 @@ from ..constants import CONTRAST_PREFIX
 from ..families.table import Family
 from ..ops.segment_attention import Recalled
 from . import main_pass
-from .decoder import TextDecoder, without_dropout
+from .decoder import TextDecoder, frequencies_of, without_dropout
 from .main_pass import MainPass, gather_tokens, goes_into_one_row
 from .packing import Layout, attention_inputs, by_segments, lay_out, to_attention
 from .token_positions import Array, PaddedBatch, TokenPositions, to_device
@@ -80,7 +80,8 @@ def drop_pass(main: MainPass, has_contrast: Array, padding_free: bool | str, all
     """Runs the decoder on the text alone, at its original positions.
 
     Only samples that need it, and only up to the last position that predicts one of their labels. ``all_ranks``: another
-    rank may have something to run, so run one token even when this one has nothing.
+    rank may have something to run, so run one token even when this one has nothing. Where queries are scaled by their
+    place in the row the image is masked instead, which leaves every token in its place.
     """
     decoder, batch, inputs = main.decoder, main.batch, main.inputs
     keep = positions_to_run(batch, decoder.family, has_contrast)
@@ -88,6 +89,8 @@ def drop_pass(main: MainPass, has_contrast: Array, padding_free: bool | str, all
         if not all_ranks:
             return ContrastOutput(None, 0)
         keep[0, 0] = True
+    elif decoder.scales_by_index(keep.shape[1]):
+        return mask_pass(main, whole_grid=False)
     layout, recalled = _text_rows(main, keep, padding_free)
     extra = {
         name: gather_tokens(value, layout, batch.valid.shape)
@@ -95,7 +98,7 @@ def drop_pass(main: MainPass, has_contrast: Array, padding_free: bool | str, all
         if name not in decoder.family.omit
     }
     embeds = layout.take(inputs.embeds)
-    with without_dropout(decoder.module):
+    with without_dropout(decoder.module), frequencies_of(decoder.module, inputs.position_ids):
         hidden = decoder.module(
             inputs_embeds=embeds,
             position_ids=layout.take_positions(inputs.position_ids),

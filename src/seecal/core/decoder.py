@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Iterator
@@ -9,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..families.table import Family, decoder_of, family_of
 
@@ -43,6 +45,11 @@ class TextDecoder:
         heads = getattr(config, "num_attention_heads", None) or 1
         return heads // (getattr(config, "num_key_value_heads", None) or heads)
 
+    def scales_by_index(self, length: int) -> bool:
+        """Whether a row of ``length`` tokens is so long that queries are scaled by their place in it (Llama 4)."""
+        config = self.module.config
+        return bool(getattr(config, "attn_temperature_tuning", False)) and length >= config.floor_scale
+
     @property
     def dropout(self) -> float:
         """The largest dropout probability of the decoder, its attention's and its adapters' included."""
@@ -55,6 +62,38 @@ class TextDecoder:
 def parameters_of(module_class: Any) -> dict[str, inspect.Parameter]:
     """Those of the class's own forward, whatever decorates it."""
     return dict(inspect.signature(inspect.unwrap(module_class.forward)).parameters)
+
+
+@contextmanager
+def frequencies_of(module: nn.Module, position_ids: Tensor) -> Iterator[None]:
+    """Inside the block rotary embeddings take the frequencies of the whole batch, whichever of its tokens they are given.
+
+    Those of the kinds longrope and dynamic choose them by the largest position that they see: that one comes along.
+    """
+    largest = position_ids.max()
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        given = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
+        more = torch.cat([given, largest.to(given.device).expand(*given.shape[:-1], 1)], -1)
+        if "position_ids" in kwargs:
+            return args, {**kwargs, "position_ids": more}
+        return (args[0], more, *args[2:]), kwargs
+
+    def after(_: nn.Module, args: Any, output: Any) -> Any:
+        return tuple(one[..., :-1, :] for one in output) if isinstance(output, tuple) else output[..., :-1, :]
+
+    with contextlib.ExitStack() as stack:
+        for part in module.modules():
+            if _chooses_frequencies(part):
+                stack.callback(part.register_forward_pre_hook(before, with_kwargs=True).remove)
+                stack.callback(part.register_forward_hook(after).remove)
+        yield
+
+
+def _chooses_frequencies(module: nn.Module) -> bool:
+    kinds = vars(module).get("rope_type")
+    named = kinds.values() if isinstance(kinds, dict) else (kinds,)
+    return any(isinstance(kind, str) and ("dynamic" in kind or kind == "longrope") for kind in named)
 
 
 @contextmanager

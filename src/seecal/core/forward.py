@@ -30,7 +30,7 @@ from . import main_pass
 from .aux_loss import aux_loss_of, wants_router_logits
 from .contrast_pass import ContrastOutput, pixel_pass, prefix_positions, tokens_with_contrast
 from .contrasts import contrast_named
-from .decoder import TextDecoder
+from .decoder import TextDecoder, without_dropout
 from .delta import Head, HeadAccess, delta_grid, visual_delta_of
 from .main_pass import MainPass
 from .options import CALOptions
@@ -186,14 +186,15 @@ def check_undeclared_family(model: Any, inputs: dict[str, Any]) -> None:
     def measure(batch: dict[str, Any], contrast: str) -> VisualDelta:
         return run_passes(model, batch, CALOptions(contrast=contrast)).delta
 
-    verdict = self_test(measure, inputs, model.dtype)
+    with without_dropout(model):
+        verdict = self_test(measure, inputs, model)
     if verdict is None:
         return
     line = (
         f"model_type {model.config.model_type!r} has no row in seecal.FAMILIES; on the first batch {verdict.sentence()}"
     )
-    if verdict.leaks:
-        raise ValueError(f"{line}. Declare the family (docs/families.md) or train without CAL.")
+    if verdict.refusal is not None:
+        raise ValueError(f"{line}. {verdict.refusal} or train without CAL.")
     logger.warning(line)
     state.tested = True
     keep(model, state)

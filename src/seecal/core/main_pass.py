@@ -9,6 +9,7 @@ B rows and L columns of the batch, R rows and T columns of the compact rows, N l
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ..constants import CONTRAST_PREFIX, TOKEN_WEIGHTS
 from ..families.dummy_images import feature_sum
 from ..families.table import family_of
 from ..ops.segment_attention import Prefixes
-from .decoder import TextDecoder, parameters_of
+from .decoder import TextDecoder, frequencies_of, parameters_of
 from .packing import Layout, Masks, attention_inputs, by_segments, full_masks, lay_out, needs_dense, use_packed
 from .token_positions import Array, PaddedBatch, TokenPositions, to_device
 
@@ -42,7 +43,7 @@ OWN = {
     "num_items_in_batch",
 }
 # Arguments of the top-level forward that are about logits, caches or logging, not about the batch.
-_NOT_FOR_THE_BASE = ("labels", "use_cache", "past_key_values", "logits_to_keep", "return_dict", "num_items_in_batch")
+NOT_FOR_THE_BASE = ("labels", "use_cache", "past_key_values", "logits_to_keep", "return_dict", "num_items_in_batch")
 
 # Keys and values of all layers that are kept for the pass without the image, at most: 512 KiB a token in a 7B model. What
 # would take more is computed again.
@@ -146,9 +147,9 @@ def run(
         ValueError: a decoder without merged embeddings, or a packing that cannot be.
     """
     padding_free = _padding_free(padding_free, batch.positions, model.config, inputs)
-    arguments = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_BASE}
+    arguments = {name: value for name, value in inputs.items() if name not in NOT_FOR_THE_BASE}
     headless = model.base_model is not model
-    if headless and "labels" in parameters_of(type(model.base_model)):  # type: ignore[arg-type]  # for prefix-LM masks
+    if takes_labels(model):
         arguments["labels"] = inputs["labels"]
     # Without a mask a gap in the position ids would read as the start of another packed sequence.
     mask = inputs.get("attention_mask")
@@ -163,6 +164,11 @@ def run(
             outputs = seen.output
     assert seen.inputs is not None, "the model's forward did not call its decoder"
     return MainPass(batch, decoder, seen.inputs, seen.layout, seen.prefixes, outputs[0], outputs)
+
+
+def takes_labels(model: Any) -> bool:
+    """Whether the model without its head wants the labels: for the mask of a prefix that is read in both directions."""
+    return model.base_model is not model and "labels" in parameters_of(type(model.base_model))  # type: ignore[arg-type]
 
 
 class _DecoderHook:
@@ -192,16 +198,17 @@ class _DecoderHook:
 
     def __enter__(self) -> _DecoderHook:
         module = self._decoder.module
-        self._handles = (
+        self._stack = contextlib.ExitStack()
+        for handle in (
             module.register_forward_pre_hook(self._make_zero, prepend=True),  # before DeepSpeed's hook on the decoder
             module.register_forward_pre_hook(self._before, with_kwargs=True),
             module.register_forward_hook(self._after),
-        )
+        ):
+            self._stack.callback(handle.remove)
         return self
 
     def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._stack.close()
         if self.prefixes is not None:
             self.prefixes.cache.recording = False
 
@@ -228,6 +235,7 @@ class _DecoderHook:
         """The decoder's inputs, cut down to the real tokens in one row."""
         shape, device = self._batch.valid.shape, self._batch.valid.device
         self.layout = layout = lay_out(self._batch.positions.valid, True, device)
+        self._stack.enter_context(frequencies_of(self._decoder.module, inputs.position_ids))
         attention, embeds = self._decoder.attention, given["inputs_embeds"]
         wanted = self._wanted_prefixes
         if wanted is not None and by_segments(inputs.masks, layout, attention):
@@ -285,12 +293,20 @@ def _decoder_inputs(batch: PaddedBatch, decoder: TextDecoder, given: dict[str, A
 
 def goes_into_one_row(decoder: TextDecoder, masks: Masks | None, keep: Array, padding_free: bool | str) -> bool:
     """Whether these positions [B, L] of the batch go through the decoder in one row (:func:`packing.use_packed`)."""
+    length, together = keep.shape[1], int(keep.sum())
+    by_index = decoder.scales_by_index(max(length, together))
+    if by_index and padding_free is True:
+        raise ValueError(
+            f"padding_free=True with rows of {length} token positions, {together} tokens in all: from "
+            f"floor_scale={decoder.module.config.floor_scale} on this decoder (attn_temperature_tuning) scales its queries "
+            "by a token's place in the row, which packing changes. Set padding_free='auto' or False."
+        )
     return use_packed(
         padding_free,
         keep,
         decoder.attention,
         dense=needs_dense(masks, decoder.attention),
-        packs=decoder.family.packs,
+        packs=decoder.family.packs and not by_index,
         takes_bounds=decoder.hands_arguments_on,
     )
 

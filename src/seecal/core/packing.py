@@ -20,6 +20,7 @@ from .token_positions import Array, to_device
 MAX_DENSE_TOKENS = 4096
 _DENSE_ATTENTION = ("sdpa", "eager")
 _FLASH = "flash_attention"
+_ANY_FLASH = "flash"  # in the names of kernels from the Hub too
 
 Masks = Tensor | dict[str, Tensor]
 
@@ -211,9 +212,19 @@ def causal_mask(valid_BL: Tensor) -> Tensor:
 
 
 def to_attention(may_look: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
-    """Booleans for sdpa (whatever autocast does to the queries), additive for eager. Every token sees at least itself."""
+    """Booleans for sdpa (whatever autocast does to the queries), additive for others. Every token sees at least itself.
+
+    Raises:
+        ValueError: FlashAttention, which takes no mask of pairs.
+    """
+    if _ANY_FLASH in attention:
+        raise ValueError(
+            f"attn_implementation={attention!r}: the pass without the image needs a mask of pairs of tokens (the model "
+            "has windows shorter than the rows, or prefixes or images read in both directions), and FlashAttention takes "
+            "none. Load the model with attn_implementation='sdpa' or 'eager'."
+        )
     may_look = may_look | torch.eye(may_look.shape[-1], dtype=torch.bool, device=may_look.device)
-    if attention != "eager":
+    if attention == "sdpa":
         return may_look
     return torch.zeros(may_look.shape, dtype=dtype, device=may_look.device).masked_fill(
         ~may_look, torch.finfo(dtype).min

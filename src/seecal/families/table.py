@@ -7,8 +7,9 @@ forward pre-hook during the main pass, so no family's position code is written a
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,14 @@ from . import dummy_images, image_grids
 # Where configurations keep the ids whose embeddings are replaced by vision features.
 _IMAGE_ID_FIELDS = ("image_token_id", "image_token_index", "image_patch_id")
 _VIDEO_ID_FIELDS = ("video_token_id", "video_token_index")
+# Layers that carry something from token to token by attention alone, as configs name them.
+_ATTENTION_LAYERS = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
+_LAYER_FIELDS = ("layer_types", "layers_block_type", "block_types")
+# What only the configs of other decoders have; asked where a config does not name its layers.
+_STATE_FIELDS = re.compile(
+    r"mamba|ssm_|state_size|time_step|conv_L_cache|linear_conv|linear_attn|lru_width|attn_layer_indices"
+)
+_STATE_MODELS = ("rwkv", "xlstm")
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,8 @@ class Family:
             not given the image.
         exact: whether dropping the image gives what masking it gives; where it does not, ``note`` says what it gives.
         packs: whether several samples may stand in one row. Not where a state is carried from token to token: a mask keeps
-            attention apart, not a recurrence or a convolution.
+            attention apart, not a recurrence or a convolution. A model whose text config tells of such layers is neither
+            packed nor exact, whatever its family's row says (:func:`family_of`).
         needs: what its processor or its batches need, for the table.
         grid: which part of an image each of its tokens is, one of ``image_grids.py``. None: not known.
     """
@@ -146,8 +156,25 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model: Any) -> Family:
-    """The row of the model's family, or the generic one."""
-    return FAMILIES.get(model.config.model_type, GENERIC)
+    """The row of the model's family, or the generic one.
+
+    Some families take any language model: where the model's carries a state, the row says so, as that of a family does.
+    """
+    row = FAMILIES.get(model.config.model_type, GENERIC)
+    if row is GENERIC or not (row.packs or row.exact):
+        return row
+    layers = _layers_with_state(model.config.get_text_config())
+    return replace(row, packs=False, exact=False, note=f"{', '.join(layers)}: {_STATE}") if layers else row
+
+
+def _layers_with_state(config: Any) -> list[str]:
+    """What the text config says of layers that are no attention: their kinds, or else the field that gives them away."""
+    for name in _LAYER_FIELDS:
+        if kinds := getattr(config, name, None):
+            return sorted({str(kind) for kind in kinds} - _ATTENTION_LAYERS)
+    if config.model_type in _STATE_MODELS:
+        return [config.model_type]
+    return [name for name in vars(config) if _STATE_FIELDS.search(name)][:1]
 
 
 def decoder_of(model: Any) -> Any:
