@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..families.synthetic_batch import synthetic_batch
 from .hub_layout import FAMILIES, has_level, hub_name, save_in_hub_layout
-from .loading import adapted, is_adapter, load_vlm, processor_beside, source_of
+from .loading import adapted, is_adapter, load_vlm, merge_in, processor_beside, source_of
 from .new_folder import new_folder
 
 # How far logits may move, of the largest: adding an adapter to a weight rounds the sum once more
@@ -77,7 +77,7 @@ def merged(adapter: Path, base: str | None, dtype: Any) -> tuple[Any, Any, float
     model = adapted(source, adapter, dtype=dtype).eval()
     batch = synthetic_batch(model.base_model.model)
     before = logits_of(model, batch)
-    model = model.merge_and_unload()
+    model = merge_in(model)
     moved = difference(before, logits_of(model, batch))
     limit = _ROUNDING.get(model.dtype, 1e-4)
     if not moved <= limit:
@@ -194,8 +194,9 @@ def _names_of(model: Any) -> set[str] | None:
     if model.config.model_type not in FAMILIES:
         return None
     level = has_level(model.config)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    return {hub_name(name, level) for name in model.state_dict() if name not in tied}
+    held, ties = model.state_dict(), getattr(model, "all_tied_weights_keys", None) or {}
+    twice = {one for one, other in ties.items() if held[one].data_ptr() == held[other].data_ptr()}
+    return {hub_name(name, level) for name in held if name not in twice}
 
 
 def _load_again(folder: Path, dtype: Any) -> tuple[Any, dict[str, Any]]:

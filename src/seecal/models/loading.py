@@ -289,4 +289,29 @@ def adapted(source: str, adapter: Path, **init_kwargs: Any) -> Any:
 
 def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
     """The model in ``source`` with the adapter in its weights: :func:`adapted`, merged."""
-    return adapted(source, adapter, **init_kwargs).merge_and_unload()
+    return merge_in(adapted(source, adapter, **init_kwargs))
+
+
+def merge_in(model: Any) -> Any:
+    """PEFT's model with its adapter in the weights, and a config that says whether word table and head are one matrix still.
+
+    An adapter on one of them, or one of them saved whole, takes a tied pair apart. Tied, PEFT would add what is for the one
+    to the other too; a config that goes on saying so would have the next loading tie them again.
+    """
+    both = [model.get_input_embeddings(), model.get_output_embeddings()]
+    words, head = map(_inner, both)
+    if head is not None and head.weight is words.weight and both != [words, head]:
+        head.weight = type(head.weight)(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    merged = model.merge_and_unload()
+    words, head = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if head is not None and head.weight is not words.weight:
+        for config in (merged.config, merged.config.get_text_config()):
+            config.tie_word_embeddings = False
+    return merged
+
+
+def _inner(module: Any) -> Any:
+    """The module that PEFT put an adapter around, or that stands there as it was. Rows that train alone keep a pair tied."""
+    if hasattr(module, "token_adapter"):
+        return module
+    return getattr(module, "base_layer", getattr(module, "original_module", module))
