@@ -1,6 +1,7 @@
 """seecal.merge, and that a folder is checked before it is called done."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -100,6 +101,32 @@ def test_an_adapter_on_a_tied_head_or_word_table(settings, still, tied, tmp_path
     assert [part["tie_word_embeddings"] for part in (written, written["text_config"])] == [still, still]
     loaded, _ = load_vlm(str(tmp_path / "adapter"), processor=False)
     torch.testing.assert_close(logits(loaded), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "pissa_niter_4", "lora_ga", "corda"])
+def test_an_adapter_that_changed_the_weights_it_started_from(start, place, tmp_path):
+    """PEFT changes them again on loading, the same way where they alone decide how; else no model is the adapter's."""
+    base = AutoModelForImageTextToText.from_pretrained(place / "base")
+    made = (
+        "pissa_niter_4" if start == "corda" else start
+    )  # corda needs data, and its config says the same of an adapter
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=made))
+    for name, one in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(one, std=0.3)
+    expected = adapted.eval()(**synthetic_batch(base)).logits
+    adapted.save_pretrained(tmp_path / "adapter")
+    setting(tmp_path / "adapter" / "adapter_config.json", init_lora_weights=start)
+    if start in ("pissa", "olora"):
+        seecal.merge(tmp_path / "adapter", tmp_path / "out")
+        merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+        torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=0)
+        return
+    for given in (None, str(place / "base")):
+        with pytest.raises(ValueError, match=rf"adapter_config.json: init_lora_weights is '{start}'"):
+            seecal.merge(tmp_path / "adapter", tmp_path / "out", base=given)
 
 
 def test_another_base_and_precision(place, tmp_path):

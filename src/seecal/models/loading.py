@@ -274,6 +274,7 @@ def adapted(source: str, adapter: Path, **init_kwargs: Any) -> Any:
     """
     from peft import PeftModel
 
+    check_adapter(adapter)
     model, _ = load_vlm(source, processor=False, **init_kwargs)
     if four_bit_layers(model):
         model = dequantised(model)
@@ -293,7 +294,7 @@ def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
 
 
 def merge_in(model: Any) -> Any:
-    """PEFT's model with its adapter in the weights, and a config that says whether word table and head are one matrix still.
+    """PEFT's model with its adapter in the weights; its config says whether word table and head are one matrix still.
 
     An adapter on one of them, or one of them saved whole, takes a tied pair apart. Tied, PEFT would add what is for the one
     to the other too; a config that goes on saying so would have the next loading tie them again.
@@ -311,7 +312,7 @@ def merge_in(model: Any) -> Any:
 
 
 def _inner(module: Any) -> Any:
-    """The module that PEFT put an adapter around, or that stands there as it was. Rows that train alone keep a pair tied."""
+    """The module that PEFT put an adapter around, or that stands there as it was. Rows that train keep a pair tied."""
     if hasattr(module, "token_adapter"):
         return module
     return getattr(module, "base_layer", getattr(module, "original_module", module))
