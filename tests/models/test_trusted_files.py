@@ -202,6 +202,19 @@ def test_an_adapter_that_is_no_safetensors_is_refused(folder):
     left_no(folder / "mark")
 
 
+def test_an_adapter_beside_a_models_weights_is_looked_at_too(folder):
+    """transformers puts it on the model by itself."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(folder / "adapter" / name, folder / "base" / name)
+    assert hasattr(load_vlm(str(folder / "base"), processor=False)[0], "peft_config")
+    (folder / "base" / "adapter_model.safetensors").unlink()
+    planted_torch(folder / "base" / "adapter_model.bin", folder / "mark")
+    for options in ({}, {"use_safetensors": False}):
+        with pytest.raises(ValueError, match=r"base: its weights are adapter_model.bin, a PyTorch file"):
+            load_vlm(str(folder / "base"), processor=False, **options)
+    left_no(folder / "mark")
+
+
 def test_an_adapter_without_weights_is_not_looked_for_on_a_hub(folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "adapter" / "adapter_model.safetensors").unlink()

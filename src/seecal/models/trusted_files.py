@@ -25,10 +25,14 @@ _UNKNOWN_WEIGHTS = ("pissa_niter", "corda", "lora_ga")
 def check_weights(folder: Path, options: Mapping[str, Any]) -> None:
     """ValueError where the weights in a model's ``folder`` are no safetensors files of that folder.
 
+    transformers also loads an adapter that lies beside the weights: it is looked at too.
+
     Args:
         options: those of ``from_pretrained``; ``use_safetensors=False`` asks for a PyTorch file by name, ``gguf_file`` for
             one of another kind, ``variant`` and ``subfolder`` for others that transformers finds itself.
     """
+    if (folder / "adapter_config.json").is_file():
+        check_adapter(folder)
     if options.get("use_safetensors") is False or options.get("gguf_file") is not None:
         return
     index = folder / _INDEX
