@@ -11,6 +11,7 @@ import torch
 
 from . import assembly
 from .chat_templates import chat_template_for
+from .compared import difference, rounding_of
 from .hub_layout import save_in_hub_layout
 from .new_folder import new_folder
 from .towers import convnext_sizes, convnext_tensors
@@ -28,8 +29,6 @@ _AFTER_HEAD = (
     "output_multiplier",
 )
 _GIVE_ANOTHER = "Give a causal language model such as Llama, Qwen, Mistral, Gemma or Gemma 3."
-# How far logits may lie apart, of the largest, where nothing says why: another order of the same sums
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 
 def build_start(
@@ -252,8 +251,8 @@ def check_same_logits(text: Any, model: Any, name: str) -> None:
         return
     fields = {key: getattr(text.config, key, None) for key in _AFTER_HEAD}
     known = [f"{key}={value}" for key, value in fields.items() if value is not None and value != 1]
-    apart = ((own - joined).abs().max() / own.abs().max().clamp_min(1e-12)).item()
-    if not known and apart <= _ROUNDING.get(text.dtype, 1e-4):
+    apart = difference(own, joined)
+    if not known and apart <= rounding_of(text.dtype):
         return
     why = f"its config has {', '.join(known)}, which" if known else "its class does more than its inner model and head,"
     raise ValueError(
