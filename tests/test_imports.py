@@ -51,7 +51,7 @@ FLOORS = {
     ],
     "models.mgm": [{"configuration", "mining"}, {"modeling", "processing"}, {"original_keys"}],
     "models": [
-        {"assembly", "chat_templates", "hub_layout", "new_folder", "weight_files"},
+        {"assembly", "chat_templates", "compared", "hub_layout", "new_folder", "weight_files"},
         {"quantised", "efficientnet_lite", "feature_cache", "shrunk", "towers", "trusted_files"},
         {"loading", "build_start"},
         {"generate", "micro", "export", "known", "reference", "stand_in"},

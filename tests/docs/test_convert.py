@@ -8,8 +8,8 @@ import torch
 import typer
 
 from seecal.cli.main import app
-from seecal.models import export
 from seecal.models.assembly import grid_pinpoints
+from seecal.models.compared import ROUNDING
 from seecal.models.convert.configs import KEPT
 from tests.support.paths import ROOT
 
@@ -33,5 +33,5 @@ def test_all_four_are_there():
 def test_the_numbers_are_the_codes():
     assert str(grid_pinpoints(336)) in PAGE
     for dtype in (torch.float32, torch.bfloat16):
-        assert f"{export._ROUNDING[dtype]:.0e}".replace("e-0", "e-") in PAGE
+        assert f"{ROUNDING[dtype]:.0e}".replace("e-0", "e-") in PAGE
     assert f"`{KEPT}`" in PAGE

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import seecal
 from seecal.cli.main import app
+from seecal.models import build_start
 from tests.support import processors
 from tests.support.planted import left_no, planted_torch
 
@@ -109,6 +110,87 @@ def test_the_published_numbers(parts, tmp_path):
     )
     other = hf.AutoModelForImageTextToText.from_pretrained(again)
     assert all(torch.equal(one, other.get_parameter(name)) for name, one in model.named_parameters())
+
+
+def language_model(name, folder, **changes):
+    """The folder of a language model of another family, drawn wide enough that its logits tell."""
+    made = processors.tokenizer(pad=None, bos="<s>", eos="<|end|>")
+    kind = getattr(hf, f"{name}ForCausalLM")
+    config = kind.config_class(vocab_size=len(made), **{**SIZES, **changes})
+    model = kind(config)
+    with torch.no_grad():
+        for one in model.parameters():
+            one.normal_(std=0.3)
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+GEMMA = {"head_dim": 16, "num_key_value_heads": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("Phi", {}, "a phi, whose lm_head has a bias"),
+        ("Granite", {"logits_scaling": 8.0}, r"a granite, .* its config has logits_scaling=8\.0, which would be lost"),
+        ("Cohere", {}, r"its config has logit_scale=0\.0625, which would be lost"),
+        ("Gemma2", GEMMA, r"its config has final_logit_softcapping=30\.0, which would be lost"),
+    ],
+)
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_what_a_language_model_does_to_its_logits_is_not_lost(family, name, changes, said, parts, tmp_path):
+    text = language_model(name, tmp_path / "text", **changes)
+    with pytest.raises(ValueError, match=said):
+        seecal.build_start(family, text, str(parts / "clip"), tmp_path / "start")
+    assert not (tmp_path / "start").exists()
+
+
+def test_a_class_that_does_more_than_its_parts_is_refused(parts, tmp_path, monkeypatch):
+    """Nothing in its config says it."""
+    own = hf.LlamaForCausalLM.forward
+
+    def louder(self, *args, **options):
+        found = own(self, *args, **options)
+        found.logits = 1.5 * found.logits
+        return found
+
+    monkeypatch.setattr(hf.LlamaForCausalLM, "forward", louder)
+    with pytest.raises(ValueError, match=r"by 3\.\de-01 of the largest: its class does more"):
+        seecal.build_start("llava", str(parts / "llama"), str(parts / "clip"), tmp_path / "start")
+
+
+@pytest.mark.parametrize("part", ["load_text", "load_tower"])
+def test_a_part_with_a_tensor_that_its_class_has_not_is_refused(part, parts, tmp_path, monkeypatch):
+    own = getattr(build_start, part)
+
+    def with_one_more(*args):
+        found = own(*args)
+        found.base_model.odd = torch.nn.Parameter(torch.ones(2))
+        return found
+
+    monkeypatch.setattr(build_start, part, with_one_more)
+    with pytest.raises(ValueError, match=r"\.odd is in one of the parts and not in a llava"):
+        seecal.build_start("llava", str(parts / "llama"), str(parts / "clip"), tmp_path / "start")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("Gemma", GEMMA),
+        ("Gemma3", {**GEMMA, "query_pre_attn_scalar": 16}),
+        ("Granite", {"logits_scaling": 1.0, "embedding_multiplier": 12.0, "residual_multiplier": 0.5}),
+        ("Llama", {"logit_scale": 0.5}),
+    ],
+)
+def test_what_is_inside_of_a_language_model_stays(name, changes, parts, tmp_path):
+    """Factors of embeddings and layers; and a field that its class does not read changes nothing."""
+    text = language_model(name, tmp_path / "text", **changes)
+    out = seecal.build_start("llava", text, str(parts / "clip"), tmp_path / "start")
+    tokens = torch.arange(5, 17)[None]
+    before = hf.AutoModelForCausalLM.from_pretrained(text).eval()(input_ids=tokens).logits
+    after = hf.AutoModelForImageTextToText.from_pretrained(out).eval()(input_ids=tokens).logits
+    torch.testing.assert_close(after[..., : before.shape[-1]], before, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("images", "whole"), [("pad", True), ("square", False)])

@@ -1,18 +1,20 @@
 """seecal.merge, and that a folder is checked before it is called done."""
 
 import json
+import warnings
 
 import pytest
 import torch
 from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
 import seecal
 from seecal.cli.main import app
 from seecal.families.synthetic_batch import synthetic_batch
 from seecal.models import export
+from seecal.models.loading import load_vlm
 from tests.support.tiny import tiny_llava, tiny_llava_processor
 
 
@@ -50,6 +52,81 @@ def test_the_merged_model_computes_what_the_adapter_does(place, tmp_path):
     assert 0 < saved.moved < 1e-5
     assert AutoProcessor.from_pretrained(tmp_path / "out").chat_template
     assert not (tmp_path / "out" / "adapter_config.json").exists()
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    """The folder of a model whose head is its word table."""
+    folder = tmp_path_factory.mktemp("tied")
+    config = tiny_llava().config
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    tiny_llava_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "still"),
+    [
+        ({"target_modules": ["q_proj"]}, True),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, False),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, False),
+        ({"target_modules": ["lm_head"]}, False),
+        ({"target_modules": ["embed_tokens"]}, False),
+        ({"target_modules": ["lm_head", "embed_tokens"]}, False),
+        ({"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5, 6]}}, True),
+    ],
+    ids=lambda value: str(value),
+)
+def test_an_adapter_on_a_tied_head_or_word_table(settings, still, tied, tmp_path):
+    """They are two matrices from then on, and the config that is written says so, or the head would be lost on loading."""
+    base = AutoModelForImageTextToText.from_pretrained(tied)
+    assert base.lm_head.weight is base.get_input_embeddings().weight
+    before = logits(base)
+    adapted = get_peft_model(base, LoraConfig(r=2, **settings))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for one in adapted.parameters():
+            if one.requires_grad:
+                one.add_(torch.randn_like(one), alpha=0.3)
+    expected = adapted.eval()(**synthetic_batch(base)).logits
+    assert (expected - before).abs().max() > 0.01, "the adapter does something"
+    adapted.save_pretrained(tmp_path / "adapter")
+    seecal.merge(tmp_path / "adapter", tmp_path / "out")
+    merged, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values())
+    torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=0)
+    assert (merged.lm_head.weight is merged.get_input_embeddings().weight) == still
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [part["tie_word_embeddings"] for part in (written, written["text_config"])] == [still, still]
+    loaded, _ = load_vlm(str(tmp_path / "adapter"), processor=False)
+    torch.testing.assert_close(logits(loaded), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "pissa_niter_4", "lora_ga", "corda"])
+def test_an_adapter_that_changed_the_weights_it_started_from(start, place, tmp_path):
+    """PEFT changes them again on loading, the same way where they alone decide how; else no model is the adapter's."""
+    base = AutoModelForImageTextToText.from_pretrained(place / "base")
+    made = (
+        "pissa_niter_4" if start == "corda" else start
+    )  # corda needs data, and its config says the same of an adapter
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=made))
+    for name, one in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(one, std=0.3)
+    expected = adapted.eval()(**synthetic_batch(base)).logits
+    adapted.save_pretrained(tmp_path / "adapter")
+    setting(tmp_path / "adapter" / "adapter_config.json", init_lora_weights=start)
+    if start in ("pissa", "olora"):
+        seecal.merge(tmp_path / "adapter", tmp_path / "out")
+        merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+        torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=0)
+        return
+    for given in (None, str(place / "base")):
+        with pytest.raises(ValueError, match=rf"adapter_config.json: init_lora_weights is '{start}'"):
+            seecal.merge(tmp_path / "adapter", tmp_path / "out", base=given)
 
 
 def test_another_base_and_precision(place, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from seecal.models.loading import load_processor, load_vlm
+from seecal.models.loading import account_for, load_processor, load_vlm
 from seecal.recipes.trainable import LoraSettings, prepare
 from tests.support.tiny import tiny_llava, tiny_llava_processor
 
@@ -30,6 +30,56 @@ def test_a_checkpoint_without_one_tensor_is_refused(folder, lost):
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=rf"lacks 1 of the model's tensors, \S*{re.escape(lost)}\S* for one"):
         load_vlm(str(folder))
+
+
+def with_more(folder, *names):
+    file = folder / "model.safetensors"
+    save_file({**load_file(file), **{name: torch.ones(2) for name in names}}, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("more", "place"),
+    [
+        ("language_model.lm_head.bias", "lm_head"),
+        ("language_model.model.layers.0.self_attn.q_norm.weight", "model.language_model.layers.0.self_attn"),
+        ("vision_tower.vision_model.encoder.layers.1.layer_scale", "model.vision_tower.encoder.layers.1"),
+        ("multi_modal_projector.linear_3.weight", "model.multi_modal_projector"),
+        ("language_model.model.layers.1.mlp.up_proj.lora_A.weight", "model.language_model.layers.1.mlp.up_proj"),
+    ],
+)
+def test_a_tensor_of_a_part_that_does_not_read_it_is_refused(folder, more, place):
+    """transformers would leave it out, and the model would be another one."""
+    with_more(folder, more)
+    with pytest.raises(
+        ValueError, match=rf"its files have \S+, which belongs into {re.escape(place)} and which a Llava"
+    ):
+        load_vlm(str(folder), processor=False)
+
+
+def test_parts_that_the_model_has_not_are_left_out_with_a_warning(folder, caplog):
+    before = logits_of(load_vlm(str(folder), processor=False)[0])
+    assert not caplog.records
+    buffers = ["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"]  # transformers ignores it by itself
+    scales = ["language_model.model.layers.0.self_attn.k_scale"]
+    heads = [f"vision_tower.vision_model.head.{name}" for name in ("probe", "mlp.fc1.weight", "attention.in_proj_bias")]
+    more = ["mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight", "language_model.model.layers.9.mlp.up_proj.weight"]
+    with_more(folder, *buffers, *scales, *heads, *more, "image_newline")
+    with caplog.at_level("WARNING", logger="seecal"):
+        model = load_vlm(str(folder), processor=False)[0]
+    (told,) = [one.getMessage() for one in caplog.records if one.name.startswith("seecal")]
+    assert re.search(
+        r"base: 8 tensors of its files are no part of a LlavaForC\w+ and are left out, \S+ for one\.$", told
+    )
+    assert torch.equal(logits_of(model), before)
+
+
+def test_a_pooling_head_of_a_tower_in_another_librarys_class_is_left_out(caplog):
+    network = torch.nn.ModuleDict({"timm_model": torch.nn.ModuleDict({"norm": torch.nn.LayerNorm(2)})})
+    with caplog.at_level("WARNING", logger="seecal"):
+        account_for(["timm_model.head.fc.weight", "timm_model.attn_pool.q.weight"], network, "it")
+    assert "it: 2 tensors of its files are no part of a ModuleDict" in caplog.text
+    with pytest.raises(ValueError, match=r"timm_model\.norm\.scale, which belongs into timm_model\.norm"):
+        account_for(["timm_model.norm.scale"], network, "it")
 
 
 @pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])

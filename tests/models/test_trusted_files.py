@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from seecal.models.export import merge
 from seecal.models.loading import load_vlm
 from seecal.recipes.trainable import LoraSettings, prepare
 from seecal.scoring.run import _with_adapter
@@ -181,12 +182,13 @@ def test_a_chat_template_reaches_nothing(folder, monkeypatch, template):
 # ---- adapters ----
 
 
-def both_ways(folder):
-    """The two functions that put an adapter on a model."""
+def all_ways(folder):
+    """The three functions that put an adapter on a model."""
     model, _ = load_vlm(str(folder / "base"), processor=False)
     return [
         lambda: load_vlm(str(folder / "adapter"), processor=False),
         lambda: _with_adapter(model, folder / "adapter"),
+        lambda: merge(folder / "adapter", folder / "out", base=str(folder / "base")),
     ]
 
 
@@ -194,16 +196,29 @@ def test_an_adapter_that_is_no_safetensors_is_refused(folder):
     for kind in (planted_pickle, planted_torch):
         (folder / "adapter" / "adapter_model.safetensors").unlink(missing_ok=True)
         kind(folder / "adapter" / "adapter_model.bin", folder / "mark")
-        for load in both_ways(folder):
+        for load in all_ways(folder):
             with pytest.raises(ValueError, match=r"its weights are adapter_model.bin, a PyTorch file"):
                 load()
+    left_no(folder / "mark")
+
+
+def test_an_adapter_beside_a_models_weights_is_looked_at_too(folder):
+    """transformers puts it on the model by itself."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(folder / "adapter" / name, folder / "base" / name)
+    assert hasattr(load_vlm(str(folder / "base"), processor=False)[0], "peft_config")
+    (folder / "base" / "adapter_model.safetensors").unlink()
+    planted_torch(folder / "base" / "adapter_model.bin", folder / "mark")
+    for options in ({}, {"use_safetensors": False}):
+        with pytest.raises(ValueError, match=r"base: its weights are adapter_model.bin, a PyTorch file"):
+            load_vlm(str(folder / "base"), processor=False, **options)
     left_no(folder / "mark")
 
 
 def test_an_adapter_without_weights_is_not_looked_for_on_a_hub(folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "adapter" / "adapter_model.safetensors").unlink()
-    for load in both_ways(folder):
+    for load in all_ways(folder):
         with pytest.raises(ValueError, match=r"no adapter_model.safetensors here"):
             load()
 
@@ -211,7 +226,7 @@ def test_an_adapter_without_weights_is_not_looked_for_on_a_hub(folder, monkeypat
 @pytest.mark.parametrize("kind", ["XLORA", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING"])
 def test_an_adapter_that_leads_to_other_files(folder, kind):
     change(folder / "adapter" / "adapter_config.json", peft_type=kind)
-    for load in both_ways(folder):
+    for load in all_ways(folder):
         with pytest.raises(ValueError, match=rf"a {kind} adapter, whose config names more to load"):
             load()
 
@@ -221,7 +236,7 @@ def test_an_adapter_does_not_import_what_it_names(folder, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     config = {"megatron_config": {"a": 1}, "megatron_core": "planted_core"}
     change(folder / "adapter" / "adapter_config.json", auto_mapping={"parent_library": "planted_core"}, **config)
-    for load in both_ways(folder):
+    for load in all_ways(folder):
         with contextlib.suppress(ValueError):  # PEFT has megatron's own name allowed, and no other
             load()
     left_no(folder / "mark")

@@ -1,7 +1,13 @@
-"""eval_loss is the class's own cross-entropy, also where the text config names a soft-cap or scale it leaves out."""
+"""eval_loss is the class's own cross-entropy, also where the text config names a soft-cap or scale it leaves out; a model
+that SFTTrainer loads by its name is read as safely as seecal reads one."""
+
+import json
+import sys
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
@@ -13,7 +19,11 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
+from seecal import CALTrainer
 from seecal.trainer.trl_compat import patch_eval_head
+from tests.support.planted import left_no, planted_module, planted_torch
+from tests.support.sgd import sgd_config
+from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 
 TEXT = {
     "vocab_size": 64,
@@ -64,3 +74,84 @@ def test_the_fused_head_is_the_classs(build):
     assert abs(float(read_from_the_config - expected)) > 1e-2, "TRL reads it right by itself now: this can go"
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert model.config.get_text_config().to_dict() == before
+
+
+# ---- a model given by its name, which SFTTrainer loads ----
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_llava().save_pretrained(tmp_path / "model")
+    tiny_llava_processor().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def by_name(folder, **changes):
+    args = sgd_config(folder.parent / "run", 2, 1, **changes)
+    return CALTrainer(str(folder), args, train_dataset=tiny_dataset(4)), args
+
+
+def change(path, **keys):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+
+
+@pytest.mark.parametrize("options", [None, {"use_safetensors": True}, {"dtype": "bfloat16"}])
+def test_a_model_by_its_name_is_read_from_safetensors_alone(folder, options):
+    (folder / "model.safetensors").unlink()
+    planted_torch(folder / "pytorch_model.bin", folder.parent / "mark")
+    with pytest.raises(ValueError, match=r"model: its weights are pytorch_model\.bin, .*use_safetensors: false"):
+        by_name(folder, model_init_kwargs=options)
+    left_no(folder.parent / "mark")
+
+
+def test_other_safetensors_beside_a_pickle_do_not_let_it_in(folder):
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    planted_torch(folder / "pytorch_model.bin", folder.parent / "mark")
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        by_name(folder)
+    left_no(folder.parent / "mark")
+
+
+def test_pytorchs_file_is_read_where_it_is_asked_for_and_the_config_stays_the_callers(folder):
+    weights = load_file(folder / "model.safetensors")
+    this, args = by_name(folder)
+    assert args.model_init_kwargs is None
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    asked = {"use_safetensors": False}
+    other, args = by_name(folder, model_init_kwargs=asked)
+    assert args.model_init_kwargs == asked == {"use_safetensors": False}
+    assert all(torch.equal(one, other.model.get_parameter(name)) for name, one in this.model.named_parameters())
+
+
+@pytest.mark.parametrize("part", [None, "text_config"])
+def test_kernels_that_a_models_config_names_are_not_fetched(folder, part):
+    kernel = "kernels-community/flash-attn2"
+    change(folder / "config.json", attn_implementation=kernel if part is None else {part: kernel})
+    with pytest.raises(ValueError, match=r"model: its config\.json asks for attn_implementation='kernels-comm.* a hub"):
+        by_name(folder)
+    by_name(folder, model_init_kwargs={"attn_implementation": "sdpa"})
+
+
+def test_code_of_a_models_folder_runs_only_where_it_is_asked_for(folder, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder.parent / "modules"))
+    monkeypatch.setattr("sys.path", sys.path.copy())
+    mark = folder.parent / "mark"
+    planted_module(folder / "planted.py", mark, ["Config"])
+    change(folder / "config.json", model_type="planted", auto_map={"AutoConfig": "planted.Config"})
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        by_name(folder)
+    left_no(mark)
+    with pytest.raises(Exception):  # noqa: B017  # the planted class is no config
+        by_name(folder, trust_remote_code=True)
+    assert mark.exists()
+
+
+def test_the_folder_of_an_adapter_is_no_model_by_its_name(folder):
+    adapter = folder.parent / "adapter"
+    get_peft_model(tiny_llava(), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(adapter)
+    with pytest.raises(ValueError, match=r"adapter: an adapter's folder, .* Merge it first"):
+        by_name(adapter)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"its weights are adapter_model\.bin"):
+        by_name(adapter)

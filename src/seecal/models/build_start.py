@@ -11,6 +11,7 @@ import torch
 
 from . import assembly
 from .chat_templates import chat_template_for
+from .compared import difference, rounding_of
 from .hub_layout import save_in_hub_layout
 from .new_folder import new_folder
 from .towers import convnext_sizes, convnext_tensors
@@ -22,6 +23,12 @@ FAMILIES = ("llava", "llava_next", "mgm", "mgm_hd")
 _STRATEGY = {1: "default", 0: "full"}
 # (tiles a side, side of the high-resolution image in pixels for a tower of 336) of Mini-Gemini
 _MGM = {"mgm": (1, 768), "mgm_hd": (2, 1536)}
+# What configs of language models call that which their classes do to the head's logits, and the classes here do not
+_AFTER_HEAD = (
+    *("final_logit_softcapping", "output_logit_soft_cap", "logits_scaling", "logit_scale", "lm_head_multiplier"),
+    "output_multiplier",
+)
+_GIVE_ANOTHER = "Give a causal language model such as Llama, Qwen, Mistral, Gemma or Gemma 3."
 
 
 def build_start(
@@ -43,7 +50,8 @@ def build_start(
 
     The vocabulary gets an image token and, where the language model has none of its own, a padding token, and is padded
     to a multiple of 64 with the mean of its rows. The projector starts as torch initialises it, image_newline at
-    N(0, 1)/√D. The parts are loaded once and saved as they are: the memory of one model.
+    N(0, 1)/√D. The parts are loaded once and saved as they are: the memory of one model. Before that, both read a few
+    tokens, and their logits must be the same.
 
     Args:
         family: "llava", "llava_next" (tiles), "mgm" or "mgm_hd" (Mini-Gemini: a second tower for details).
@@ -65,7 +73,7 @@ def build_start(
 
     Raises:
         ValueError: no such family or template, a part that cannot be loaded, a tower whose tokens are no grid of patches,
-            or files in ``out``.
+            a language model that would compute something else in the model, or files in ``out``.
     """
     if family not in FAMILIES:
         raise ValueError(f"family: {family}: known are {', '.join(FAMILIES)}")
@@ -185,6 +193,7 @@ class _Parts:
         """The model, made of the parts, and what is new in it drawn."""
         with torch.device("meta"):  # the big parts come next: no room for a second set of them
             model = make_model(config)
+        its_own = set(model.state_dict())
         model.model.language_model, model.lm_head = self.text.base_model, self.text.lm_head
         model.model.vision_tower = self.tower
         torch.manual_seed(self.seed)
@@ -193,6 +202,11 @@ class _Parts:
                 if isinstance(module, (torch.nn.Linear, torch.nn.LayerNorm)):
                     module.to_empty(device="cpu").to(self.text.dtype)
                     module.reset_parameters()
+        if odd := sorted(its_own ^ set(model.state_dict())):
+            raise ValueError(
+                f"{self.names[0]} and {self.names[1]}: {odd[0]} is in one of the parts and not in a {config.model_type}, "
+                f"or the other way round, so the model would not load as it is saved. {_GIVE_ANOTHER}"
+            )
         model.generation_config = self.text.generation_config
         model.generation_config.pad_token_id = self.tokenizer.pad_token_id
         return model
@@ -202,6 +216,7 @@ class _Parts:
         if left:
             kinds = f"{self.text.config.model_type} and {self.vision.model_type}"
             raise ValueError(f"{left[0]}: no part has it, so {kinds} cannot be joined here.")
+        check_same_logits(self.text, model.eval(), self.names[0])
         return model
 
 
@@ -211,12 +226,39 @@ def load_text(language_model: str, dtype: Any = "auto") -> Any:
 
     config = _loaded(AutoConfig, language_model)
     model = _whole_model(AutoModelForCausalLM, language_model, config, dtype)
-    if not isinstance(getattr(model, "lm_head", None), torch.nn.Linear):
+    if not isinstance(head := getattr(model, "lm_head", None), torch.nn.Linear):
         raise ValueError(
-            f"{language_model}: a {model.config.model_type}, which has no lm_head of its own: give a causal language model "
-            "such as Llama, Qwen, Mistral or Gemma."
+            f"{language_model}: a {model.config.model_type}, which has no lm_head of its own. {_GIVE_ANOTHER}"
+        )
+    if head.bias is not None:
+        raise ValueError(
+            f"{language_model}: a {model.config.model_type}, whose lm_head has a bias, which the head of a vision-language "
+            f"model here has no place for. {_GIVE_ANOTHER}"
         )
     return model
+
+
+def check_same_logits(text: Any, model: Any, name: str) -> None:
+    """ValueError unless ``model`` computes from tokens alone the logits of ``text``, the language model that is in it.
+
+    A class for language models may do more than its inner model and head do: scale logits, cap them. The classes for
+    vision-language models that are built here have the inner model and the head.
+    """
+    tokens = torch.arange(8)[None]  # the weights are read once for each: a few seconds for billions of them
+    with torch.no_grad():
+        own, joined = (one(input_ids=tokens).logits.float() for one in (text, model))
+    if torch.equal(own, joined):
+        return
+    fields = {key: getattr(text.config, key, None) for key in _AFTER_HEAD}
+    known = [f"{key}={value}" for key, value in fields.items() if value is not None and value != 1]
+    apart = difference(own, joined)
+    if not known and apart <= rounding_of(text.dtype):
+        return
+    why = f"its config has {', '.join(known)}, which" if known else "its class does more than its inner model and head,"
+    raise ValueError(
+        f"{name}: a {text.config.model_type}, whose logits would be others in the model, by {apart:.1e} of the largest: "
+        f"{why} would be lost. {_GIVE_ANOTHER}"
+    )
 
 
 def load_tower(vision_tower: str, dtype: Any = "auto") -> Any:

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from ..families.synthetic_batch import synthetic_batch
+from .compared import difference, rounding_of
 from .hub_layout import FAMILIES, has_level, hub_name, save_in_hub_layout
-from .loading import adapted, is_adapter, load_vlm, processor_beside, source_of
+from .loading import adapted, is_adapter, load_vlm, merge_in, processor_beside, source_of
 from .new_folder import new_folder
-
-# How far logits may move, of the largest: adding an adapter to a weight rounds the sum once more
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,9 @@ def merged(adapter: Path, base: str | None, dtype: Any) -> tuple[Any, Any, float
     model = adapted(source, adapter, dtype=dtype).eval()
     batch = synthetic_batch(model.base_model.model)
     before = logits_of(model, batch)
-    model = model.merge_and_unload()
+    model = merge_in(model)
     moved = difference(before, logits_of(model, batch))
-    limit = _ROUNDING.get(model.dtype, 1e-4)
+    limit = rounding_of(model.dtype)
     if not moved <= limit:
         raise ValueError(
             f"{adapter}: merged, its logits differ by {moved:.1e} of the largest, more than rounding in {model.dtype} "
@@ -172,12 +170,6 @@ def logits_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
         return model(**given).logits.float().cpu()
 
 
-def difference(one: Tensor, other: Tensor) -> float:
-    """The largest difference, as a share of the largest logit; infinite where one is not finite."""
-    apart = ((one - other).abs().max() / one.abs().max().clamp_min(1e-12)).item()
-    return apart if apart == apart else float("inf")
-
-
 def names_in(folder: Path) -> set[str]:
     """The names of all tensors in a folder's safetensors files."""
     from safetensors import safe_open
@@ -194,8 +186,9 @@ def _names_of(model: Any) -> set[str] | None:
     if model.config.model_type not in FAMILIES:
         return None
     level = has_level(model.config)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    return {hub_name(name, level) for name in model.state_dict() if name not in tied}
+    held, ties = model.state_dict(), getattr(model, "all_tied_weights_keys", None) or {}
+    twice = {one for one, other in ties.items() if held[one].data_ptr() == held[other].data_ptr()}
+    return {hub_name(name, level) for name in held if name not in twice}
 
 
 def _load_again(folder: Path, dtype: Any) -> tuple[Any, dict[str, Any]]:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .quantised import dequantised, four_bit_layers
 from .trusted_files import check_adapter, check_config, check_weights
 
+logger = logging.getLogger(__name__)
+
+# Tensors of modules that the model has and that change nothing in it: buffers that older versions saved, scales of a cache
+_HARMLESS = re.compile(r"(^|[._])(inv_freq|position_ids|num_batches_tracked|[kv]_scale)$")
+# What stands behind a tower's layers and reads all of its patches, where a part calls it so: no patch's features need it
+_POOLING = ("head.", "classifier.", "attn_pool.")
 _ADAPTERS_MODEL = "Write the folder of the model that it was trained on there."
 
 
@@ -25,8 +34,8 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
 
     Raises:
         ValueError: nothing there, no model, a model that takes no images, or one that lacks tensors: those would start from
-            random numbers; an adapter whose model is not there; weights that are no safetensors, a config that asks for
-            code.
+            random numbers; tensors of a part that the model has and that its class does not read; an adapter whose model is
+            not there; weights that are no safetensors, a config that asks for code.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -74,7 +83,47 @@ def load_vlm(model: str, *, dtype: Any = "auto", processor: bool = True, **optio
             f"{model}: lacks {len(missing)} of the model's tensors, {missing[0]} for one, which would start from random "
             "numbers. Copy the folder again."
         )
+    account_for(report["unexpected_keys"], network, model)
     return network.eval(), its_processor
+
+
+def account_for(unexpected: Iterable[str], network: Any, name: str) -> None:
+    """ValueError for tensors of the files that the model has no place for, where they would be lost in silence.
+
+    transformers leaves all of them out with a warning, less those that the class says it ignores. A tensor that belongs
+    inside a part which the model has, such as the bias of its lm_head, a norm in its layers or an adapter beside a matrix,
+    was computed with by who saved it: without it the model is another one. What is a whole part more, such as a tower's
+    pooling head, layers that predict several tokens at once, a second model, is left out with a warning here too:
+    published checkpoints carry such, and what the model has computes the same without.
+    """
+    modules = dict(network.named_modules())
+    beside = []
+    for one in sorted(map(str, unexpected)):
+        place = one.rpartition(".")[0]
+        while place not in modules:
+            place = place.rpartition(".")[0]
+        within = one[len(place) :].lstrip(".")
+        if _HARMLESS.search(one) or within.startswith(_POOLING) or _holds_parts(modules[place]):
+            beside.append(one)
+            continue
+        raise ValueError(
+            f"{name}: its files have {one}, which belongs into {place} and which a {type(network).__name__} does not read, "
+            "so the model would compute something else than the one that was saved. Give the config.json that belongs to "
+            "these weights; adapters are merged first, and what no class here computes cannot be loaded."
+        )
+    if beside:
+        logger.warning(
+            "%s: %d tensors of its files are no part of a %s and are left out, %s for one.",
+            name, len(beside), type(network).__name__, beside[0],
+        )  # fmt: skip
+
+
+def _holds_parts(module: Any) -> bool:
+    """Whether parts stand side by side in it: a whole model or tower, and a list of layers."""
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    return isinstance(module, (PreTrainedModel, nn.ModuleList))
 
 
 def load_processor(model: str) -> Any:
@@ -225,6 +274,7 @@ def adapted(source: str, adapter: Path, **init_kwargs: Any) -> Any:
     """
     from peft import PeftModel
 
+    check_adapter(adapter)
     model, _ = load_vlm(source, processor=False, **init_kwargs)
     if four_bit_layers(model):
         model = dequantised(model)
@@ -240,4 +290,29 @@ def adapted(source: str, adapter: Path, **init_kwargs: Any) -> Any:
 
 def merge(source: str, adapter: Path, **init_kwargs: Any) -> Any:
     """The model in ``source`` with the adapter in its weights: :func:`adapted`, merged."""
-    return adapted(source, adapter, **init_kwargs).merge_and_unload()
+    return merge_in(adapted(source, adapter, **init_kwargs))
+
+
+def merge_in(model: Any) -> Any:
+    """PEFT's model with its adapter in the weights; its config says whether word table and head are one matrix still.
+
+    An adapter on one of them, or one of them saved whole, takes a tied pair apart. Tied, PEFT would add what is for the one
+    to the other too; a config that goes on saying so would have the next loading tie them again.
+    """
+    both = [model.get_input_embeddings(), model.get_output_embeddings()]
+    words, head = map(_inner, both)
+    if head is not None and head.weight is words.weight and both != [words, head]:
+        head.weight = type(head.weight)(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    merged = model.merge_and_unload()
+    words, head = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if head is not None and head.weight is not words.weight:
+        for config in (merged.config, merged.config.get_text_config()):
+            config.tie_word_embeddings = False
+    return merged
+
+
+def _inner(module: Any) -> Any:
+    """The module that PEFT put an adapter around, or that stands there as it was. Rows that train keep a pair tied."""
+    if hasattr(module, "token_adapter"):
+        return module
+    return getattr(module, "base_layer", getattr(module, "original_module", module))

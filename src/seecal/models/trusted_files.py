@@ -18,15 +18,21 @@ ADAPTER = "adapter_model.safetensors"
 _LEADS_ELSEWHERE = frozenset(
     ("XLORA", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
 )
+# Where LoRA starts from parts of the weights and takes them out of those: by chance, by gradients or by data of that run
+_UNKNOWN_WEIGHTS = ("pissa_niter", "corda", "lora_ga")
 
 
 def check_weights(folder: Path, options: Mapping[str, Any]) -> None:
     """ValueError where the weights in a model's ``folder`` are no safetensors files of that folder.
 
+    transformers also loads an adapter that lies beside the weights: it is looked at too.
+
     Args:
         options: those of ``from_pretrained``; ``use_safetensors=False`` asks for a PyTorch file by name, ``gguf_file`` for
             one of another kind, ``variant`` and ``subfolder`` for others that transformers finds itself.
     """
+    if (folder / "adapter_config.json").is_file():
+        check_adapter(folder)
     if options.get("use_safetensors") is False or options.get("gguf_file") is not None:
         return
     index = folder / _INDEX
@@ -70,9 +76,21 @@ def check_config(config: Any, name: str, options: Mapping[str, Any]) -> None:
 
 
 def check_adapter(folder: Path) -> None:
-    """ValueError where an adapter's ``folder`` has no safetensors, or its config leads to more files than its own."""
+    """ValueError where an adapter's ``folder`` has no safetensors, or its config leads to more files than its own.
+
+    And where it was trained on weights that nobody has: LoRA may start from parts of the model's weights and take them out
+    of those (``init_lora_weights``). PEFT does that again on loading. pissa and olora depend on the weights alone, and give
+    the same again; where chance (pissa_niter_…), gradients (lora_ga) or data (corda) had a part in it, others come out.
+    """
     config = folder / "adapter_config.json"
-    kind = str(json_object(config).get("peft_type"))
+    told = json_object(config)
+    kind, start = str(told.get("peft_type")), told.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_UNKNOWN_WEIGHTS):
+        raise ValueError(
+            f"{config}: init_lora_weights is {start!r}, which changed the model's weights before training in a way that "
+            "cannot be done again, so the adapter fits no model that is there. Save it as a plain LoRA: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...) of PEFT, where it was trained."
+        )
     if kind in _LEADS_ELSEWHERE:
         raise ValueError(
             f"{config}: a {kind} adapter, whose config names more to load than this folder. Use one whose weights are its "

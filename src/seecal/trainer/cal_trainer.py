@@ -39,6 +39,7 @@ from .trl_compat import (
     hide_cal_fields_from_trl,
     keep_precision_of_adapters,
     load_as_saved,
+    only_trusted_files,
     patch_eval_head,
     take_off_mixed_precision,
 )
@@ -123,6 +124,7 @@ class CALTrainer(DataTrainer):
             if _left_on(unwrap(model)):
                 disable_cal(model)  # else enable_cal would refuse a second stage
         with (
+            only_trusted_files(model, args),
             hide_cal_fields_from_trl(args, self._kind is Kind.CONVERSATIONS),
             keep_precision_of_adapters(model),
             explain_quantised_copies(peft_config),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import AutoConfig
 from trl.trainer import sft_trainer
 from trl.trainer.utils import add_fused_lm_head
 
 from ..families.table import family_of, unwrap
+from ..models.loading import is_adapter
+from ..models.trusted_files import check_adapter, check_config, check_weights
 from .cal_config import CALConfig
 
 
@@ -48,6 +52,42 @@ def hide_cal_fields_from_trl(args: CALConfig, our_collator: bool) -> Iterator[No
         yield
     finally:
         args.padding_free, args.assistant_only_loss, args.torch_compile_backend, args.torch_compile_mode = kept
+
+
+# What of model_init_kwargs says where a model's config lies
+_WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+@contextlib.contextmanager
+def only_trusted_files(model: Any, args: CALConfig) -> Iterator[None]:
+    """A model given by its name is read as :func:`seecal.models.loading.load_vlm` reads it, but by SFTTrainer: safetensors
+    alone, no kernels that its config names. What ``model_init_kwargs`` and ``trust_remote_code`` ask for is allowed.
+
+    Raises:
+        ValueError: a folder of an adapter, weights that are no safetensors, or a config that asks for machine code.
+    """
+    if not isinstance(model, str):
+        yield
+        return
+    given: Any = args.model_init_kwargs
+    options, folder = dict(given or {}), Path(model)
+    if folder.is_dir():
+        if is_adapter(folder):
+            check_adapter(folder)
+            raise ValueError(
+                f"{model}: an adapter's folder, and no model that SFTTrainer loads by its name. Merge it first (seecal "
+                "merge), or pass peft.PeftModel.from_pretrained(its model, this folder, is_trainable=True)."
+            )
+        check_weights(folder, options)
+    if "config" not in options:
+        trusted = bool(options.get("trust_remote_code", args.trust_remote_code))
+        where = {name: options[name] for name in _WHERE if name in options}
+        check_config(AutoConfig.from_pretrained(model, trust_remote_code=trusted, **where), model, options)
+    args.model_init_kwargs = {"use_safetensors": True, **options}
+    try:
+        yield
+    finally:
+        args.model_init_kwargs = given
 
 
 def take_off_mixed_precision(model: Any) -> None:

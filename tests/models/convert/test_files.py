@@ -1,5 +1,6 @@
 """What a source may be: files of every kind, the layouts of transformers, a projector, a LoRA; and what is refused."""
 
+import contextlib
 import json
 import shutil
 
@@ -174,6 +175,13 @@ def test_a_lora_of_the_original(place, language_model, tmp_path):
     other = name.replace("q_proj", "k_proj")
     assert torch.equal(held[f"language_model.{other}.weight"], text[f"{other}.weight"])
     assert torch.equal(held["multi_modal_projector.linear_1.bias"], state["model.mm_projector.0.bias"])
+    for start, plain in ((True, True), ("gaussian", True), ("pissa", False), ("olora", False), ("new_one", False)):
+        (source / "adapter_config.json").write_text(json.dumps({**adapter, "init_lora_weights": start}))
+        with contextlib.nullcontext() if plain else pytest.raises(ValueError, match=f"init_lora_weights is '{start}'"):
+            seecal.convert(source, tmp_path / "again", overwrite=True, **parts)
+    (source / "adapter_config.json").write_text(json.dumps({**adapter, "layer_replication": [[0, 2]]}))
+    with pytest.raises(ValueError, match="no plain LoRA adapter"):
+        seecal.convert(source, tmp_path / "other", **parts)
     with pytest.raises(ValueError, match=r"LLaVA's LoRA.*--language-model"):
         seecal.convert(source, tmp_path / "other", vision_tower=clip)
     (source / "non_lora_trainables.bin").unlink()

@@ -1,6 +1,7 @@
 """seecal.convert of Mini-Gemini: its original's files to transformers, the same logits, and back."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -139,6 +140,25 @@ def test_the_projector_alone(made, tmp_path):
     found = torch.load(tmp_path / "out" / "mm_projector.bin", weights_only=True)
     assert found.keys() == {name for name in state if "mm_projector" in name or "vlm_uni" in name}
     assert all(torch.equal(found[name], state[name]) for name in found)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("to", ["original", "projector"])
+def test_what_the_config_does_not_hold_of_gemmas_factor_goes_into_the_projector(scale, to, made, tmp_path):
+    """The original has the factor √width of its language model in its code, Llama's factor 1."""
+    state, config, folder, _ = made
+    shutil.copytree(folder / "hf", tmp_path / "hf")
+    (tmp_path / "hf" / "config.json").write_text(
+        json.dumps({**json.loads((folder / "hf" / "config.json").read_text()), "image_feature_scale": scale})
+    )
+    seecal.convert(tmp_path / "hf", tmp_path / "back", to=to)
+    back = weights(tmp_path / "back")
+    own = config["hidden_size"] ** 0.5 if config["model_type"] == "mgm_gemma" else 1.0
+    last = ("model.mm_projector.2.weight", "model.mm_projector.2.bias")
+    for name, one in back.items():
+        wanted = (state[name].double() * scale / own).float() if name in last else state[name]
+        torch.testing.assert_close(one, wanted, rtol=2e-7 if name in last else 0, atol=0)
+    assert back.keys() >= set(last)
 
 
 def test_towers_from_their_own_folders(made, tmp_path):

@@ -9,6 +9,10 @@ from ..weight_files import Lazy, weights_in
 from .configs import read_json
 
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
+# Starts that leave the model's own weights alone: others take out of them what A and B start from
+_STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
+# What makes more of an adapter than W + s · B A of one layer
+_MORE = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "lora_bias", "layer_replication", "use_qalora")
 _PAIR = re.compile(r"^(?:base_model\.model\.)?(?P<name>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
 
 
@@ -23,9 +27,14 @@ def merged(state: dict[str, Lazy], folder: Path) -> dict[str, Lazy]:
         ValueError: an adapter of another kind, or one for a tensor that the language model lacks.
     """
     config = read_json(folder / "adapter_config.json")
-    odd = {name: config.get(name) for name in ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")}
-    if config.get("peft_type") != "LORA" or any(odd.values()) or config.get("bias", "none") != "none":
+    if config.get("peft_type") != "LORA" or any(map(config.get, _MORE)) or config.get("bias", "none") != "none":
         raise ValueError(f"{folder}: no plain LoRA adapter (adapter_config.json): convert the merged model instead.")
+    if (start := config.get("init_lora_weights", True)) not in _STARTS:
+        raise ValueError(
+            f"{folder}: init_lora_weights is {start!r} (adapter_config.json): the adapter belongs to other weights than "
+            "the language model's, which it changed before training. Convert the merged model, or save the adapter as a "
+            "plain LoRA (path_initial_model_for_weight_conversion of PEFT's save_pretrained)."
+        )
     rank, alpha = config["r"], config["lora_alpha"]
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     file = next((folder / name for name in _FILES if (folder / name).is_file()), None)

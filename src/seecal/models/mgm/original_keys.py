@@ -151,7 +151,12 @@ def _fold(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
     the weights stay as they are: √2048 rounds, and multiplying and dividing again would not always give the same bits."""
     if factor == 1.0:
         return state
-    return {n: (t.double() * factor).to(t.dtype) if n in _SCALED else t for n, t in state.items()}
+
+    def scaled(tensor: Any) -> Any:
+        return (tensor.double() * factor).to(tensor.dtype)
+
+    # Files are converted a tensor at a time: their tensors are read later, and changed then
+    return {n: (t.then(scaled) if hasattr(t, "then") else scaled(t)) if n in _SCALED else t for n, t in state.items()}
 
 
 # ---- config.json ----
