@@ -116,8 +116,9 @@ class SayGonePast:
             _say_once(
                 self.model,
                 "gone past",
-                "a training forward of %s has gone past CAL's, which has no part in what is learnt there: a trainer has "
-                "put its own over it, as trl.SFTTrainer does (use seecal.CALTrainer), or somebody called the base model alone",
+                "a training forward of %s has gone past CAL's, which has no part in what is learnt there: a trainer "
+                "put its own over it, as trl.SFTTrainer does (use seecal.CALTrainer), or somebody called the base model "
+                "alone",
             )
 
     @staticmethod
