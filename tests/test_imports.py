@@ -30,6 +30,7 @@ FLOORS = {
         {"weighting", "self_test"},
         {"delta"},
         {"forward"},
+        {"patched_forward"},
         {"enable"},
     ],
     "data": [{"paths", "options", "chat_templates"}, {"image_placement", "message_keys"}],

@@ -52,6 +52,18 @@ def test_it_stands_beside_cals_own_sum(moe):
     assert torch.equal(output.cal.weights, without.cal.weights)
 
 
+def test_of_a_step_each_micro_batch_adds_its_share(moe):
+    """With num_items_in_batch a trainer does not divide: whole ones would be as many as there are micro-batches."""
+    model, batch = moe
+    seecal.enable_cal(model)
+    labels = len(model(**batch).cal.weights)
+    alone = model(**batch, output_router_logits=True, num_items_in_batch=labels)
+    third = model(**batch, output_router_logits=True, num_items_in_batch=torch.tensor(3 * labels))
+    torch.testing.assert_close(alone.loss, model(**batch, output_router_logits=True).loss)
+    torch.testing.assert_close(third.loss, alone.loss / 3)
+    torch.testing.assert_close(third.aux_loss, alone.aux_loss)
+
+
 def test_asked_for_no_logits_there_is_none(moe):
     model, batch = moe
     model.config.text_config.output_router_logits = True

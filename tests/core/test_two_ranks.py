@@ -16,6 +16,8 @@ CASES = {
         ("one rank is text-only", "llava", "drop", "global", "dft"),
         ("one rank is text-only", "llava", "drop", "tokens", "dft"),
         ("one rank has no label", "llava", "drop", "tokens", "prior"),
+        ("mixed", "llava", "drop", "global", "cal", True),
+        ("one rank has no label", "llava", "drop", "tokens", "cal", True),
     ],
     "fsdp2": [
         *EVERY_HALF,

@@ -45,9 +45,9 @@ def wrap(model, kind, mesh):
     return model
 
 
-def step(model, batch):
+def step(model, batch, factor=1):
     output = model(**batch)
-    output.loss.backward()
+    (output.loss * factor).backward()
     names = [(name.removeprefix("module."), parameter) for name, parameter in model.named_parameters()]
     return output, {name: whole(parameter.grad) for name, parameter in names if parameter.grad is not None}
 
@@ -62,6 +62,7 @@ class Case:
     contrast: str
     normalize: str
     weighting: str = "cal"
+    counted: bool = False  # as a Trainer of transformers has it: num_items_in_batch, and the loss times the ranks
 
     def prepare(self):
         self.model, self.tokens, self.pixels = build(self.family)
@@ -76,14 +77,16 @@ class Case:
     def batch(self, rows):
         for index, row in enumerate([*self.rows[0], *self.rows[1]]):
             row.key = index  # rows are shared between cases
-        return batch_of(rows, self.tokens, self.pixels)
+        count = {"num_items_in_batch": 100} if self.counted else {}
+        return {**batch_of(rows, self.tokens, self.pixels), **count}
 
     def together(self, rank, mesh, heads):
         heads.clear()
         model = wrap(seecal.enable_cal(self.model.train(), self.options), self.wrapper, mesh)
         batch = self.batch(self.rows[rank])
-        output, got = step(model, batch)
-        loss = output.loss.detach().clone()
+        factor = 2 if self.counted else 1
+        output, got = step(model, batch, factor)
+        loss = output.loss.detach() * factor
         dist.all_reduce(loss)
         mine = seecal.visual_delta(model, batch, contrast=self.contrast)  # works on a wrapped model too
         if self.weighting != "dft":  # which trains without a contrast

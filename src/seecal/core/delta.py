@@ -70,6 +70,7 @@ class HeadAccess:
     def call(self, function: Callable[[Head, Tensor], Any], hidden: Tensor) -> Any:
         """``function(head, hidden)``. It must run alike on all ranks, and return what carries gradients in a tuple."""
         if self._whole is not None:
+            _check_devices(self._whole.weight, hidden)
             return function(self._whole, hidden)
         own = vars(self._module).pop("forward", None)
         self._module.forward = lambda hidden: function(Head.of(self._model, hidden.dtype), hidden)
@@ -79,6 +80,15 @@ class HeadAccess:
             del self._module.forward
             if own is not None:
                 self._module.forward = own
+
+
+def _check_devices(weight: Tensor, hidden: Tensor) -> None:
+    if weight.device != hidden.device:
+        raise ValueError(
+            f"the head's weight is on {weight.device} and the hidden states are on {hidden.device}: a device_map has put "
+            "them apart (on meta: offloaded until the head's own forward), and CAL reads that weight directly. Load the "
+            "model on one device, such as device_map={'': 0}; to share it out over several, use FSDP2 or DeepSpeed."
+        )
 
 
 def visual_delta_of(

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import threading
 import types
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from transformers import PreTrainedModel
 
 from ..constants import TOKEN_WEIGHTS
 from ..families.table import check_vlm, head_of, unwrap
 from .decoder import keep_four_bits_as_they_are
-from .forward import cal_forward, check_undeclared_family, run_passes
-from .main_pass import own_inputs
-from .options import CALOptions
+from .forward import check_undeclared_family, run_passes
+from .options import OVER_THE_STEP, CALOptions
 from .outputs import VisualDelta
+from .patched_forward import PatchedForward, SayGonePast, is_patched
 from .state import CALState, keep, state_of
 from .weighting import passes_read
 
@@ -30,9 +29,14 @@ _measuring = threading.RLock()
 def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module:
     """From now on ``model(**batch).loss`` is CAL's while the model trains.
 
-    While ``model.training``, labels are given and no cache is in use, forward returns the model's usual output class with
-    ``.loss`` CAL's, ``.logits`` None and ``.cal`` (:class:`seecal.CALOutput`). Otherwise the original forward runs.
+    While ``model.training`` and labels are given, forward returns the model's usual output class with ``.loss`` CAL's,
+    ``.logits`` None and ``.cal`` (:class:`seecal.CALOutput`). Otherwise the original forward runs, and so it does with a
+    cache where no gradients are recorded; what trains without CAL is told of once.
     The forward's signature stays. Call it before or after PEFT, and before the model is wrapped for several ranks.
+
+    ``num_items_in_batch``, with which transformers' Trainer leaves it to the model to divide by the label tokens of a step
+    of several micro-batches, is honoured with ``normalize="global"`` and ``"tokens"``: the loss is Σ w·CE / that number, w
+    averaging 1 over the forward in the former. With the others ``model.accepts_loss_kwargs`` says that it is not taken.
 
     Args:
         model: a transformers vision-language model, or a PeftModel around one.
@@ -44,23 +48,22 @@ def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module
         ``model``, for chaining.
 
     Raises:
-        ValueError: not a vision-language model; CAL already enabled; an adapter on the head, or one in 4 bits; a model that
-            accelerate has prepared for mixed precision already, or bitsandbytes for inference.
+        ValueError: not a vision-language model, or inside a wrapper that hides it; CAL already enabled; an adapter on the
+            head, one in 4 bits, or one of virtual tokens; a model that accelerate has prepared for mixed precision already,
+            or bitsandbytes for inference. From a training forward: keys and values of an earlier one.
     """
     options = options or CALOptions()
     passes_read(options.weighting)  # a name that leads to no weighting is told now
-    target = unwrap(model)
-    check_vlm(target)
+    target = _vlm_in(model)
+    refuse_prompt_learning(model)
     head_of(target)
     if not keep_four_bits_as_they_are(target):
         raise ValueError(
             "bitsandbytes has rewritten this model's 4-bit weights for inference on this CPU (a forward in eval mode under "
             "no_grad does that), and no gradient passes through them. Load the model again, and enable CAL before using it."
         )
+    _take_off_pickled(target)
     state, own = state_of(target), target.__dict__.get("forward")
-    if own is not None and getattr(own, "__func__", None) is type(target).forward:
-        del target.forward  # pickling turned the patched forward into the class's, and kept our state
-        own = None
     patched = state.patched and own is not None
     if patched and state.options is not None:
         raise ValueError("CAL is already enabled on this model; call seecal.disable_cal(model) first")
@@ -70,10 +73,15 @@ def enable_cal(model: nn.Module, options: CALOptions | None = None) -> nn.Module
                 "accelerator.prepare has wrapped this model's forward for mixed precision, and CAL enabled now would run "
                 "outside of it, in float32. Call seecal.enable_cal(model) before accelerator.prepare(model)."
             )
-        target.forward = types.MethodType(_patched(type(target).forward), target)
+        target.forward = PatchedForward(target)
     previous = state.previous_forward if patched else own
+    silent = options.normalize not in OVER_THE_STEP and "accepts_loss_kwargs" not in vars(target)
+    if silent:  # a trainer then divides by its accumulation, which these need
+        target.accepts_loss_kwargs = False  # type: ignore[assignment]
+    SayGonePast.put_on(target)
     # A new object: a shallow copy of a model shares the one of its original
-    keep(target, CALState(options, patched=True, previous_forward=previous, tested=state.tested))
+    kept = CALState(options, patched=True, previous_forward=previous, tested=state.tested, takes_no_count=silent)
+    keep(target, kept)
     return model
 
 
@@ -84,7 +92,12 @@ def disable_cal(model: nn.Module) -> nn.Module:
     if state.options is None:
         raise ValueError("CAL is not enabled on this model")
     kept = CALState(patched=state.patched, previous_forward=state.previous_forward, tested=state.tested)
-    if getattr(target.__dict__.get("forward"), "_seecal_patch", False):
+    if state.takes_no_count:
+        vars(target).pop("accepts_loss_kwargs", None)
+    SayGonePast.take_off(target)
+    if _take_off_pickled(target):
+        kept = CALState(tested=state.tested)
+    elif is_patched(target):
         del target.forward
         if state.previous_forward is not None:
             target.forward = state.previous_forward
@@ -117,8 +130,7 @@ def visual_delta(
         if batch.get(name) is None:
             raise ValueError(f"visual_delta needs {name} in the batch; it has {', '.join(sorted(batch))}")
     chosen = _with_contrast(options or CALOptions(), contrast)
-    target = unwrap(model)
-    check_vlm(target)
+    target = _vlm_in(model)
     keep_four_bits_as_they_are(target)
     thread = threading.get_ident()
 
@@ -142,31 +154,49 @@ def visual_delta(
                 target.forward = before
 
 
+def refuse_prompt_learning(model: Any, *more: Any) -> None:
+    """ValueError for adapters that put virtual tokens before the text, such as prompt and prefix tuning.
+
+    Args:
+        model: whose adapters to look at, if it has any.
+        more: configs of adapters that it is to have.
+    """
+    for config in [*more, *dict(getattr(getattr(model, "module", model), "peft_config", None) or {}).values()]:
+        if getattr(config, "is_prompt_learning", False):
+            raise ValueError(
+                f"{type(config).__name__}: virtual tokens stand before the text there, so that labels and images are no "
+                "longer where both passes of CAL look for them. Use an adapter inside the layers, such as peft.LoraConfig."
+            )
+
+
+def _vlm_in(model: Any) -> Any:
+    """The transformers model inside DDP and PEFT. ValueError where it is none, or hidden in a wrapper that is neither."""
+    outer = getattr(model, "module", model)
+    if any(isinstance(one, FullyShardedDataParallel) for one in (model, outer)):
+        raise ValueError(
+            "FullyShardedDataParallel (FSDP version 1) makes flat vectors of the weights, and CAL reads the head's as a "
+            "matrix. Use FSDP2 (torch's fully_shard; fsdp_version: 2 in accelerate's config) or DDP."
+        )
+    target = unwrap(model)
+    check_vlm(target)
+    if not isinstance(getattr(target, "_orig_mod", target), PreTrainedModel):  # torch.compile's may stand around it
+        raise ValueError(
+            f"{type(target).__name__} only answers for the model inside of it, whose forward CAL has to be put on. Call "
+            "seecal.enable_cal on the model itself, before it is wrapped."
+        )
+    return target
+
+
+def _take_off_pickled(target: Any) -> bool:
+    """Takes off what pickling made of a forward that a wrapper, such as accelerate's, stood around: the class's own."""
+    if getattr(target.__dict__.get("forward"), "__func__", None) is not type(target).forward:
+        return False
+    del target.forward
+    return True
+
+
 def _with_contrast(options: CALOptions, contrast: str) -> CALOptions:
     """The options under another contrast: what belongs to the one before goes with it."""
     if contrast == options.contrast:
         return options
     return dataclasses.replace(options, contrast=contrast, contrast_strength=None, pool_scope="answer")
-
-
-def _patched(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward to put on an instance. It looks everything up on ``self``, so copies of the model work alone."""
-    signature = inspect.signature(original)
-    parameters = list(signature.parameters)[1:]
-
-    @functools.wraps(original)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state = state_of(self)
-        inputs = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        cache = inputs.get("past_key_values") is not None or inputs.get("use_cache")
-        if state.options is None or not self.training or inputs.get("labels") is None or cache:
-            previous = state.previous_forward or functools.partial(type(self).forward, self)
-            return previous(*args, **own_inputs(kwargs))
-        return cal_forward(self, inputs, state.options)
-
-    # generate() and Trainer read the signature. Without the trail to the original, which accelerate follows to take its
-    # wrappers off a forward, and ours with them
-    forward.__signature__ = signature  # type: ignore[attr-defined]
-    del forward.__wrapped__  # type: ignore[attr-defined]
-    forward._seecal_patch = True  # type: ignore[attr-defined]
-    return forward

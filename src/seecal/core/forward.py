@@ -33,7 +33,7 @@ from .contrasts import contrast_named
 from .decoder import TextDecoder, without_dropout
 from .delta import Head, HeadAccess, delta_grid, visual_delta_of
 from .main_pass import MainPass
-from .options import CALOptions
+from .options import OVER_THE_STEP, CALOptions
 from .outputs import CALOutput, VisualDelta
 from .self_test import self_test
 from .state import keep, state_of
@@ -65,6 +65,7 @@ class BothPasses:
 @torch.compiler.disable  # layouts change with every batch, and are made on the host
 def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     """One training forward: both passes, the weights, the loss. Returns the model's output class with ``.cal``."""
+    step_labels = _labels_of_step(inputs, options.normalize)
     precomputed = inputs.get(TOKEN_WEIGHTS)
     skipped = state_of(model).next_step() % options.contrast_every > 0 and precomputed is None
     passes = passes_read(options.weighting) if precomputed is None and not skipped else ()
@@ -78,7 +79,8 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     else:
         weights = torch.ones_like(delta.delta) if skipped else weights_of(delta, options)
     weight_sum = weights.sum()
-    rows, factor = _normaliser(weights, weight_sum, delta, options.normalize, len(both.main.batch.valid))
+    samples = len(both.main.batch.valid)
+    rows, factor = _normaliser(weights, weight_sum, delta, options.normalize, samples, step_labels)
     is_top1 = torch.zeros_like(delta.labels, dtype=torch.bool) if state_of(model).counts_top1 else None
 
     # Divided before the sum: see weighted_linear_cross_entropy
@@ -111,7 +113,9 @@ def cal_forward(model: Any, inputs: dict[str, Any], options: CALOptions) -> Any:
     outputs = both.main.outputs
     passed_on = {name: getattr(outputs, name) for name in names if hasattr(outputs, name)}
     if aux is not None and weighted_aux is not None:
-        loss, passed_on["aux_loss"] = loss + weighted_aux.to(loss.device), aux[0]
+        # The share of the step: else each of its micro-batches adds the whole of it
+        share = 1 if step_labels is None else len(delta) / step_labels
+        loss, passed_on["aux_loss"] = loss + weighted_aux.to(loss.device) * share, aux[0]
     output = output_class(loss=loss, cal=cal, **passed_on)
     return output.to_tuple() if inputs.get("return_dict") is False else output
 
@@ -207,19 +211,40 @@ def _say_precomputed() -> None:
     )
 
 
+def _labels_of_step(inputs: dict[str, Any], normalize: str) -> Tensor | None:
+    """``num_items_in_batch``: the label tokens of the whole optimizer step, where a trainer gives them; else None.
+
+    ValueError where they cannot be honoured: whoever gives them leaves it to the model to divide by its accumulation.
+    """
+    count = inputs.get("num_items_in_batch")
+    if count is None:
+        return None
+    if normalize not in OVER_THE_STEP:
+        raise ValueError(
+            f"normalize={normalize!r} with num_items_in_batch={int(count)}: a trainer that gives it does not divide by its "
+            "gradient accumulation, and label tokens are not what this normalize counts. Call seecal.enable_cal(model, "
+            "options) before the trainer is made, or set trainer.model_accepts_loss_kwargs = False, or use "
+            "seecal.CALTrainer or normalize='global'."
+        )
+    return torch.as_tensor(count).clamp(min=1)
+
+
 def _normaliser(
-    weights: Tensor, weight_sum: Tensor, delta: VisualDelta, normalize: str, samples: int
+    weights: Tensor, weight_sum: Tensor, delta: VisualDelta, normalize: str, samples: int, step_labels: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """(weight of every row [N], factor of the sum): loss = factor · Σ row · CE.
 
     Data parallel wrappers average gradients over ranks, so what is divided by a sum over all ranks is multiplied by their
-    number.
+    number. Not where a trainer gives the label tokens of the step: it does that itself, and takes Σ row · CE / their number
+    for the loss, as the models' own is. Weights then average 1 over the label tokens of this forward and of all ranks: the
+    Σ w of the step is not known yet.
     """
     if normalize in ("micro_batch", "matched"):
         return weights, reciprocal_or_zero(weight_sum)
-    if normalize in ("global", "tokens"):
-        of_ranks = sum_over_ranks(weight_sum if normalize == "global" else torch.full_like(weight_sum, len(weights)))
-        return weights, reciprocal_or_zero(of_ranks) * world_size()
+    if normalize in OVER_THE_STEP:
+        of_ranks, labels = sum_over_ranks(torch.stack([weight_sum, torch.full_like(weight_sum, len(weights))]))
+        divisor = of_ranks if normalize == "global" else labels
+        return weights, reciprocal_or_zero(divisor) * (world_size() if step_labels is None else labels / step_labels)
     per_sample = torch.zeros(samples, device=weights.device).index_add_(0, delta.sample, weights.float())
     labelled = torch.zeros_like(per_sample).index_fill_(0, delta.sample, 1)
     labelled_samples = sum_over_ranks(labelled.sum())

@@ -15,6 +15,9 @@ from .contrasts import CONTRASTS, contrast_named
 
 POOL_SCOPES = ("answer", "released")
 NORMALIZERS = ("global", "micro_batch", "sample", "tokens", "matched")
+# Of these, those that divide by a number of the whole optimizer step. The others make each micro-batch's loss a mean of its
+# own, and a trainer averages those.
+OVER_THE_STEP = ("global", "tokens")
 DELTAS = ("logit", "logprob", "prob")
 # What a weighting puts in the place of the defaults, where these could not be meant: no difference of probabilities is
 # above 1, so a lower bound of 1 would make every weight the same.

@@ -23,6 +23,9 @@ class CALState:
         step: the number of the optimizer step, as a trainer says it; None: nobody does.
         forwards: training forwards so far, for when nobody says the step.
         tested: an undeclared family has passed its self-test.
+        takes_no_count: ``accepts_loss_kwargs`` on the instance is ours; trainers read it.
+        inside: our forward is running.
+        told: what training forwards do without CAL has been said: "no labels", "gone past".
     """
 
     options: CALOptions | None = None
@@ -33,6 +36,9 @@ class CALState:
     step: int | None = None
     forwards: int = 0
     tested: bool = False
+    takes_no_count: bool = False
+    inside: bool = False
+    told: frozenset[str] = frozenset()
 
     def forget_steps(self) -> None:
         """Steps are counted from here on, and by the model itself until a trainer says them."""

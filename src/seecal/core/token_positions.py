@@ -109,7 +109,8 @@ def read_batch(inputs: Mapping[str, Any], image_ids: Iterable[int]) -> PaddedBat
     if ids is None:
         raise ValueError(
             "CAL needs input_ids: they say where the images are. This batch has "
-            f"{', '.join(sorted(name for name, value in inputs.items() if value is not None))}."
+            f"{', '.join(sorted(name for name, value in inputs.items() if value is not None))}. Adapters of virtual tokens "
+            "(PEFT's prompt tuning) hand on embeddings only: use one inside the layers, such as peft.LoraConfig."
         )
     if mask is not None and mask.ndim != 2:
         raise ValueError(

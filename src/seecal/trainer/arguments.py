@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from peft import PromptLearningConfig
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -60,17 +59,6 @@ def _converted(args: TrainingArguments) -> CALConfig:
     if getattr(args, "padding_free", False):
         copied["padding_free"] = True
     return CALConfig(**copied)
-
-
-def refuse_prompt_learning(model: Any, peft_config: Any) -> None:
-    """ValueError for adapters that put virtual tokens before the text, such as prompt and prefix tuning."""
-    given = [peft_config, *dict(getattr(model, "peft_config", None) or {}).values()]
-    for config in given:
-        if isinstance(config, PromptLearningConfig) or getattr(config, "is_prompt_learning", False):
-            raise ValueError(
-                f"{type(config).__name__}: virtual tokens stand before the text there, so that labels and images are no "
-                "longer where both passes of CAL look for them. Use an adapter inside the layers, such as peft.LoraConfig."
-            )
 
 
 def check_reporting(args: CALConfig) -> None:

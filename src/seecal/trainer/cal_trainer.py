@@ -14,13 +14,13 @@ from transformers import TrainerCallback, TrainingArguments
 
 from ..constants import LENGTH_COUNTS, QUARANTINED, RECORD_IDS
 from ..core.decoder import compile_layers
-from ..core.enable import disable_cal, enable_cal
+from ..core.enable import disable_cal, enable_cal, refuse_prompt_learning
 from ..core.state import state_of
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
 from ..data.collators.vision import VisionCollator
 from ..families.table import image_ids, unwrap
 from .answer_metrics import answer_metric
-from .arguments import cal_config, check_reporting, other_loss, refuse_other_losses, refuse_prompt_learning
+from .arguments import cal_config, check_reporting, other_loss, refuse_other_losses
 from .bad_steps import stop_at
 from .cal_config import CALConfig
 from .callbacks import EpochCallback
