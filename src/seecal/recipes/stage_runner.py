@@ -1,4 +1,4 @@
-"""One stage of a recipe, in the order of its methods: load, prepare, make the trainer, resume, train, finish.
+"""One stage of a recipe, in the order of its methods: load, prepare, make the trainer, resume, train, measure, finish.
 
 A stage always starts from what lies on the disk, so a resumed run and an uninterrupted one do the same.
 """
@@ -71,8 +71,9 @@ class StageRunner:
                 f"Stopped at {self.called}, {where}; all is saved. To continue: the same command with --resume"
             )
             return 128 + self._stop.signal
+        metrics = self.measure(trainer)  # by the stage's own template, as every evaluation before
         processor.chat_template = template
-        self.finish(trainer)
+        self.finish(trainer, metrics)
         if self._stop.signal and self.stage.number < len(self.recipe.stages):
             self.speech.say(f"Stopped after {self.called}. To continue: the same command with --resume")
             return 128 + self._stop.signal
@@ -170,9 +171,23 @@ class StageRunner:
         with self._stop.listening():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
-    def finish(self, trainer: Any) -> None:
-        """Measure, and put model, processor, recipe and metrics into their folder, which appears only when it is whole."""
-        metrics = self._metrics(trainer)
+    def measure(self, trainer: Any) -> dict[str, Any]:
+        """The stage's figures: its last log, and an evaluation where there is data. ValueError if nothing was learnt."""
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        if log and not any(entry.get("label_tokens", 1) for entry in log):
+            raise ValueError(
+                f"{self.called}: no logged step had a label token: with max_length={trainer.args.max_length} and "
+                f"on_long={trainer.args.on_long} every record was left out. Raise max_length"
+            )
+        return {
+            "stage": self.stage.name,
+            "steps": trainer.state.global_step,
+            "train": log[-1] if log else {},
+            "eval": trainer.evaluate() if self.stage.eval_data else {},
+        }
+
+    def finish(self, trainer: Any, metrics: dict[str, Any]) -> None:
+        """Put model, processor, recipe and metrics into their folder, which appears only when it is whole."""
         main, accelerator = trainer.is_world_process_zero(), trainer.accelerator
         output = self.folder.output_of(self.stage)
         part = output.with_name(output.name + ".part")
@@ -195,20 +210,6 @@ class StageRunner:
             part.rename(output)
         accelerator.wait_for_everyone()
         accelerator.free_memory()
-
-    def _metrics(self, trainer: Any) -> dict[str, Any]:
-        log = [entry for entry in trainer.state.log_history if "loss" in entry]
-        if log and not any(entry.get("label_tokens", 1) for entry in log):
-            raise ValueError(
-                f"{self.called}: no logged step had a label token: with max_length={trainer.args.max_length} and "
-                f"on_long={trainer.args.on_long} every record was left out. Raise max_length"
-            )
-        return {
-            "stage": self.stage.name,
-            "steps": trainer.state.global_step,
-            "train": log[-1] if log else {},
-            "eval": trainer.evaluate() if self.stage.eval_data else {},
-        }
 
 
 def with_lengths(data: Any, config: Any) -> Any:
