@@ -68,6 +68,21 @@ def test_inside_mappings(recipe):
     assert [(one.path, one.image_root, one.weight) for one in stage.data] == [("a.json", "img", 3.0), ("b", None, 1.0)]
 
 
+def test_inside_mappings_at_any_depth(recipe):
+    settings = {"model_init_kwargs": {"dtype": "bfloat16", "quantization_config": {"load_in_4bit": False}}, "lora": {}}
+    argv = ["--model_init_kwargs.quantization_config.load_in_4bit", "true"]
+    argv += [
+        "--model_init_kwargs.quantization_config.bnb_4bit_quant_type=nf4",
+        "--stages.1.processor_kwargs.size.a.b",
+        "8",
+    ]
+    one = recipe({**settings, "stages": [{}]}, *argv)
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    assert one.model_init_kwargs == {"dtype": "bfloat16", "quantization_config": four}
+    assert one.stages[0].settings["processor_kwargs"] == {"size": {"a": {"b": 8}}}
+    assert yaml.safe_load(one.to_yaml())["model_init_kwargs"] == one.model_init_kwargs
+
+
 def test_the_config_of_a_stage_goes_through_trls_parser(recipe, tmp_path):
     settings = {"use_cpu": True, "bf16": False, "save_strategy": False, "padding_free": True, "report_to": "none"}
     config = recipe(
@@ -135,6 +150,9 @@ def test_the_resolved_recipe_is_a_recipe_with_nothing_left_to_merge(recipe, tmp_
         ({}, ["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps=0: expected 1 or more"),
         ({}, ["--per_device_train_batch_size", "-1"], "per_device_train_batch_size=-1: expected 1 or more"),
         ({"lora": {"r": 4}, "train": "projector"}, [], "lora is set, but train is projector"),
+        ({"data": ["a", "b"]}, ["--data.1.path", "c"], "data is ['a', 'b'], not a mapping. Set --data as a whole"),
+        ({"lora": {"r": 4}}, ["--lora.r.most", "8"], "lora.r is 4, not a mapping. Set --lora.r as a whole"),
+        ({}, ["--model.path", "m"], "model is 'm', not a mapping"),
         ({"freeze": "embedding"}, [], "freeze: embedding: no such part. Did you mean embeddings?"),
         ({"freeze": "embeddings", "train": "projector"}, [], "they do not train anyway. Take freeze out"),
         (
