@@ -13,6 +13,7 @@ from ..data.sources.quarantine_file import QuarantineFile
 from ..verbosity import Progress, quiet_training
 from .folder import RunFolder
 from .recipe import Recipe, Source, Stage, arguments, read
+from .stage_checks import check_files, check_launch
 
 
 def run(argv: Sequence[str]) -> int:
@@ -73,6 +74,10 @@ class Run:
         self.folder.check(resume)
         # All that can be wrong is looked at before anything trains for hours
         configs = [stage.config(self.folder.of_stage(stage)) for stage in self.recipe.stages]
+        for stage, config in zip(self.recipe.stages, configs, strict=True):
+            if not self.folder.output_of(stage).exists():
+                check_files(stage)
+                check_launch(stage, config)
         if self._progress is not None:
             return self._go(configs, self._progress)
         bars = False if any(config.disable_tqdm for config in configs) else None
