@@ -125,7 +125,8 @@ class Run:
         seed = stage.settings.get("seed", 42)
         train_on = stage.settings.get("train_on", "all")
         skip = stage.skip_records if sources is stage.data else None
-        key = (sources, stage.streaming, stage.on_bad, skip, seed, stage.chat_template, train_on)
+        most = stage.settings.get("max_bad_records", DataOptions.max_bad_records)
+        key = (sources, stage.streaming, stage.on_bad, skip, seed, stage.chat_template, train_on, most)
         if key not in self._data:
             self._data[key] = load_data(
                 sources,
@@ -135,7 +136,7 @@ class Run:
                 collator=self._collator(stage.chat_template, train_on),
                 skip_records=skip,
                 quarantine=self.folder.quarantine(),
-                max_bad_records=stage.settings.get("max_bad_records", DataOptions.max_bad_records),
+                max_bad_records=most,
                 first=self._first,
             )
         return self._data[key]
