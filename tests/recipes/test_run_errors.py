@@ -156,7 +156,7 @@ def test_what_a_later_stage_cannot_do_is_told_before_the_first_trains(what, tiny
     file = recipe_file(tmp_path / "r.yaml", tiny, tmp_path / "out", max_steps=1, stages=stages, **own)
     with pytest.raises((ValueError, OSError), match=re.escape(says)):
         train.run(["--config", file])
-    RunFolder(read(file)).check(resume=False)
+    assert RunFolder(read(file)).check(resume=False) == []
 
 
 def changing_tower(tiny, folder):

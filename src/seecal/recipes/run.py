@@ -71,7 +71,8 @@ class Run:
         if resume and final.exists():
             self._say(f"{final} is there already: this run is finished")
             return 0
-        self.folder.check(resume)
+        for line in self.folder.check(resume):
+            self._say(line)
         # All that can be wrong is looked at before anything trains for hours
         configs = [stage.config(self.folder.of_stage(stage)) for stage in self.recipe.stages]
         for stage, config in zip(self.recipe.stages, configs, strict=True):
