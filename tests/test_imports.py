@@ -99,7 +99,7 @@ FLOORS = {
     ],
     "recipes": [
         {"launch", "schema", "tiny", "trainable", "yaml_text"},
-        {"overrides", "stage_trainer", "layers", "model_card"},
+        {"overrides", "stage_trainer", "layers", "model_card", "stage_checks"},
         {"recipe"},
         {"help", "folder", "export", "synthetic_data"},
         {"preview", "small_recipe", "stage_runner"},

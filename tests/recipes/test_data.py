@@ -92,3 +92,16 @@ def test_each_stage_has_its_own_data_and_evaluation(sources, data_of):
     first, second = data_of(a, stages=stages)
     assert (len(first[0]), first[1]) == (40, None)
     assert (len(second[0]), len(second[1])) == (200, 40)
+
+
+@pytest.mark.parametrize("limits", [(10, 2), (0.5, 0.01), (None, 0)])
+def test_each_stage_has_its_own_limit_of_bad_records(limits, sources, data_of):
+    """Of data that both stages share: 8 records of 208 are bad."""
+    with sources["b"].open("a") as file:
+        file.writelines(['{"id": "bad", "messages": []}\n'] * 8)
+    wide, narrow = ({"max_bad_records": limit} for limit in limits)
+    given = {"data": str(sources["b"]), "on_bad": "skip"}
+    assert [len(data) for data, _ in data_of(**given, stages=[wide, wide])] == [200, 200]
+    for stages in ([wide, narrow], [narrow, wide]):
+        with pytest.raises(ValueError, match=f"more than max_bad_records={narrow['max_bad_records']} allows"):
+            data_of(**given, stages=stages)

@@ -1,6 +1,7 @@
 """Recipes: what wins over what, types, unknown keys, the shipped files, and a help that knows every field."""
 
 import dataclasses
+import re
 import shlex
 import subprocess
 import sys
@@ -66,6 +67,34 @@ def test_inside_mappings(recipe):
     settings = {"data": [{"path": "a.json", "image_root": "img", "weight": 3}, {"path": "b", "weight": 1}]}
     (stage,) = recipe(settings).stages
     assert [(one.path, one.image_root, one.weight) for one in stage.data] == [("a.json", "img", 3.0), ("b", None, 1.0)]
+
+
+def test_inside_mappings_at_any_depth(recipe):
+    settings = {"model_init_kwargs": {"dtype": "bfloat16", "quantization_config": {"load_in_4bit": False}}, "lora": {}}
+    argv = ["--model_init_kwargs.quantization_config.load_in_4bit", "true"]
+    argv += [
+        "--model_init_kwargs.quantization_config.bnb_4bit_quant_type=nf4",
+        "--stages.1.processor_kwargs.size.a.b",
+        "8",
+    ]
+    one = recipe({**settings, "stages": [{}]}, *argv)
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    assert one.model_init_kwargs == {"dtype": "bfloat16", "quantization_config": four}
+    assert one.stages[0].settings["processor_kwargs"] == {"size": {"a": {"b": 8}}}
+    assert yaml.safe_load(one.to_yaml())["model_init_kwargs"] == one.model_init_kwargs
+
+
+@pytest.mark.parametrize(("settings", "argv"), [({"lora": {}}, []), ({}, ["--lora", "{}"]), ({"lora": {"r": 16}}, [])])
+def test_adapters_with_their_defaults_are_adapters(recipe, settings, argv):
+    (stage,) = recipe(settings, *argv).stages
+    assert stage.train == ("projector", "lora")
+    assert stage.lora == LoraSettings()
+
+
+def test_a_rate_of_its_own_for_all_that_trains_leaves_none_for_the_common_one(recipe):
+    (stage,) = recipe({"train": "projector", "learning_rate": 0, "learning_rates": {"projector": 1e-3}}).stages
+    assert stage.learning_rates == {"projector": 1e-3}
+    assert recipe({"num_train_epochs": 0, "max_steps": 5}).stages[0].settings["max_steps"] == 5
 
 
 def test_the_config_of_a_stage_goes_through_trls_parser(recipe, tmp_path):
@@ -134,7 +163,26 @@ def test_the_resolved_recipe_is_a_recipe_with_nothing_left_to_merge(recipe, tmp_
         ({"max_steps": 0}, [], "max_steps=0: expected 1 or more, or -1"),
         ({}, ["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps=0: expected 1 or more"),
         ({}, ["--per_device_train_batch_size", "-1"], "per_device_train_batch_size=-1: expected 1 or more"),
+        ({"num_train_epochs": 0}, [], "num_train_epochs=0.0: the stage would take no step"),
+        (
+            {"stages": [{}, {"num_train_epochs": -1}]},
+            [],
+            "stage 2: num_train_epochs=-1.0: the stage would take no step",
+        ),
+        ({"learning_rate": 0}, [], "learning_rate=0.0: projector, language_model would not move"),
+        ({"train": "projector"}, ["--learning_rate", "-1e-5"], "learning_rate=-1e-05: projector would not move"),
+        ({"learning_rates": {"projector": 0}}, [], "learning_rates: projector=0.0: projector would not move"),
+        ({"lora": {"alpha": 0}}, [], "lora.alpha=0: the adapters' output is multiplied by it"),
+        ({"lora": {"alpha": -16}}, [], "lora.alpha=-16: the adapters' output is multiplied by it"),
+        ({"lora": {"r": 0}}, [], "lora.r=0: the rank must be at least 1"),
+        ({"train": []}, [], "train=[]: nothing would train"),
+        ({"train": ""}, [], "train='': nothing would train"),
+        ({"stages": [{}, {}]}, ["--stages.2.train", "[]"], "stage 2: train=[]: nothing would train"),
         ({"lora": {"r": 4}, "train": "projector"}, [], "lora is set, but train is projector"),
+        ({"lora": {}, "train": "projector"}, [], "lora is set, but train is projector"),
+        ({"data": ["a", "b"]}, ["--data.1.path", "c"], "data is ['a', 'b'], not a mapping. Set --data as a whole"),
+        ({"lora": {"r": 4}}, ["--lora.r.most", "8"], "lora.r is 4, not a mapping. Set --lora.r as a whole"),
+        ({}, ["--model.path", "m"], "model is 'm', not a mapping"),
         ({"freeze": "embedding"}, [], "freeze: embedding: no such part. Did you mean embeddings?"),
         ({"freeze": "embeddings", "train": "projector"}, [], "they do not train anyway. Take freeze out"),
         (
@@ -277,6 +325,34 @@ def test_kept_features_and_changed_pixels_exclude_each_other(recipe, tmp_path, c
         stage.config(tmp_path / "out")
     (stage,) = recipe({**CPU, "cache_vision_features": True, "contrast": "mask"}).stages
     assert stage.config(tmp_path / "out").contrast == "mask"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"learning_rates": {"vision_tower": 1e-6}},
+            "learning_rates: vision_tower does not train here; what trains is",
+        ),
+        ({"learning_rates": {"lora": 1e-4}}, "learning_rates: lora does not train here"),
+        ({"learning_rates": {"lm_head": 1e-4, "projector": 1e-3}}, "learning_rates: lm_head does not train here"),
+        ({"logging_tokens_steps": 5}, "logging_tokens_steps: 5 without eval_data"),
+        ({"eval_metric": "exact", "eval_data": []}, "eval_metric: exact without eval_data"),
+        ({"eval_strategy": "epoch"}, "eval_strategy: epoch without eval_data"),
+        ({"save_strategy": "best"}, "save_strategy: best: by which figure"),
+        ({"streaming": True, "max_steps": 1, "weights": "scores"}, "weights with streaming: true"),
+        (
+            {"streaming": True, "max_steps": 1, "weighting": "vig", "vig_percentile": 70},
+            "vig_percentile with streaming",
+        ),
+        ({"streaming": True, "max_steps": 1, "weighting": "prior", "prior_reference": "m"}, "prior_reference with str"),
+    ],
+)
+def test_what_contradicts_the_rest_of_its_stage_is_told_with_its_number(recipe, tmp_path, settings, message):
+    first, second = recipe({**CPU, "stages": [{"train": "projector"}, settings]}).stages
+    assert first.config(tmp_path / "out").output_dir
+    with pytest.raises(ValueError, match=f"^stage 2: {re.escape(message)}"):
+        second.config(tmp_path / "out")
 
 
 def test_a_weighting_that_nobody_knows_is_told_before_anything_is_loaded(recipe, tmp_path):

@@ -1,6 +1,8 @@
 """seecal train: what is wrong with a recipe, its data or its folder is one line."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +12,9 @@ from PIL import Image
 
 from seecal.cli import main as cli
 from seecal.recipes import run as train
+from seecal.recipes.folder import RunFolder
+from seecal.recipes.recipe import read
+from seecal.recipes.stage_runner import StageRunner
 from tests.support.processes import environment, limit
 from tests.support.recipe_files import recipe_file
 
@@ -112,6 +117,55 @@ def test_a_mistake_is_one_line_with_exit_code_2(what, tiny, tmp_path, monkeypatc
     # What was refused before it began does not stand in the way of the next try.
     if what in ("wrong model", "too long"):
         assert train.run(["--config", file]) == 0
+
+
+FOUR = {"model_init_kwargs": {"quantization_config": {"load_in_4bit": True, "bnb_type": "nf4"}}}
+LATER = {  # the second stage's settings, the run's own, and what is said
+    "scores that are not there": ({"weights": "gone"}, {}, "weights: gone: no such folder"),
+    "a folder without scores": ({"weights": "."}, {}, "no _manifest.json here, so these are no scores"),
+    "a reference": (
+        {"weighting": "prior", "prior_reference": "./gone"},
+        {},
+        "prior_reference: ./gone: no such folder",
+    ),
+    "a logger": ({"report_to": "wandbb"}, {}, "wandbb is not supported"),
+    "a logger that is not installed": (
+        {"report_to": "neptune"},
+        {},
+        "report_to='neptune': its package is not installed",
+    ),
+    "an optimizer": ({"optim": "lomo", "optim_args": "fast"}, {}, "stage 2: optim: lomo: "),
+    "a schedule": ({"lr_scheduler_type": "cosine_with_min_lr"}, {}, "lr_scheduler_type: cosine_with_min_lr: "),
+    "a tower that is shared": ({"cache_vision_features": True}, {}, "the ranks share the tower's weights (FSDP)"),
+    "a setting of the processor": ({"processor_kwargs": {"max_pixel": 9}}, {}, "has no setting 'max_pixel'"),
+    "an argument of the 4 bits": ({"lora": {}}, FOUR, "quantization_config.bnb_type: no such argument"),
+    "a tower that changes": ({"cache_vision_features": True}, {}, "attention_dropout is 0.5, so features vary"),
+}
+
+
+@pytest.mark.parametrize("what", LATER)
+def test_what_a_later_stage_cannot_do_is_told_before_the_first_trains(what, tiny, tmp_path, monkeypatch):
+    """And a mended recipe may begin in the same folder."""
+    settings, own, says = LATER[what]
+    monkeypatch.setattr(StageRunner, "train", lambda *given: pytest.fail("a stage trains"))
+    if what == "a tower that is shared":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    if what == "a tower that changes":
+        own = {"model": str(changing_tower(tiny, tmp_path / "model"))}
+    stages = [{"train": "projector"}, settings]
+    file = recipe_file(tmp_path / "r.yaml", tiny, tmp_path / "out", max_steps=1, stages=stages, **own)
+    with pytest.raises((ValueError, OSError), match=re.escape(says)):
+        train.run(["--config", file])
+    assert RunFolder(read(file)).check(resume=False) == []
+
+
+def changing_tower(tiny, folder):
+    """The tiny model with dropout in its tower's attention."""
+    shutil.copytree(tiny / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["attention_dropout"] = 0.5
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def test_the_whole_command_line_once(tmp_path):

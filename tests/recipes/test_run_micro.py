@@ -60,9 +60,9 @@ def test_what_trains_changes_and_reloads(kind, place, tmp_path, monkeypatch):
     arguments, trained = KINDS[kind]
     at_the_end = []
     finish = StageRunner.finish
-    noting = lambda self, trainer: (  # noqa: E731
+    noting = lambda self, trainer, metrics: (  # noqa: E731
         at_the_end.append(logits_of(trainer.model, place / "model")),
-        finish(self, trainer),
+        finish(self, trainer, metrics),
     )
     monkeypatch.setattr(StageRunner, "finish", noting)
     here = ["--model", place / "model", "--data", place / "data.json", "--output_dir", tmp_path / "run"]

@@ -13,6 +13,7 @@ from seecal.recipes import run as train
 from seecal.recipes.folder import RunFolder
 from seecal.recipes.recipe import arguments, read
 from seecal.recipes.stage_runner import Speech, StageRunner, with_lengths
+from seecal.trainer import answer_metrics
 from seecal.trainer.callbacks import GradientCheck
 from seecal.verbosity import Progress
 from tests.support.recipe_files import recipe_file
@@ -107,6 +108,29 @@ def test_a_stages_own_template_makes_its_batches(tiny, tmp_path, monkeypatch):
     settings = {"stages": stages, "max_steps": 1, "train": "projector", "save_strategy": "no"}
     assert train.run(["--config", recipe_file(tmp_path / "r.yaml", tiny, tmp_path / "run", **settings)]) == 0
     assert seen == [template, AutoProcessor.from_pretrained(tiny / "model").chat_template]
+
+
+@pytest.mark.parametrize("kind", ["plain", "text", "adapters", "answers"])
+def test_the_last_evaluation_reads_the_stages_own_template(kind, tiny, tmp_path, monkeypatch):
+    """The model's own template gives other label tokens and prompts; it is what is saved all the same."""
+    own = (tiny / "model" / "chat_template.jinja").read_text()
+    template = "plain" if kind == "plain" else own.replace("<|start|>", "<|start|>of ")
+    prompts = []
+    ask = answer_metrics.prompt_of
+    monkeypatch.setattr(answer_metrics, "prompt_of", lambda *given: prompts.append(ask(*given).text) or ask(*given))
+    settings = {"max_steps": 1, "train": "projector", "eval_data": str(tiny / "eval.json"), "eval_strategy": "steps"}
+    settings |= {"eval_steps": 1, "chat_template": template}
+    settings |= {"train": ["projector", "lora"]} if kind == "adapters" else {}
+    if kind == "answers":
+        settings |= {"eval_metric": "exact", "eval_metric_records": 1, "eval_max_new_tokens": 1}
+    assert train.run(["--config", recipe_file(tmp_path / "r.yaml", tiny, tmp_path / "run", **settings)]) == 0
+    state = json.loads((tmp_path / "run" / "stage-1" / "trainer_state.json").read_text())
+    (logged,) = [entry for entry in state["log_history"] if "eval_loss" in entry and entry["step"] == 1][:1]
+    measured = json.loads((tmp_path / "run" / "final" / "metrics.json").read_text())["stages"][0]["eval"]
+    names = ("eval_loss", "eval_num_tokens", "eval_mean_token_accuracy")
+    assert {name: measured[name] for name in names} == {name: logged[name] for name in names}
+    assert len(set(prompts)) == (kind == "answers"), "the same question at every evaluation"
+    assert AutoProcessor.from_pretrained(tmp_path / "run" / "final").chat_template == own
 
 
 @pytest.mark.parametrize("saved", [torch.bfloat16, torch.float32])

@@ -43,8 +43,7 @@ class StageFlops:
 def flops_of(found: StageModel, work: Workload, records: int) -> StageFlops:
     """Of ``records`` records such as the workload's."""
     rows = [_of_row(found, row) for row in work.rows]
-    mean = [sum(values) / len(rows) for values in zip(*rows, strict=True)]
-    return StageFlops(*(one * records for one in mean))
+    return StageFlops(*(work.average(values) * records for values in zip(*rows, strict=True)))
 
 
 def _of_row(found: StageModel, row: Row) -> tuple[float, float, float, float, float]:

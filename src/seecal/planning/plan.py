@@ -175,7 +175,10 @@ def _stage_plan(
     found.prepare(stage, work.images)
     batch = gpus * settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     steps = _steps(settings, work.records, gpus)
-    trained_on = steps * batch if settings.max_steps > 0 else math.ceil(work.records * settings.num_train_epochs)
+    epoch = work.records
+    if settings.dataloader_drop_last:
+        epoch = _batches(settings, epoch, gpus) * gpus * settings.per_device_train_batch_size
+    trained_on = steps * batch if settings.max_steps > 0 else math.ceil(epoch * settings.num_train_epochs)
     flops = flops_of(found, work, trained_on)
     engines = {engine: _engine_plan(engine, found, stage, work, gpus) for engine in ENGINES}
     return StagePlan(
@@ -203,12 +206,19 @@ def first_that_fits(engines: Mapping[str, EnginePlan], room: float) -> str | Non
 
 
 def _steps(settings: Any, records: int, gpus: int) -> int:
-    """Optimizer steps as Trainer counts them: each rank's batches, rounded up, in groups of the accumulation."""
+    """Optimizer steps as Trainer counts them: each rank's batches in groups of the accumulation, rounded up."""
     if settings.max_steps > 0:
         return int(settings.max_steps)
-    batches = math.ceil(math.ceil(records / settings.per_device_train_batch_size) / gpus)
-    each = max(math.ceil(batches / settings.gradient_accumulation_steps), 1)
+    each = max(math.ceil(_batches(settings, records, gpus) / settings.gradient_accumulation_steps), 1)
     return math.ceil(settings.num_train_epochs * each)
+
+
+def _batches(settings: Any, records: int, gpus: int) -> int:
+    """Of each rank in an epoch: what does not fill one is filled up, or left out with ``dataloader_drop_last``."""
+    size = settings.per_device_train_batch_size
+    if settings.dataloader_drop_last:
+        return records // size // gpus
+    return math.ceil(math.ceil(records / size) / gpus)
 
 
 def _engine_plan(engine: str, found: StageModel, stage: Stage, work: Workload, gpus: int) -> EnginePlan:

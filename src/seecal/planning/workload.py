@@ -5,8 +5,8 @@ From the data itself where it is there, else from what is published and from ass
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,10 +61,11 @@ class Workload:
 
     Attributes:
         records: how many an epoch has.
-        rows: records that stand for all, each for as many as any other.
+        rows: records that stand for all.
         images: the vision inputs of one record's images, on the CPU.
         longest: the records of the largest batch that there can be, the longest first; one stands for any number.
         notes: where this is from, and what is assumed.
+        stand_for: how many records each of the rows stands for; empty: each for as many as any other.
     """
 
     records: int
@@ -72,9 +73,15 @@ class Workload:
     images: Mapping[str, Tensor]
     longest: tuple[Row, ...]
     notes: tuple[str, ...]
+    stand_for: tuple[float, ...] = ()
 
     def mean(self, name: str) -> float:
-        return sum(getattr(row, name) for row in self.rows) / len(self.rows)
+        return self.average([getattr(row, name) for row in self.rows])
+
+    def average(self, values: Sequence[float]) -> float:
+        """Of a value of each row, over all records."""
+        counts = self.stand_for or (1.0,) * len(self.rows)
+        return sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
 
     def largest_batch(self, size: int) -> tuple[Row, ...]:
         """The longest records that can stand in a batch of ``size``."""
@@ -111,14 +118,27 @@ def workload_of(stage: Stage, settings: Any, model: Any, name: str, processor: A
     """
     if processor is not None and wanted == Wanted() and all(_is_there(source) for source in stage.data):
         return _measured(stage, settings, model, processor)
-    known = [one for one in map(_known, stage.data) if one is not None]
+    known = [one for source in stage.data if (one := _known(source, stage.on_bad)) is not None]
     if wanted.records is None and len(known) < len(stage.data):
-        lacking = next(source.path for source in stage.data if _known(source) is None)
+        lacking = next(source.path for source in stage.data if _known(source, stage.on_bad) is None)
         raise ValueError(
             f"stage {stage.number}: data {lacking}: not there, and nothing is published of it. Give --records, or the "
             "data's path"
         )
+    if len(known) == len(stage.data):
+        counts = _trained_on(stage, [one.records for one in known])
+        known = [replace(one, records=count) for one, count in zip(known, counts, strict=True)]
     return _assumed(known, settings, model, name, processor, wanted)
+
+
+def _trained_on(stage: Stage, records: Sequence[int]) -> list[int]:
+    """How many records of each source an epoch has, of sources that hold so many: by weight, small ones are repeated."""
+    from ..data.sources.mixture import drawn
+
+    weights = [source.weight for source in stage.data if source.weight is not None]
+    if len(records) == 1 or not weights:
+        return list(records)
+    return drawn(records, weights, seed=stage.settings.get("seed", 42))
 
 
 def _assumed(known: list[Published], settings: Any, model: Any, name: str, processor: Any, wanted: Wanted) -> Workload:
@@ -212,7 +232,7 @@ def _located(source: Source) -> Any:
     return LocatedRecords(source.path, **source.options())
 
 
-def _known(source: Source) -> Published | None:
+def _known(source: Source, on_bad: str) -> Published | None:
     """What is known of a set without a processor: counted if it is there, else published."""
     if not _is_there(source):
         return PUBLISHED.get(Path(source.path).name)
@@ -227,7 +247,7 @@ def _known(source: Source) -> Published | None:
     with_image = sum(bool(record["images"]) for record in looked) / len(looked)
     # About four characters a token
     return Published(
-        len(found),
+        _Counted(len(found), min(len(found), SAMPLE), len(looked)).usable(on_bad),
         with_image,
         letters // (4 * len(looked)) + 1,
         answers // (4 * len(looked)) + 1,
@@ -241,6 +261,20 @@ def _text_of(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield message["role"], part["text"] or ""
 
 
+@dataclass
+class _Counted:
+    """A source so far: all its records, those that were looked at, those of them that can be used, those with a length."""
+
+    records: int = 0
+    looked_at: int = 0
+    good: int = 0
+    rows: int = 0
+
+    def usable(self, on_bad: str) -> int:
+        """How many of all training uses, by the share of those looked at."""
+        return round(self.records * self.good / max(self.looked_at, 1)) if on_bad == "skip" else self.records
+
+
 def _measured(stage: Stage, settings: Any, model: Any, processor: Any) -> Workload:
     """Lengths of the first records as training's own collator makes them."""
     from ..trainer.collators import vision_collator
@@ -248,26 +282,61 @@ def _measured(stage: Stage, settings: Any, model: Any, processor: Any) -> Worklo
     if stage.chat_template is not None:
         processor.chat_template = stage.chat_template
     collator = vision_collator(settings, processor)
-    sources = [_located(source) for source in stage.data]
-    records, rows, images = 0, list[Row](), dict[str, Tensor]()
+    counted, rows, images = [_Counted() for _ in stage.data], list[tuple[int, Row]](), dict[str, Tensor]()
     ids = torch.tensor(sorted(image_ids(model.config)))
-    for located in in_turn([source.rows(lambda number: number < SAMPLE) for source in sources]):
-        records += 1
+    for number, is_looked_at, located in in_turn([_numbered(number, stage) for number in range(len(stage.data))]):
+        source = counted[number]
+        source.records += 1
+        source.looked_at += is_looked_at
+        source.good += located.record is not None
         if located.record is None or len(rows) == SAMPLE:
             continue
         batch = dict(collator([located.record]))
-        rows.append(row_of(batch, ids))
-        if rows[-1].image and rows[-1].image >= max(row.image for row in rows):
+        rows.append((number, row_of(batch, ids)))
+        source.rows += 1
+        if rows[-1][1].image and rows[-1][1].image >= max(row.image for _, row in rows):
             images = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
     if not rows:
         raise ValueError(f"{stage.data[0].path}: none of its first records can be used; seecal check-data says why")
-    notes = f"{records:,} records, lengths of " + ("all" if len(rows) == records else f"the first {len(rows)}")
-    by_length = sorted(rows, key=lambda row: row.tokens, reverse=True)
-    if len(rows) < records and settings.max_length:
+    there = [source.usable(stage.on_bad) for source in counted]
+    records = _trained_on(stage, there)
+    by_length = sorted((row for _, row in rows), key=lambda row: row.tokens, reverse=True)
+    if len(rows) < sum(there) and settings.max_length:
         longest = by_length[0]
         room = max(settings.max_length - longest.image - 1, 0)
         by_length = [Row(longest.image, 0, room, 1, room + 1)]
-    return Workload(records, tuple(rows), images, tuple(by_length), (notes,))
+    return Workload(
+        sum(records),
+        tuple(row for _, row in rows),
+        images,
+        tuple(by_length),
+        _said_of(counted, there, records, len(rows)),
+        tuple(records[number] / counted[number].rows for number, _ in rows),
+    )
+
+
+def _numbered(number: int, stage: Stage) -> Iterator[tuple[int, bool, Any]]:
+    """(the source's number, whether its record was looked at, the row) of all rows but those of ``skip_records``."""
+    from ..data.sources.quarantine_file import KnownBad
+
+    known = KnownBad(stage.skip_records) if stage.skip_records and Path(stage.skip_records).is_file() else ()
+    for place, row in enumerate(_located(stage.data[number]).rows(lambda place: place < SAMPLE)):
+        if not known or (row.path, row.row, row.id) not in known:
+            yield number, place < SAMPLE, row
+
+
+def _said_of(
+    counted: Sequence[_Counted], there: Sequence[int], records: Sequence[int], lengths: int
+) -> tuple[str, ...]:
+    """The notes on what was counted."""
+    by_weight = f" drawn by weight from {sum(there):,}" if list(records) != list(there) else ""
+    of = "all" if lengths == sum(there) else f"the first {lengths}"
+    notes = [f"{sum(records):,} records{by_weight}, lengths of {of}"]
+    looked_at = sum(one.looked_at for one in counted)
+    bad = looked_at - sum(one.good for one in counted)
+    if bad:
+        notes.append(f"{bad:,} of the first {looked_at:,} cannot be used")
+    return tuple(notes)
 
 
 def row_of(batch: Mapping[str, Tensor], image_ids_I: Tensor) -> Row:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "recipe.yaml").write_text(_header() + self.recipe.to_yaml(), "utf8")
 
-    def check(self, resume: bool) -> None:
-        """ValueError unless a run of the recipe may begin here, or with ``resume`` go on."""
+    def check(self, resume: bool) -> list[str]:
+        """ValueError unless a run of the recipe may begin here, or with ``resume`` go on. Returns lines to say."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output_dir: {self.path}: this is a file. Give a folder.")
         before = self.path / "recipe.yaml"
@@ -72,19 +73,23 @@ class RunFolder:
                 raise ValueError(
                     f"output_dir: {self.path} holds other files. Give an empty folder, or one that is not there"
                 )
-            return
+            return []
         kept = ("stage-*/checkpoint-*", "stage-*/model", "final")
         if not any(any(self.path.glob(pattern)) for pattern in kept):
-            return  # it stopped before it had anything to keep
+            return []  # it stopped before it had anything to keep
         if not resume:
             state = "a finished run" if self.final.exists() else "an unfinished run"
             remedy = (
                 "Give another folder" if self.final.exists() else "Continue it with --resume, or give another folder"
             )
             raise ValueError(f"output_dir: {self.path} holds {state}. {remedy}")
-        self._check_recipe(before)
+        return self._check_recipe(before)
 
-    def _check_recipe(self, before: Path) -> None:
+    def _has_begun(self, stage: Stage) -> bool:
+        """Whether anything of it is kept: a checkpoint or its model."""
+        return self.output_of(stage).exists() or any(self.of_stage(stage).glob("checkpoint-*"))
+
+    def _check_recipe(self, before: Path) -> list[str]:
         try:
             started = read_yaml(before)
         except ValueError:
@@ -95,13 +100,21 @@ class RunFolder:
             )
         now = self.recipe.resolved
         ranks = _ranks_before(self.path)
-        same = ranks is not None and _steps(started, ranks) == _steps(now, int(os.environ.get("WORLD_SIZE", "1")))
-        changed = _differences(started, now, {*_HARMLESS, *(_CUTS if same else ())})
-        if changed:
+        steps = [] if ranks is None else [_steps(started, ranks), _steps(now, int(os.environ.get("WORLD_SIZE", "1")))]
+        same = [one == other for one, other in zip(*steps, strict=False)] if steps else []
+        changed = _differences(started, now, same)
+        begun = {stage.number for stage in self.recipe.stages if self._has_begun(stage)}
+        refused = [text for number, texts in changed.items() if number in {0, *begun} for text in texts]
+        if refused:
             raise ValueError(
-                f"--resume: the run in {self.path} was started with another recipe: {'; '.join(changed)}. Go on with the "
+                f"--resume: the run in {self.path} was started with another recipe: {'; '.join(refused)}. Go on with the "
                 "same settings, or give another output_dir"
             )
+        return [
+            f"stage {number} has not begun, so it goes by its new settings: {'; '.join(texts)}"
+            for number, texts in changed.items()
+            if texts
+        ]
 
 
 def _ranks_before(folder: Path) -> int | None:
@@ -120,17 +133,21 @@ def _steps(recipe: dict[str, Any], ranks: int) -> list[int]:
     return [ranks * math.prod(int(stage[name]) for name in _CUTS) for stage in merged]
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], harmless: set[str]) -> list[str]:
-    """'key was X, is Y' for all that matters."""
-    found = []
+def _differences(before: dict[str, Any], now: dict[str, Any], same_steps: Sequence[bool]) -> dict[int, list[str]]:
+    """Number of a stage → 'key was X, is Y' for all that matters; 0: what all stages share."""
     pairs = [({k: v for k, v in r.items() if k not in ("stages", "output_dir")}, r["stages"]) for r in (before, now)]
+    several = len(pairs[0][1]) > 1
     if len(pairs[0][1]) != len(pairs[1][1]):
-        return [f"it had {len(pairs[0][1])} stages, now {len(pairs[1][1])}"]
+        return {0: [f"it had {len(pairs[0][1])} stages, now {len(pairs[1][1])}"]}
+    found: dict[int, list[str]] = {}
     for number, (old, new) in enumerate(zip(*[[top, *stages] for top, stages in pairs], strict=True)):
-        for name in sorted({*old, *new} - harmless):
-            if old.get(name) != new.get(name):
-                where = f"stages.{number}." if number and len(pairs[0][1]) > 1 else ""
-                found.append(f"{where}{name} was {old.get(name)}, is {new.get(name)}")
+        cut_alike = bool(same_steps) and (same_steps[number - 1] if number else all(same_steps))
+        where = f"stages.{number}." if number and several else ""
+        found[number] = [
+            f"{where}{name} was {old.get(name)}, is {new.get(name)}"
+            for name in sorted({*old, *new} - _HARMLESS - ({*_CUTS} if cut_alike else set()))
+            if old.get(name) != new.get(name)
+        ]
     return found
 
 

@@ -35,13 +35,19 @@ def override_stage(top: dict[str, Any], dotted: str, values: list[str]) -> None:
 
 
 def put(settings: dict[str, Any], dotted: str, values: list[str]) -> dict[str, Any]:
-    """Set one command-line override in place; ``lora.r`` goes into the mapping under ``lora``, or makes one."""
-    key, _, inner = dotted.partition(".")
+    """Set one command-line override in place; ``lora.r`` goes into the mapping ``lora``, or makes one, at any depth."""
     value: Any = Text(values[0]) if len(values) == 1 else [Text(one) for one in values] if values else Text("true")
-    if not inner:
-        settings[key] = value
-    elif "." in inner or not (settings.get(key) is None or isinstance(settings[key], dict)):
-        raise ValueError(f"--{dotted}: {key} is not a mapping")
-    else:
-        settings[key] = {**(settings.get(key) or {}), inner: value}
+    key, *inner = dotted.split(".")
+    settings[key] = _inside(settings.get(key), inner, value, dotted, key)
     return settings
+
+
+def _inside(before: Any, keys: list[str], value: Any, dotted: str, above: str) -> Any:
+    """``before`` with ``value`` under ``keys``. ``above``: what ``before`` is called."""
+    if not keys:
+        return value
+    if before is not None and not isinstance(before, dict):
+        raise ValueError(f"--{dotted}: {above} is {before!r}, not a mapping. Set --{above} as a whole")
+    key, *inner = keys
+    before = before or {}
+    return {**before, key: _inside(before.get(key), inner, value, dotted, f"{above}.{key}")}

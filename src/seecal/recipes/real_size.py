@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from ..trainer.collators import vision_collator
 from ..trainer.samples import check_token_ids
 from .preview import settings_of
 from .recipe import Recipe, Stage, unknown
+from .stage_checks import check_files
 from .trainable import check_groups
 
 # Towers whose table of positions is for one size of picture
@@ -66,7 +66,8 @@ class RealSize:
             try:
                 check(stage)
             except (ValueError, OSError, ImportError) as error:
-                found.append(f"{self._where(stage)}{' '.join(str(error).split())}")
+                text = " ".join(str(error).split())
+                found.append(text if text.startswith(f"stage {stage.number}: ") else self._where(stage) + text)
 
         for stage in self.recipe.stages:
             for check in (self.settings, self.files, self.attention, self.groups):
@@ -90,13 +91,7 @@ class RealSize:
 
     def files(self, stage: Stage) -> None:
         """Files that the settings name."""
-        for name in ("deepspeed", "fsdp_config", "accelerator_config"):
-            value = stage.settings.get(name)
-            if isinstance(value, str) and not value.lstrip().startswith("{") and not Path(value).is_file():
-                raise FileNotFoundError(f"{name}: {value}: no such file")
-        scores = stage.settings.get("weights")
-        if scores is not None and not Path(scores).exists():
-            raise FileNotFoundError(f"weights: {scores}: no such folder. seecal score writes one")
+        check_files(stage)
 
     def attention(self, stage: Stage) -> None:
         """A name that no attention has; whether its package is there, only the machine that trains can tell."""
@@ -118,9 +113,6 @@ class RealSize:
             if group is not None and parameter is not word_table:
                 counts[group] = counts.get(group, 0) + parameter.numel()
         self.trains[stage.number] = counts
-        if missing := [name for name in stage.learning_rates if name not in {*counts, *stage.train}]:
-            trained = ", ".join(stage.train)
-            raise ValueError(f"learning_rates: {', '.join(missing)} does not train here; what trains is {trained}")
 
     def grid(self, stage: Stage) -> None:
         """Sizes of tiles that the tower does not see, or that model and processor understand differently."""

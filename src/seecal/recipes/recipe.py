@@ -19,6 +19,7 @@ import yaml
 from .layers import SHIPPED, load, preset_settings, unknown
 from .overrides import arguments, override_stage, put
 from .schema import checked
+from .stage_checks import check_numbers, check_settings
 
 if TYPE_CHECKING:
     from ..trainer.cal_config import CALConfig
@@ -159,7 +160,6 @@ class Stage:
         """The CALConfig of the stage, through TRL's parser. ValueError for values that contradict each other."""
         from trl import TrlParser
 
-        from ..core.contrasts import contrast_named
         from ..core.weighting import passes_read
         from ..trainer.cal_config import CALConfig
 
@@ -189,11 +189,7 @@ class Stage:
         finally:
             for one in here:
                 sys.path.remove(one)
-        if self.cache_vision_features and contrast_named(config.contrast).on_pixels:
-            raise ValueError(
-                f"stage {self.number}: cache_vision_features with contrast: {config.contrast}: that changes the pixels, so "
-                "the tower has to run on them. Set cache_vision_features: false, or contrast: drop"
-            )
+        check_settings(self, config)
         return config
 
 
@@ -302,15 +298,7 @@ def _stage(number: int, stage: dict[str, Any], all_stages: Sequence[Mapping[str,
     if not data:
         raise ValueError(f"{where}: data is not set. {KEYS['data'].help}")
     settings = {name: value for name, value in stage.items() if name not in KEYS}
-    for name in (
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "max_steps",
-    ):
-        given = settings.get(name, 1)
-        if given < 1 and not (name == "max_steps" and given == -1):  # transformers would take 0 steps for "no limit"
-            raise ValueError(f"{where}: {name}={given}: expected 1 or more{', or -1' * (name == 'max_steps')}")
+    check_numbers(where, stage, train)
     if stage.get("streaming") and settings.get("train_sampling_strategy") in GROUPED:
         raise ValueError(f"{where}: train_sampling_strategy: a stream is read in its order. Leave it out, or streaming")
     if stage.get("streaming") and settings.get("max_steps", -1) <= 0:
@@ -335,7 +323,12 @@ def _what_trains(where: str, stage: Mapping[str, Any], all_stages: Sequence[Mapp
     from ..families.module_groups import FREEZABLE, GROUPS
     from .trainable import check_freeze
 
-    train = stage.get("train") or (["projector", "lora"] if stage.get("lora") else ["projector", "language_model"])
+    adapters = stage.get("lora") is not None  # {}: with their defaults
+    train = stage.get("train", ["projector", "lora" if adapters else "language_model"])
+    if not train:
+        raise ValueError(
+            f"{where}: train={train!r}: nothing would train. Name groups ({', '.join(GROUPS)}), or leave it out"
+        )
     train, freeze = _names(train), _names(stage.get("freeze") or ())
     for key, names in (("train", train), ("learning_rates", stage.get("learning_rates") or {})):
         for name in names:
@@ -345,7 +338,7 @@ def _what_trains(where: str, stage: Mapping[str, Any], all_stages: Sequence[Mapp
         if name not in FREEZABLE:
             raise unknown(f"{where}: freeze: {name}", name, FREEZABLE, "part")
     lora = _section("lora", stage.get("lora") or {}) if "lora" in train else None
-    if stage.get("lora") and lora is None and not any("lora" in (one.get("train") or ["lora"]) for one in all_stages):
+    if adapters and lora is None and not any("lora" in (one.get("train") or ["lora"]) for one in all_stages):
         raise ValueError(f"{where}: lora is set, but train is {', '.join(train)}. Add lora to train, or take lora out")
     # Set at the top level it holds for the stages in which the word table trains
     trains = [_names(other.get("train") or ("projector", "language_model")) for other in all_stages]

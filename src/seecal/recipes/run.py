@@ -13,6 +13,7 @@ from ..data.sources.quarantine_file import QuarantineFile
 from ..verbosity import Progress, quiet_training
 from .folder import RunFolder
 from .recipe import Recipe, Source, Stage, arguments, read
+from .stage_checks import check_files, check_launch
 
 
 def run(argv: Sequence[str]) -> int:
@@ -70,9 +71,14 @@ class Run:
         if resume and final.exists():
             self._say(f"{final} is there already: this run is finished")
             return 0
-        self.folder.check(resume)
+        for line in self.folder.check(resume):
+            self._say(line)
         # All that can be wrong is looked at before anything trains for hours
         configs = [stage.config(self.folder.of_stage(stage)) for stage in self.recipe.stages]
+        for stage, config in zip(self.recipe.stages, configs, strict=True):
+            if not self.folder.output_of(stage).exists():
+                check_files(stage)
+                check_launch(stage, config)
         if self._progress is not None:
             return self._go(configs, self._progress)
         bars = False if any(config.disable_tqdm for config in configs) else None
@@ -120,7 +126,8 @@ class Run:
         seed = stage.settings.get("seed", 42)
         train_on = stage.settings.get("train_on", "all")
         skip = stage.skip_records if sources is stage.data else None
-        key = (sources, stage.streaming, stage.on_bad, skip, seed, stage.chat_template, train_on)
+        most = stage.settings.get("max_bad_records", DataOptions.max_bad_records)
+        key = (sources, stage.streaming, stage.on_bad, skip, seed, stage.chat_template, train_on, most)
         if key not in self._data:
             self._data[key] = load_data(
                 sources,
@@ -130,7 +137,7 @@ class Run:
                 collator=self._collator(stage.chat_template, train_on),
                 skip_records=skip,
                 quarantine=self.folder.quarantine(),
-                max_bad_records=stage.settings.get("max_bad_records", DataOptions.max_bad_records),
+                max_bad_records=most,
                 first=self._first,
             )
         return self._data[key]

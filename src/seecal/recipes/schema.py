@@ -120,7 +120,11 @@ def _number(value: Any, kind: type) -> tuple[bool, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Command-line text inside a list or mapping of unknown types, read as YAML reads it."""
+    """Command-line text inside a list or mapping of unknown types, at any depth, read as YAML reads it."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
     if not isinstance(value, Text):
         return value
     try:

@@ -1,4 +1,4 @@
-"""One stage of a recipe, in the order of its methods: load, prepare, make the trainer, resume, train, finish.
+"""One stage of a recipe, in the order of its methods: load, prepare, make the trainer, resume, train, measure, finish.
 
 A stage always starts from what lies on the disk, so a resumed run and an uninterrupted one do the same.
 """
@@ -6,6 +6,7 @@ A stage always starts from what lies on the disk, so a resumed run and an uninte
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Any
 
 from transformers import set_seed
 
+from ..data.collators.processors import configure
+from ..data.options import mapping_of
 from ..models.feature_cache import VisionFeatureCache
 from ..models.loading import load_vlm, merge
 from ..models.quantised import four_bit_config
@@ -63,7 +66,7 @@ class StageRunner:
         if self.config.process_index == 0:
             self.folder.write_recipe()
         trainer = self.make_trainer(prepared, processor, data, eval_data)
-        with self.cached_features(model, trainer):
+        with self.cached_features(model):
             self.train(trainer, self.resume_from(trainer))
         if self._stop.signal and trainer.state.global_step < trainer.state.max_steps:
             where = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
@@ -71,8 +74,9 @@ class StageRunner:
                 f"Stopped at {self.called}, {where}; all is saved. To continue: the same command with --resume"
             )
             return 128 + self._stop.signal
+        metrics = self.measure(trainer)  # by the stage's own template, as every evaluation before
         processor.chat_template = template
-        self.finish(trainer)
+        self.finish(trainer, metrics)
         if self._stop.signal and self.stage.number < len(self.recipe.stages):
             self.speech.say(f"Stopped after {self.called}. To continue: the same command with --resume")
             return 128 + self._stop.signal
@@ -94,6 +98,11 @@ class StageRunner:
             model, processor = load_vlm(self.source, **self._init_kwargs)
         for later in self.recipe.stages[self.stage.number - 1 :]:
             check_groups(model, later.train, later.freeze)
+            given = later.settings.get("processor_kwargs")
+            given = mapping_of("processor_kwargs", given) if isinstance(given, str) else given
+            configure(copy.deepcopy(processor), given)
+        if any(later.cache_vision_features for later in self.recipe.stages[self.stage.number :]):
+            VisionFeatureCache(model.requires_grad_(False))  # its error says why this tower cannot be kept
         return model, processor
 
     def _settle_quantisation(self) -> None:
@@ -106,10 +115,11 @@ class StageRunner:
                 "model_init_kwargs.quantization_config: weights in 4 bits do not train, adapters on them do. Set lora "
                 "(train: [projector, lora]), or take quantization_config out"
             )
+        wanted = four_bit_config(self.source, given, self.config.bf16)
         if "lora" not in self.stage.train:
             self.speech.say(f"{self.called}: no lora trains here, so the model is loaded without quantization_config")
             return
-        self._init_kwargs["quantization_config"] = four_bit_config(self.source, given, self.config.bf16)
+        self._init_kwargs["quantization_config"] = wanted
         self._init_kwargs.setdefault("device_map", {"": self.config.device})
 
     def prepare(self, model: Any) -> Prepared:
@@ -136,17 +146,11 @@ class StageRunner:
         return trainer
 
     @contextlib.contextmanager
-    def cached_features(self, model: Any, trainer: StageTrainer) -> Any:
+    def cached_features(self, model: Any) -> Any:
         """Inside the block the frozen tower runs once an image, where the recipe asks for that."""
         if not self.stage.cache_vision_features:
             yield
             return
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            # A rank that has all its images would not come to gather the tower's shards, and the others would wait for it
-            raise ValueError(
-                "cache_vision_features: the ranks share the tower's weights (FSDP or DeepSpeed), so all of them have to "
-                "run it in every step. Set cache_vision_features: false, or launch with DDP"
-            )
         cache = VisionFeatureCache(model)
         with cache.on():
             yield
@@ -170,9 +174,23 @@ class StageRunner:
         with self._stop.listening():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
-    def finish(self, trainer: Any) -> None:
-        """Measure, and put model, processor, recipe and metrics into their folder, which appears only when it is whole."""
-        metrics = self._metrics(trainer)
+    def measure(self, trainer: Any) -> dict[str, Any]:
+        """The stage's figures: its last log, and an evaluation where there is data. ValueError if nothing was learnt."""
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        if log and not any(entry.get("label_tokens", 1) for entry in log):
+            raise ValueError(
+                f"{self.called}: no logged step had a label token: with max_length={trainer.args.max_length} and "
+                f"on_long={trainer.args.on_long} every record was left out. Raise max_length"
+            )
+        return {
+            "stage": self.stage.name,
+            "steps": trainer.state.global_step,
+            "train": log[-1] if log else {},
+            "eval": trainer.evaluate() if self.stage.eval_data else {},
+        }
+
+    def finish(self, trainer: Any, metrics: dict[str, Any]) -> None:
+        """Put model, processor, recipe and metrics into their folder, which appears only when it is whole."""
         main, accelerator = trainer.is_world_process_zero(), trainer.accelerator
         output = self.folder.output_of(self.stage)
         part = output.with_name(output.name + ".part")
@@ -195,20 +213,6 @@ class StageRunner:
             part.rename(output)
         accelerator.wait_for_everyone()
         accelerator.free_memory()
-
-    def _metrics(self, trainer: Any) -> dict[str, Any]:
-        log = [entry for entry in trainer.state.log_history if "loss" in entry]
-        if log and not any(entry.get("label_tokens", 1) for entry in log):
-            raise ValueError(
-                f"{self.called}: no logged step had a label token: with max_length={trainer.args.max_length} and "
-                f"on_long={trainer.args.on_long} every record was left out. Raise max_length"
-            )
-        return {
-            "stage": self.stage.name,
-            "steps": trainer.state.global_step,
-            "train": log[-1] if log else {},
-            "eval": trainer.evaluate() if self.stage.eval_data else {},
-        }
 
 
 def with_lengths(data: Any, config: Any) -> Any:

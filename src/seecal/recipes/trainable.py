@@ -40,6 +40,8 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if self.r < 1:
             raise ValueError(f"lora.r={self.r}: the rank must be at least 1")
+        if self.alpha < 1:
+            raise ValueError(f"lora.alpha={self.alpha}: the adapters' output is multiplied by it. Set 1 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora.dropout={self.dropout}: expected 0 or more, and less than 1")
         if wrong := [one for one in self.targets if one not in ("language_model", "vision_tower")]:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from seecal.data.collators.vision import VisionCollator
+from seecal.data.sources import mixture
 from seecal.data.sources.load import load_records
-from seecal.data.sources.mixture import mix
+from seecal.data.sources.mixture import drawn, mix
 from tests.support.sources import RICH, llava_jsonl, load, messages
 from tests.support.tiny import tiny_llava_processor
 
@@ -148,3 +149,20 @@ def test_what_cannot_be_mixed(three):
             mix(*arguments)
     with pytest.raises(ValueError, match="stopping='never': expected one of all_exhausted"):
         mix({"a": a}, stopping="never")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "weights", "seed"), [([40, 200], [3, 1], 0), ([64, 12], [1, 9], 42), ([5, 700, 1300], [1, 2, 9], 7)]
+)
+def test_what_a_mixture_draws_is_known_from_its_lengths(lengths, weights, seed):
+    sets = {f"s{place}": load_records(rows(f"s{place}-", length)) for place, length in enumerate(lengths)}
+    counts = Counter(mix(sets, weights, seed=seed)["source"])
+    assert drawn(lengths, weights, seed=seed) == [counts[name] for name in sets]
+
+
+def test_very_many_draws_are_not_made_to_count_them(monkeypatch):
+    lengths, weights = [50_000, 80_000], [1, 4]
+    counted = drawn(lengths, weights, seed=0)
+    monkeypatch.setattr(mixture, "_MOST_DRAWS", 1000)
+    assert drawn(lengths, weights, seed=0) == pytest.approx(counted, rel=0.02)
+    assert drawn([600_000, 600_000], [1, 1_000_000], seed=0) == [600_000, 600_000_000_000]

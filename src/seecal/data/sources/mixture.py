@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Features, IterableDataset, Value, interleave_datasets
 
 from .records import FEATURES
 
 STOPPING = ("all_exhausted", "first_exhausted", "all_exhausted_without_replacement")
+_MOST_DRAWS = 10_000_000  # that are made one by one to count them
 _MIXED = Features({**FEATURES, "source": Value("string")})
 
 
@@ -64,6 +66,26 @@ def mix(
     named = [_named(dataset, name) for name, dataset in datasets.items()]
     probabilities = _probabilities(datasets, weights)
     return interleave_datasets(named, probabilities, seed=seed, stopping_strategy=stopping)  # type: ignore[arg-type]
+
+
+def drawn(lengths: Sequence[int], weights: Sequence[float], *, seed: int) -> list[int]:
+    """How many records :func:`mix` draws of each set, by these weights, until every record was drawn ("all_exhausted").
+
+    Counted on the draws that ``datasets`` makes, in blocks of a thousand; of more than ten million the expectation.
+    """
+    total = math.fsum(weights)
+    shares = [weight / total for weight in weights]
+    expected = max(length / share for length, share in zip(lengths, shares, strict=True))
+    if expected > _MOST_DRAWS:
+        return [round(expected * share) for share in shares]
+    random, sets, counts = np.random.default_rng(seed), np.arange(len(shares)), np.zeros(len(shares), np.int64)
+    while True:
+        draws = random.choice(len(shares), size=1000, p=shares)
+        running = counts + np.cumsum(draws[:, None] == sets, axis=0)
+        whole = (running >= np.asarray(lengths)).all(axis=1)
+        if whole.any():
+            return [int(one) for one in running[whole.argmax()]]
+        counts = running[-1]
 
 
 def _probabilities(datasets: Mapping[str, Any], weights: Mapping[str, float] | Sequence[float] | None) -> list[float]:
