@@ -17,13 +17,11 @@ from ..core.decoder import compile_layers
 from ..core.enable import disable_cal, enable_cal
 from ..core.state import state_of
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
-from ..data.collators.vision import VisionCollator
 from ..families.table import image_ids, unwrap
 from .answer_metrics import answer_metric
 from .arguments import cal_config, check_reporting, other_loss, refuse_other_losses, refuse_prompt_learning
 from .bad_steps import stop_at
 from .cal_config import CALConfig
-from .callbacks import EpochCallback
 from .data_trainer import DataTrainer
 from .frozen_tower import forward_only
 from .measured_before import with_measured
@@ -153,8 +151,6 @@ class CALTrainer(DataTrainer):
         ids = image_ids(model.config)
         patch_eval_head(model)
         self._put_data_in_place(ids)
-        if isinstance(self.data_collator, VisionCollator):
-            self.add_callback(EpochCallback(self.data_collator))
         self.add_callback(QuarantineCallback(self))
         self.add_callback(ExactCallback(self))
         self._oddity = check_processor(self.data_collator, model, ids)  # first: another family's has other ids too
@@ -206,6 +202,13 @@ class CALTrainer(DataTrainer):
         finally:
             self._watch.clear()
             state_of(unwrap(self.model)).forget_steps()
+
+    def _run_epoch(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super()._run_epoch(model, *args, **kwargs)
+        if self._watch.batches:  # a callback has ended the epoch in the middle of a step
+            model.zero_grad()
+            self._global_step.forget()
+            self._watch.clear()
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one step. The time they take is counted, without that of counting their labels."""
