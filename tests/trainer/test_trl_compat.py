@@ -1,8 +1,9 @@
-"""eval_loss is the class's own cross-entropy, also where the text config names a soft-cap or scale it leaves out."""
+"""What TRL and transformers do otherwise: the head that evaluates, and the precision in which weights are read again."""
 
 import pytest
 import torch
 from transformers import (
+    AutoModelForImageTextToText,
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
     Cohere2Config,
@@ -13,7 +14,8 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from seecal.trainer.trl_compat import patch_eval_head
+from seecal.trainer.trl_compat import load_as_saved, patch_eval_head
+from tests.support.tiny import tiny_llava
 
 TEXT = {
     "vocab_size": 64,
@@ -64,3 +66,35 @@ def test_the_fused_head_is_the_classs(build):
     assert abs(float(read_from_the_config - expected)) > 1e-2, "TRL reads it right by itself now: this can go"
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert model.config.get_text_config().to_dict() == before
+
+
+def widened(model, kind):
+    """A model of bfloat16 of which something was made wider, as fine-tuning scripts do, and trained a little."""
+    if kind == "all of it":
+        model.float()
+    elif kind == "its projector":
+        model.model.multi_modal_projector.float()
+    elif kind == "its head, in float64":
+        model.lm_head.double()
+    return model
+
+
+@pytest.mark.parametrize("kind", ["nothing", "all of it", "its projector", "its head, in float64"])
+def test_weights_are_read_again_to_the_last_bit(tmp_path, kind):
+    tiny_llava().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    one, other = (
+        widened(AutoModelForImageTextToText.from_pretrained(tmp_path / "base", dtype=torch.bfloat16), kind)
+        for _ in range(2)
+    )
+    with torch.no_grad():
+        for value in one.parameters():
+            value.add_(torch.randn_like(value) * 1e-4)
+    one.save_pretrained(tmp_path / "checkpoint")
+    other.config.dtype = torch.bfloat16
+    load_as_saved(other, str(tmp_path / "checkpoint"))
+    read = other.state_dict()
+    for name, value in one.state_dict().items():
+        assert read[name].dtype == value.dtype, name
+        assert torch.equal(read[name], value), name
+    assert other.config.dtype == torch.bfloat16, "the config is as it was"
+    assert other.config.text_config.dtype == one.config.text_config.dtype
