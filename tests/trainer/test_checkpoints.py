@@ -3,13 +3,14 @@
 import contextlib
 import errno
 import json
+import os
 import shutil
 import subprocess
 from collections import namedtuple
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from trl import SFTTrainer
 
 from seecal import CALTrainer
@@ -276,6 +277,52 @@ def test_the_best_one_is_found_where_it_lies(tmp_path):
     state = json.loads((checkpoints_in(tmp_path)[-1] / "trainer_state.json").read_text("utf8"))
     assert ".saving" not in json.dumps(state)
     assert damage(checkpoints_in(tmp_path)[-1]) is None
+
+
+BEST = {
+    "learning_rate": 1e-3,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "metric_for_best_model": "loss",
+    "greater_is_better": True,  # the loss falls, so that the first one is the best
+    "save_total_limit": 2,
+}
+
+
+def evaluated(folder, steps, **changes):
+    """A run of so many steps that keeps its first checkpoint as the best."""
+    this = trainer(folder, eval_dataset=tiny_dataset(4, 1), max_steps=8, **BEST, **changes)
+    this.args.max_steps = steps
+    return this
+
+
+@pytest.mark.parametrize("how", ["as it was", "renamed", "copied", "spelled otherwise", "spelled with dots"])
+def test_the_best_one_stays_the_best_where_a_run_was_moved(tmp_path, monkeypatch, how):
+    """Trainer takes one at another path for lost, and deletes one that is spelled otherwise."""
+    monkeypatch.chdir(tmp_path)
+    begun = "run" if how.startswith("spelled") else tmp_path / "run"
+    evaluated(begun, 4).train()
+    folder = {"as it was": begun, "spelled otherwise": tmp_path / "run", "spelled with dots": "./x/../run"}.get(how)
+    if folder is None:
+        folder = tmp_path / "moved"
+        shutil.copytree(begun, folder) if how == "copied" else begun.rename(folder)
+    (tmp_path / "x").mkdir()
+    this = evaluated(folder, 8, load_best_model_at_end=True)
+    this.train(resume_from_checkpoint=True)
+    assert sorted(one.name for one in checkpoints_in(tmp_path / folder)) == ["checkpoint-2", "checkpoint-8"]
+    assert os.path.samefile(this.state.best_model_checkpoint, tmp_path / folder / "checkpoint-2")
+    best = load_file(tmp_path / folder / "checkpoint-2" / "model.safetensors")
+    assert torch.equal(this.model.lm_head.weight, best[next(name for name in best if "lm_head" in name)])
+
+
+def test_a_best_one_that_is_gone_is_said(tmp_path, caplog):
+    """The last weights in the place of the best ones, without a word, is what nobody asked for."""
+    evaluated(tmp_path, 4).train()
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    this = evaluated(tmp_path, 8, load_best_model_at_end=True)
+    this.train(resume_from_checkpoint=True)
+    assert "checkpoint-2, the best checkpoint so far, is gone: the best of those from here on" in caplog.text
+    assert this.state.best_model_checkpoint == str(tmp_path / "checkpoint-6")
 
 
 def test_what_is_uploaded_has_its_name(tmp_path, monkeypatch):
