@@ -22,6 +22,7 @@ from .answer_metrics import answer_metric
 from .arguments import cal_config, check_reporting, other_loss, refuse_other_losses, refuse_prompt_learning
 from .bad_steps import stop_at
 from .cal_config import CALConfig
+from .checkpoints import has_named_adapters
 from .data_trainer import DataTrainer
 from .frozen_tower import forward_only
 from .measured_before import with_measured
@@ -304,7 +305,12 @@ class CALTrainer(DataTrainer):
 
     def _load_best_model(self) -> None:
         self._check_best()
-        if not self._load_as_saved(cast(str, self.state.best_model_checkpoint)):
+        best = cast(str, self.state.best_model_checkpoint)
+        if self._load_as_saved(best):
+            return
+        if has_named_adapters(best):  # Trainer looks for them where it resumes alone
+            super()._load_from_checkpoint(best)
+        else:
             super()._load_best_model()
 
     def _load_as_saved(self, folder: str) -> bool:

@@ -68,18 +68,23 @@ class SavingTrainer(WatchedTrainer):
             raise OSError(errno.ENOSPC, full)
         with self._written_aside(folder, step, needed):
             super()._save_checkpoint(model, trial)
+            self._wait_for_the_first()
             self._name_the_best_by(folder, step)
             about = self._about()
             self.accelerator.wait_for_everyone()  # each rank has written its own random numbers
             if self.args.should_save:
-                finish(folder, step, about)
+                finish(folder, step, about, self._beat_of_files)
         self.accelerator.wait_for_everyone()
         if self._to_push is not None:
             super()._push_from_checkpoint(str(folder / f"checkpoint-{step}"))
             self._to_push = None
+        self.watchdog.beat(f"checkpoint-{step} has its name")
         if self.args.should_save:
             best = self.state.best_model_checkpoint  # it is told from the others by its path
             rotate_checkpoints(str(folder), self.args.save_total_limit, best and str(folder / Path(best).name))
+
+    def _beat_of_files(self) -> None:
+        self.watchdog.beat(f"some more of a checkpoint is read after step {self.state.global_step}")
 
     def _about(self) -> dict[str, Any]:
         """What the manifest says beside the files; all ranks come here."""
@@ -127,6 +132,7 @@ class SavingTrainer(WatchedTrainer):
         super()._save(output_dir, state_dict)
         # The arguments once more, as a pickle that nothing of ours or of Trainer's reads again
         (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        self.watchdog.beat(f"the weights after step {self.state.global_step} are written")
 
     # ---- Reading ----
 
@@ -252,7 +258,11 @@ class SavingTrainer(WatchedTrainer):
     def _check_best(self) -> None:
         """ValueError where what ``load_best_model_at_end`` reads is damaged. It lies in ``output_dir``: see _find_best."""
         best = Path(str(self.state.best_model_checkpoint))
-        self._refuse_damaged(best, lambda folder: check_manifest(folder) or pickled_weights(folder))
+        self.watchdog.held = not self.is_world_process_zero()  # who reads it
+        self._refuse_damaged(
+            best, lambda folder: check_manifest(folder, self._beat_of_files) or pickled_weights(folder)
+        )
+        self._beat_of_files()
 
 
 @contextlib.contextmanager
