@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -15,9 +16,11 @@ from transformers import TrainerCallback, TrainingArguments
 from ..constants import LENGTH_COUNTS, QUARANTINED, RECORD_IDS
 from ..core.decoder import compile_layers
 from ..core.enable import disable_cal, enable_cal
+from ..core.main_pass import with_dummy_image
 from ..core.state import state_of
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
 from ..families.table import image_ids, unwrap
+from ..ops.distributed import world_size
 from .answer_metrics import answer_metric
 from .arguments import cal_config, check_reporting, other_loss, refuse_other_losses, refuse_prompt_learning
 from .bad_steps import stop_at
@@ -349,6 +352,12 @@ class CALTrainer(DataTrainer):
         super().log(logs, start_time)
 
     # ---- Evaluation ----
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; where ranks share weights, the same modules run on all of them whether or not a batch has images."""
+        shared = world_size() > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        with with_dummy_image(unwrap(self.model), inputs) if shared else contextlib.nullcontext():
+            return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _evaluation_loss(self, model: nn.Module, inputs: Any, return_outputs: bool) -> Any:
         with torch.no_grad():
