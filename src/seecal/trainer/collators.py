@@ -133,8 +133,8 @@ def check_settings_are_read(args: CALConfig, data_collator: Any, kind: Kind) -> 
     """Whether something reads what was set on how batches are made. ``data_collator``: the caller's own; None: ours.
 
     Raises:
-        ValueError: a :class:`seecal.VisionCollator` that has another value; any collator, for ``processor_kwargs``. Of other
-            collators, and of data that a setting is not for, it is said.
+        ValueError: a :class:`seecal.VisionCollator` that has another value; any collator, for ``processor_kwargs``. Of
+            other collators, and of data that a setting is not for, it is said.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(CALConfig)}
     asked = {name: getattr(args, name) for name in _OF_COLLATOR}

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerState
 
+from ..core.contrasts import contrast_named
 from ..data.collators.vision import VisionCollator
 from .fingerprint import fingerprint, what_differs
 from .manifests import MANIFEST
@@ -137,6 +138,9 @@ class ExactTrainer(SavingTrainer):
         normalize = getattr(self.args, "normalize", "global")
         if ways[0][1] != ways[1][1] and normalize not in ("global", "tokens"):
             return f"{changed}: normalize={normalize!r} averages inside each rank's batch{again}"
+        contrast = getattr(self.args, "contrast", "drop")
+        if ways[0][1] != ways[1][1] and contrast_named(contrast).takes_others:
+            return f"{changed}: contrast={contrast!r} takes an image of the same rank's batch{again}"
         if records % of_a_step and not 0 < self.args.max_steps <= records // of_a_step:
             return (
                 f"{changed}: {records} records are no whole number of steps of {of_a_step}, and what is left at the end "
