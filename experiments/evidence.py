@@ -41,8 +41,8 @@ at first, the demo's has 140 million. Nothing here says how a large model behave
 DEMO_ALONE = """\
 ## One training of the demo's model
 
-Each of the two sections below is about one training of one small model (`seecal demo`, 140 million parameters), not the same
-one. Intervals are over its drawings, not over trainings, and nothing there compares CAL with plain training.
+Each of the two sections below is about one training of one small model (`seecal demo`, 140 million parameters), and not
+about the same one. Intervals are over its drawings, not over trainings, and nothing there compares CAL with plain training.
 
 AUROC is the share of pairs in which the first of two is the higher one, 0.5 by chance. In brackets: 95 % intervals. An
 interval without 0.5 is called above or below chance and stands in bold; with so many cells some are so by accident.

@@ -20,8 +20,8 @@ def once(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def weight_shares(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of the label tokens after an image, those with Δ at or below alpha, between, at or above beta: the mean of a training's
-    logs. Empty without Δ."""
+    """Of the label tokens after an image, those with Δ at or below alpha, between, at or above beta: the mean of a
+    training's logs. Empty without Δ."""
     names = ("share_at_alpha", "share_inside", "share_at_beta")
     found = {name: [log[name] for log in history if name in log] for name in names}
     return {name.removeprefix("share_"): round(float(np.mean(values)), 4) for name, values in found.items() if values}

@@ -42,24 +42,24 @@ INTRODUCTION = """\
 language model) and see the same records in the same order. Two runs of `window`, made again from a clean clone and an empty
 cache on the same machine, had the committed numbers to the last digit.
 
-Differences are paired: the same seed, the same items of the test set (of validation where the section says so). In brackets:
-95 % intervals, from the lower to the upper end of two, Student's t over the seeds and a bootstrap over seeds and items
-(percentiles widened for few seeds). Bold: both are clear of zero, and so is p of the exact match after Holm's correction:
-over an experiment's pooled comparisons, and for themselves over those of single cells. NLLs are not corrected. Pooled: the
-mean over the cells that count; nothing is said of other cells.
+Differences are paired: the same seed, the same items of the test set (of validation where the section says so). In
+brackets: 95 % intervals, from the lower to the upper end of two, Student's t over the seeds and a bootstrap over seeds and
+items (percentiles widened for few seeds). Bold: both are clear of zero, and so is p of the exact match after Holm's
+correction: over an experiment's pooled comparisons, and for themselves over those of single cells. NLLs are not corrected.
+Pooled: the mean over the cells that count; nothing is said of other cells.
 
 The second table of an experiment is always of the test set. Its column on Δ is over the tokens after an image, before
-pooling: how many have Δ at or below α, between, at or above β ("–" for weightings that do not clamp Δ so). Minutes are those
-of weighing and training, without the measuring.
+pooling: how many have Δ at or below α, between, at or above β ("–" for weightings that do not clamp Δ so). Minutes are
+those of weighing and training, without the measuring.
 """
 ALIGNMENT = """\
 ### Do the models see? The alignment of every cell
 
 A cell counts if a plain stage 2 on clean answers brings the test accuracy at least halfway from the commonest answer's
 share to 1, and the mean Δ of visual tokens after stage 1 is at least 1 logit and above that of filler. Others are shown and
-not pooled. α and β are calibrated: α is the Δ that as many tokens exceed as are words of the image (a twentieth to a fifth),
-and two fifths of those reach β. Inside: the share of tokens whose Δ lies between the paper's 1 and 5, where a weight is not the
-same for all.
+not pooled. α and β are calibrated: α is the Δ that as many tokens exceed as are words of the image (a twentieth to a
+fifth), and two fifths of those reach β. Inside: the share of tokens whose Δ lies between the paper's 1 and 5, where a weight
+is not the same for all.
 """
 _CLASSES = ("visual", "filler")  # of tokens, as rows have them
 _BETTER = {"above": "more right than", "below": "fewer right than"}

@@ -5,6 +5,7 @@ IGNORE_INDEX = -100
 
 # Entries of a batch, beside what the model's own forward takes.
 CONTRAST_PREFIX = "contrast_"  # begins the names of inputs for the pass without the image
+NO_CONTRAST = f"{CONTRAST_PREFIX}missing"  # [B] bool, rows whose image nothing could be put in the place of
 TOKEN_WEIGHTS = "token_weights"  # [B, L], weights that somebody has measured before
 LENGTH_COUNTS = "long_records"  # [2], how many records the collator left out, and how many it cut
 RECORD_IDS = "record_ids"  # what errors call the records of the batch

@@ -25,9 +25,10 @@ from tests.trainer.test_quarantine import damage_image, png, take_answer
 TEXT_ONLY = range(4, 12)  # all of rank 1 in the first step, all of rank 0 in the second
 SILENT = range(20, 28)  # all of rank 1 in the third step, all of rank 0 in the fourth: rows without a label
 DAMAGED, UNANSWERED = 17, 29  # put aside while the other rank's records are good
+SHARDED = ["LlamaDecoderLayer", "CLIPEncoderLayer"]  # the tower's too: a rank that leaves it out is waited for
 ENGINES = {
     "ddp": {},
-    "fsdp2": {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}},
+    "fsdp2": {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": SHARDED}},
     "zero2": {"deepspeed": deepspeed_settings(2)},
     "zero3": {"deepspeed": deepspeed_settings(3)},
 }
@@ -59,7 +60,9 @@ def records(bad):
 def steps(folder, batch_size, bad, **changes):
     """The trainer after four steps from the model in folder/model, what it logged, and what it put aside."""
     out = Path(folder) / f"batch-{batch_size}-{bad}"
-    args = sgd_config(out, batch_size, 1, on_bad="skip" if bad else "error", gradient_checkpointing=True, **changes)
+    bad_records = {"on_bad": "skip" if bad else "error"}
+    sizes = {"per_device_eval_batch_size": batch_size}
+    args = sgd_config(out, batch_size, 1, gradient_checkpointing=True, **bad_records, **sizes, **changes)
     processor = tiny_llava_processor()
     model = AutoModelForImageTextToText.from_pretrained(Path(folder) / "model")
     collator = None if bad else Silent(processor)
@@ -69,6 +72,11 @@ def steps(folder, batch_size, bad, **changes):
     file = out / "quarantine.jsonl"
     told = [(one["id"], one["step"], one["replaced_by"]) for one in read_quarantine(file)] if file.exists() else []
     return trainer, log, sorted(told)
+
+
+def eval_loss(trainer):
+    """Of eight records, the second half of which has no image: all of rank 1's."""
+    return trainer.evaluate(records(False)[:8])["eval_loss"]
 
 
 def fsdp_on_the_cpu():
@@ -93,9 +101,10 @@ if __name__ == "__main__":
             weights = {name: whole(value) for name, value in trainer.model.state_dict().items()}
         else:
             weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        loss = eval_loss(trainer) if engine == "fsdp2" else None
         shards = [type(one).__name__ for one in trainer.model.parameters()]
         if torch.distributed.get_rank() == 0:
-            found = {"log": log, "weights": weights, "told": told, "sharded": "DTensor" in shards}
+            found = {"log": log, "weights": weights, "told": told, "eval_loss": loss, "sharded": "DTensor" in shards}
             torch.save(found, os.path.join(folder, f"{bad}.pt"))
         torch.distributed.barrier()
     leave(0)

@@ -1,5 +1,6 @@
-"""Callbacks: a signal that one of two ranks gets, and the collator's epoch."""
+"""Callbacks: a signal that one of two ranks gets, the collator's epoch, evaluations whose length nobody knows."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,14 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import IterableDataset
+from torch.utils.data import DataLoader
 
 from seecal import CALTrainer, VisionCollator
-from seecal.trainer.callbacks import EpochCallback, StopOnSignal
+from seecal.trainer.callbacks import ProgressCallback, StopOnSignal
 from seecal.trainer.checkpoints import damage
 from tests.support.paths import ROOT
 from tests.support.processes import environment, interruptible, limit, two_ranks
 from tests.support.sgd import sgd_config
-from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
+from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor, tiny_records
 
 WORKER = """
 import os, sys, signal
@@ -84,20 +87,64 @@ def test_the_reduction_happens_in_every_step_of_every_rank(monkeypatch):
     assert control.should_training_stop
 
 
+class Seen(VisionCollator):
+    """Notes the epoch of each batch."""
+
+    def __call__(self, records):
+        self.__dict__.setdefault("seen", []).append(self.epoch)
+        return super().__call__(records)
+
+
 def test_the_collator_hears_of_each_epoch(tmp_path):
-    seen = []
-
-    class Seen(VisionCollator):
-        def __call__(self, records):
-            seen.append(self.epoch)
-            return super().__call__(records)
-
     collator = Seen(tiny_llava_processor())
     args = sgd_config(tmp_path, 4, 1, max_steps=-1, num_train_epochs=3)
     this = CALTrainer(tiny_llava(), args, collator, tiny_dataset(4), processing_class=tiny_llava_processor())
-    assert any(isinstance(callback, EpochCallback) for callback in this.callback_handler.callbacks)
     this.train()
-    assert seen == [0, 1, 2]
+    assert collator.seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_collator_hears_of_each_pass_over_a_stream(tmp_path, accumulation):
+    """For Trainer's state all of them are one epoch. The same after a resume: the noise of a pass is its own."""
+    rows = tiny_records(8)
+    data = IterableDataset.from_generator(lambda: iter(rows))
+
+    def trained(folder, resume):
+        collator = Seen(tiny_llava_processor(), contrast="noise", strength=0.5)
+        changes = {"max_steps": 7, "save_strategy": "steps", "save_steps": 5, "contrast": "noise"}
+        args = sgd_config(folder, 4 // accumulation, accumulation, **changes)
+        this = CALTrainer(tiny_llava(), args, collator, data, processing_class=tiny_llava_processor())
+        this.train(resume_from_checkpoint=resume)
+        return collator.seen, [(one["loss"], one["delta_mean"]) for one in this.state.log_history if "loss" in one]
+
+    seen, whole = trained(tmp_path / "one", None)
+    assert seen[: 7 * accumulation] == [step // 2 for step in range(7) for _ in range(accumulation)]
+    shutil.copytree(tmp_path / "one" / "checkpoint-5", tmp_path / "two" / "checkpoint-5")
+    _, resumed = trained(tmp_path / "two", True)
+    assert resumed == whole
+
+
+@pytest.mark.parametrize("kind", ["a stream", "a stream with workers", "no len at all"])
+def test_an_evaluation_whose_length_nobody_knows(kind):
+    """A data loader over a stream has a ``__len__`` that raises TypeError."""
+    rows = IterableDataset.from_generator(lambda: iter([{"a": 1}, {"a": 2}]))
+    loader = iter(()) if kind == "no len at all" else DataLoader(rows, num_workers=int("workers" in kind))
+    if kind != "no len at all":
+        assert hasattr(loader, "__len__")
+    started = []
+
+    class Task(SimpleNamespace):
+        def advance(self):
+            started[0]["done"] += 1
+
+    def start(name, total, unit):
+        started.append({"name": name, "total": total, "done": 0})
+        return Task()
+
+    callback = ProgressCallback(SimpleNamespace(start=start), "stage 1")
+    for _ in range(2):
+        callback.on_prediction_step(None, None, None, eval_dataloader=loader)
+    assert started == [{"name": "evaluate stage 1", "total": None, "done": 2}]
 
 
 SCRIPT = """

@@ -3,13 +3,16 @@
 import contextlib
 import errno
 import json
+import os
 import shutil
 import subprocess
 from collections import namedtuple
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from seecal import CALTrainer
@@ -22,14 +25,38 @@ from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
 Usage = namedtuple("Usage", ["total", "used", "free"])
 
 
-def trainer(folder, **changes):
+def trainer(folder, adapter=None, **changes):
     evaluation = changes.pop("eval_dataset", None)
     settings = {"max_steps": 6, "save_steps": 2, "save_strategy": "steps", "logging_steps": 1, "optim": "adamw_torch"}
     args = sgd_config(folder, 2, 1, **(settings | changes))
     model = tiny_llava()
+    if adapter is not None:
+        torch.manual_seed(0)
+        lora = LoraConfig(target_modules=["q_proj", "v_proj"], r=2, modules_to_save=["multi_modal_projector"])
+        model = get_peft_model(model, lora, adapter_name=adapter[0])
+        for name in adapter[1:]:
+            model.add_adapter(name, lora)
+        model.set_adapter(adapter[-1])
     return CALTrainer(
         model, args, train_dataset=tiny_dataset(12), eval_dataset=evaluation, processing_class=tiny_llava_processor()
     )
+
+
+BEST = {
+    "learning_rate": 1e-3,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "metric_for_best_model": "loss",
+    "greater_is_better": True,  # the loss falls, so that the first one is the best
+    "save_total_limit": 2,
+}
+
+
+def evaluated(folder, steps, **changes):
+    """A run of so many steps that keeps its first checkpoint as the best."""
+    this = trainer(folder, eval_dataset=tiny_dataset(4, 1), max_steps=8, **BEST, **changes)
+    this.args.max_steps = steps
+    return this
 
 
 def losses(this):
@@ -133,10 +160,43 @@ def test_a_shard_that_is_gone(tmp_path):
     assert damage(tmp_path) == "model-00002-of-00002.safetensors is not there"
 
 
-def test_a_file_more_is_told(whole, tmp_path):
+READ = [
+    *("optimizer.bin", "scaler.pt", "adapter_model.safetensors", "mine/adapter_config.json", "adapter_model.bin"),
+    *(
+        "model-00001-of-00002.safetensors",
+        "pytorch_model_fsdp_0/.metadata",
+        "optimizer_0/__0_0.distcp",
+        "RNG_STATE_1.pth",
+    ),
+    *("global_step6/mp_rank_00_model_states.pt", "latest"),
+]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_file_more_that_loading_reads_is_told(whole, tmp_path, name):
     shutil.copytree(whole[0] / "checkpoint-6", tmp_path / "checkpoint-6")
-    (tmp_path / "checkpoint-6" / "optimizer.bin").write_bytes(b"another")
-    assert damage(tmp_path / "checkpoint-6") == "optimizer.bin was not written with it"
+    (tmp_path / "checkpoint-6" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "checkpoint-6" / name).write_bytes(b"another")
+    assert damage(tmp_path / "checkpoint-6") == f"{name} was not written with it"
+
+
+@pytest.mark.parametrize("name", ["notes.json", "ema.pt", "plots/step.png"])
+def test_a_file_more_that_nothing_reads_is_only_said(tmp_path, caplog, name):
+    """A callback adds it when a checkpoint is saved: it is gone on from, and the best of them is loaded."""
+
+    class Adds(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            file = tmp_path / f"checkpoint-{state.global_step}" / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(b"more")
+
+    for resume in (None, True):
+        this = evaluated(tmp_path, 6 if resume else 4, load_best_model_at_end=True)
+        this.add_callback(Adds())
+        this.train(resume_from_checkpoint=resume)
+    assert this.state.global_step == 6
+    assert f"{tmp_path}/checkpoint-4: {name} was added later; nothing reads it" in caplog.text
+    assert f"{tmp_path}/checkpoint-2: {name} was added later; nothing reads it" in caplog.text
 
 
 def test_resume_takes_the_newest_whole_one(whole, tmp_path, caplog):
@@ -276,6 +336,69 @@ def test_the_best_one_is_found_where_it_lies(tmp_path):
     state = json.loads((checkpoints_in(tmp_path)[-1] / "trainer_state.json").read_text("utf8"))
     assert ".saving" not in json.dumps(state)
     assert damage(checkpoints_in(tmp_path)[-1]) is None
+
+
+@pytest.mark.parametrize("how", ["as it was", "renamed", "copied", "spelled otherwise", "spelled with dots"])
+def test_the_best_one_stays_the_best_where_a_run_was_moved(tmp_path, monkeypatch, how):
+    """Trainer takes one at another path for lost, and deletes one that is spelled otherwise."""
+    monkeypatch.chdir(tmp_path)
+    begun = "run" if how.startswith("spelled") else tmp_path / "run"
+    evaluated(begun, 4).train()
+    folder = {"as it was": begun, "spelled otherwise": tmp_path / "run", "spelled with dots": "./x/../run"}.get(how)
+    if folder is None:
+        folder = tmp_path / "moved"
+        shutil.copytree(begun, folder) if how == "copied" else begun.rename(folder)
+    (tmp_path / "x").mkdir()
+    this = evaluated(folder, 8, load_best_model_at_end=True)
+    this.train(resume_from_checkpoint=True)
+    assert sorted(one.name for one in checkpoints_in(tmp_path / folder)) == ["checkpoint-2", "checkpoint-8"]
+    assert os.path.samefile(this.state.best_model_checkpoint, tmp_path / folder / "checkpoint-2")
+    best = load_file(tmp_path / folder / "checkpoint-2" / "model.safetensors")
+    assert torch.equal(this.model.lm_head.weight, best[next(name for name in best if "lm_head" in name)])
+
+
+def test_a_best_one_that_is_gone_is_said(tmp_path, caplog):
+    """The last weights in the place of the best ones, without a word, is what nobody asked for."""
+    evaluated(tmp_path, 4).train()
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    this = evaluated(tmp_path, 8, load_best_model_at_end=True)
+    this.train(resume_from_checkpoint=True)
+    assert "checkpoint-2, the best checkpoint so far, is gone: the best of those from here on" in caplog.text
+    assert this.state.best_model_checkpoint == str(tmp_path / "checkpoint-6")
+
+
+@pytest.mark.parametrize("names", [["default"], ["mine"], ["default", "mine"]], ids=" and ".join)
+def test_adapters_of_any_name_go_on_and_the_best_is_loaded(tmp_path, names):
+    """PEFT writes those that are not called "default" into folders; the last of the names is the one that trains."""
+    whole = trainer(tmp_path / "whole", names, max_steps=4)
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "run" / "checkpoint-2")
+    this = trainer(tmp_path / "run", names, max_steps=4)
+    this.train(resume_from_checkpoint=True)
+    assert losses(this) == losses(whole)
+    assert trainable(this).keys() == trainable(whole).keys()
+    best = evaluated(tmp_path / "best", 4, adapter=names, load_best_model_at_end=True)
+    kept = {}
+    best.add_callback(Keeps(kept))
+    best.train()
+    assert best.state.best_model_checkpoint == str(tmp_path / "best" / "checkpoint-2")
+    assert all(torch.equal(value, kept[2][name]) for name, value in trainable(best).items())
+    assert not all(torch.equal(value, kept[4][name]) for name, value in trainable(best).items())
+
+
+def trainable(this):
+    return {name: value for name, value in this.model.named_parameters() if value.requires_grad}
+
+
+class Keeps(TrainerCallback):
+    """The trained weights at each save."""
+
+    def __init__(self, kept):
+        self._kept = kept
+
+    def on_save(self, args, state, control, model, **kwargs):
+        named = model.named_parameters()
+        self._kept[state.global_step] = {name: value.detach().clone() for name, value in named if value.requires_grad}
 
 
 def test_what_is_uploaded_has_its_name(tmp_path, monkeypatch):

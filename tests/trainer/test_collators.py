@@ -163,7 +163,7 @@ def test_settings_of_the_processor_are_set_before_training_and_saved(tmp_path):
     with pytest.raises(ValueError, match="LlavaProcessor has no setting 'max_pixel'"):
         CALTrainer(tiny_llava(), wrong, train_dataset=prompts, processing_class=tiny_llava_processor())
     given = VisionCollator(tiny_llava_processor())
-    with pytest.raises(ValueError, match=r"processor_kwargs with data_collator.*processor_kwargs="):
+    with pytest.raises(ValueError, match=r"processor_kwargs=.* with data_collator.*VisionCollator.*processor_kwargs="):
         CALTrainer(tiny_llava(), args, given, chats, processing_class=tiny_llava_processor())
 
 
@@ -175,6 +175,50 @@ def test_one_that_is_given_stays(tmp_path):
         this.train()
         expected = VisionCollator(tiny_llava_processor())([data[0], data[1]])
         assert torch.equal(this.batch["labels"], expected["labels"]), "it gets the records, not TRL's token ids of them"
+
+
+SETTINGS = {
+    "train_on": ("last", "train_on='last'"),
+    "max_length": (200, "max_length=200"),
+    "image_decoding": ("reduced", "decoding='reduced'"),
+    "on_long": ("drop", "on_long='drop'"),
+    "pad_to_multiple_of": (8, "pad_to_multiple_of=8"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_that_a_given_collator_does_not_read(tmp_path, caplog, name):
+    """It would train on other tokens, or pixels, than were asked for."""
+    value, there = SETTINGS[name]
+    args, processor = config(tmp_path, **{name: value}), tiny_llava_processor()
+    with pytest.raises(ValueError, match=rf"{name}={value!r} with data_collator.*VisionCollator\(processor, {there}\)"):
+        CALTrainer(tiny_llava(), args, VisionCollator(processor), tiny_dataset(2), processing_class=processor)
+    same = VisionCollator(processor, **{there.split("=")[0]: value})
+    CALTrainer(tiny_llava(), args, same, tiny_dataset(2), processing_class=processor)
+    assert "not read" not in caplog.text
+    own = lambda records: same(records)  # noqa: E731
+    CALTrainer(tiny_llava(), args, own, tiny_dataset(2), processing_class=processor)
+    assert f"{name}={value!r}: not read, since data_collator makes the batches (function)" in caplog.text
+
+
+UNREAD = [
+    ("prompts", "train_on", "last", True),
+    ("prompts", "image_decoding", "reduced", True),
+    ("prompts", "on_long", "drop", False),
+    ("text", "train_on", "last", True),
+    ("text", "on_long", "drop", True),
+    ("text", "max_length", 200, False),
+]
+
+
+@pytest.mark.parametrize(("data", "name", "value", "said"), UNREAD)
+def test_a_setting_that_is_not_for_such_data_is_said(tmp_path, caplog, data, name, value, said):
+    rows = [{"prompt": "<image> a photo" if data == "prompts" else "a photo", "completion": " a photo"}] * 2
+    if data == "prompts":
+        rows = [{**row, "images": [tiny_image("red")]} for row in rows]
+    args = config(tmp_path, **{name: value})
+    CALTrainer(tiny_llava(), args, train_dataset=rows, processing_class=tiny_llava_processor())
+    assert (f"{name}={value!r}: not read for data without messages" in caplog.text) == said
 
 
 def test_a_contrast_on_pixels_reaches_the_collator_and_not_the_evaluation(tmp_path):

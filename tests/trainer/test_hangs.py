@@ -1,17 +1,21 @@
 """Hangs: every rank writes its stacks and ends with a code of its own; what is only slow goes on."""
 
 import faulthandler
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+from trl import SFTTrainer
 
 from seecal import CALConfig, CALTrainer
-from seecal.trainer import hangs
+from seecal.trainer import hangs, manifests
+from seecal.trainer.checkpoints import finish
 from seecal.trainer.hangs import HANG_EXIT_CODE, Watchdog
 from tests.support.paths import ROOT
 from tests.support.processes import environment, limit
@@ -93,6 +97,56 @@ def test_what_is_slow_all_the_time_is_progress(tmp_path, what):
     assert ended == []
     assert not [*tmp_path.glob("hang-*")]
     assert not [one for one in threading.enumerate() if one.name.startswith("seecal")], "the watch ends with it"
+
+
+@pytest.mark.parametrize(("what", "part"), [("a save", "_sync"), ("a save", "_digest"), ("the best one", "_digest")])
+def test_reading_what_was_written_is_progress(tmp_path, monkeypatch, part, what):
+    """Each file to the disk, each block of a large one: none takes the time, all of them together do."""
+    timeout, ended = seconds(0.5), []
+    trainer = trainer_of(tmp_path, ended, timeout)
+    folder = tmp_path / ".saving-1" / "checkpoint-1"
+    trainer._save(str(folder))
+    if part == "_digest":
+        monkeypatch.setattr(manifests, "_BLOCK", 1 << 15)
+        slowed = slow(hashlib.sha256().update, 0.1 * timeout)
+        monkeypatch.setattr(manifests, "hashlib", SimpleNamespace(sha256=lambda *given: Sums(slowed, *given)))
+    else:
+        monkeypatch.setattr(manifests, "_sync", slow(manifests._sync, 0.4 * timeout))
+    with trainer.watchdog.watching("a save"):
+        started = time.monotonic()
+        finish(tmp_path, 1, {}, trainer._beat_of_files)
+        if what == "the best one":
+            trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+            trainer._check_best()
+    assert time.monotonic() - started > 1.5 * timeout
+    assert ended == []
+
+
+class Sums:
+    """A checksum that is slow to take bytes."""
+
+    def __init__(self, slowed, *given):
+        self._slowed, self._plain = slowed, hashlib.sha256(*given)
+
+    def update(self, block):
+        self._slowed(b"")
+        self._plain.update(block)
+
+    def hexdigest(self):
+        return self._plain.hexdigest()
+
+
+def test_a_rank_that_writes_nothing_waits_for_the_one_that_does(tmp_path, monkeypatch):
+    """However long that takes: it is watched where it writes."""
+    timeout, ended, seen = seconds(0.5), [], []
+    trainer = trainer_of(tmp_path, ended, timeout)
+    monkeypatch.setattr(type(trainer.args), "should_save", False)
+    monkeypatch.setattr(SFTTrainer, "_save_checkpoint", lambda *_: seen.append(trainer.watchdog.held))
+    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", lambda: seen.append(trainer.watchdog.held))
+    monkeypatch.setattr(trainer, "_about", dict)
+    trainer._save_checkpoint(trainer.model, None)
+    assert seen == [False, True, True, True], "before it; while the others write; while they read it again"
+    assert not trainer.watchdog.held
 
 
 def watched(folder, timeout, before_end=lambda: None, **more):

@@ -234,6 +234,44 @@ def test_a_stream_that_has_begun_again(tmp_path, workers, accumulation):
         assert json.loads((part / f"checkpoint-{step}" / MANIFEST).read_text())["data"] == {"records": None}
 
 
+def only_some_with_images(n, without):
+    rows = tiny_records(n)
+    for index in without:
+        rows[index]["images"] = []
+    return rows
+
+
+SPARSE = {
+    "one has an image": (1, 3, 5, 7),
+    "the first alone": (1, 2, 3, 4, 5, 6, 7),
+    "some batches": (1, 2, 3, 5),
+}
+
+
+@pytest.mark.parametrize("sparse", SPARSE)
+@pytest.mark.parametrize("form", ["a list", "a stream"])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_what_an_image_is_swapped_with_does_not_depend_on_where_the_run_began(tmp_path, form, sparse, workers):
+    """The image of an earlier batch is one that this process has seen. Of two records in a batch one or none has any."""
+    rows = only_some_with_images(8, SPARSE[sparse])
+    data = rows if form == "a list" else IterableDataset.from_generator(lambda: iter(rows))
+    changes = {"contrast": "swap", "max_steps": 6, "save_steps": 1, "train_sampling_strategy": "sequential"}
+    changes["dataloader_num_workers"] = workers
+    one = trainer(tmp_path / "one", data, 2, **changes)
+    one.train()
+    measured = [entry.get("delta_mean") for entry in logs(one)[:-1]]
+    if form == "a list":
+        lonely = sparse == "the first alone"  # in the whole data: nothing to swap it with
+        assert (measured[0] is None) == lonely
+        assert any(value is not None for value in measured) != lonely
+    for step in (1, 3):
+        part = tmp_path / f"from-{step}"
+        shutil.copytree(tmp_path / "one" / f"checkpoint-{step}", part / f"checkpoint-{step}")
+        two = trainer(part, data, 2, **changes)
+        two.train(resume_from_checkpoint=True)
+        assert logs(two) == logs(one)
+
+
 # ---- Order and batches ----
 
 REFUSED = {
@@ -273,6 +311,7 @@ CUTS = {
         r"'group_by_length' makes batches for so many ranks",
     ),
     "averages": ({"normalize": "sample"}, 24, r"normalize='sample' averages inside each rank's batch"),
+    "swapped images": ({"contrast": "swap"}, 24, r"contrast='swap' takes an image of the same rank's batch"),
     "what is left": ({"max_steps": 7}, 26, r"26 records are no whole number of steps of 4"),
     "a stream": ({}, None, r"a stream is cut into batches before they are dealt out"),
 }

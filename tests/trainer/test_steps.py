@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from seecal import CALTrainer
-from seecal.data.collators.vision import VisionCollator
 from seecal.trainer import callbacks
-from seecal.trainer.callbacks import EpochCallback, StopOnSignal
+from seecal.trainer.callbacks import StopOnSignal
 from tests.support.processes import interruptible
 from tests.support.sgd import sgd_config
-from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
+from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor, tiny_records
 
 
 def trainer_of(folder, batch_size, accumulation, n, **changes):
@@ -36,6 +36,63 @@ def test_a_last_step_of_fewer_micro_batches_is_a_whole_step(normalize, tmp_path)
     assert float(moved.abs().max()) > 1e-3
     assert split_loss == pytest.approx(loss, rel=1e-5)
     torch.testing.assert_close(split_moved, moved, atol=1e-6, rtol=1e-4)
+
+
+class Stream:
+    """Records that are read from the beginning again and again."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+STEP = ("loss", "cross_entropy", "grad_norm", "label_tokens", "delta_mean")
+
+
+def steps_of(folder, data, batch_size, accumulation, callbacks=(), **changes):
+    settings = {"max_steps": 3, "max_grad_norm": 0.0, "gradient_checkpointing": False, **changes}
+    args = sgd_config(folder, batch_size, accumulation, **settings)
+    trainer = CALTrainer(
+        tiny_llava(), args, train_dataset=data, processing_class=tiny_llava_processor(), callbacks=[*callbacks]
+    )
+    trainer.train()
+    return [[entry[name] for name in STEP] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("normalize", ["global", "tokens", "micro_batch", "sample", "matched"])
+def test_what_a_stream_has_left_at_its_end_is_in_no_step(tmp_path, normalize):
+    """Three micro-batches, the last perhaps of one record, where a step has two: the next pass begins with its own step."""
+    expected = steps_of(tmp_path, tiny_records(7)[:4], 2, 2, normalize=normalize)
+    for count in (6, 5) if normalize == "global" else (6,):
+        assert steps_of(tmp_path, Stream(tiny_records(7)[:count]), 2, 2, normalize=normalize) == expected
+
+
+@pytest.mark.parametrize(("accumulation", "left"), [(4, 3), (8, 3)])
+def test_a_stream_that_makes_no_step_is_an_error(tmp_path, accumulation, left):
+    """Trainer would begin it again for ever."""
+    with pytest.raises(ValueError, match=rf"ends after {left} batches, and a step takes {accumulation}.*to {left} or"):
+        steps_of(tmp_path, Stream(tiny_records(6)), 2, accumulation)
+
+
+class EndsEarly(TrainerCallback):
+    """Ends the first epoch after the first micro-batch of its second step."""
+
+    calls = 0
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.calls += 1
+        control.should_epoch_stop = self.calls == 2
+
+
+@pytest.mark.parametrize("normalize", ["global", "sample"])
+def test_a_step_that_a_callback_breaks_off_is_forgotten(tmp_path, normalize):
+    """The step after it has the gradients of its own micro-batches alone."""
+    changes = {"max_steps": 4, "learning_rate": 0.0, "normalize": normalize}
+    first, again, *_ = steps_of(tmp_path, tiny_records(8), 2, 2, [EndsEarly()], **changes)
+    assert again[STEP.index("grad_norm")] == first[STEP.index("grad_norm")]
+    assert normalize != "global" or again[0] == first[0]
 
 
 @pytest.mark.parametrize(
@@ -71,14 +128,6 @@ def test_an_error_names_the_records_of_its_own_step_only(tmp_path):
     trainer._stop_unless_finite = noting.__get__(trainer)
     trainer.train()
     assert names == [[f"record 'r{index}'" for index in pair] for pair in ((0, 1), (2, 3), (4, 5))]
-
-
-def test_the_epoch_reaches_the_collator():
-    collator = VisionCollator(tiny_llava_processor())
-    callback = EpochCallback(collator)
-    for epoch, expected in ((0, 0), (1.0, 1), (2.0000001, 2), (None, 0)):
-        callback.on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
-        assert collator.epoch == expected
 
 
 def test_a_stopped_run_is_saved_and_ends():

@@ -1,5 +1,5 @@
-"""eval_loss is the class's own cross-entropy, also where the text config names a soft-cap or scale it leaves out; a model
-that SFTTrainer loads by its name is read as safely as seecal reads one."""
+"""What TRL and transformers do otherwise: the head that evaluates, the precision in which weights are read again, and what
+is read of a model that SFTTrainer loads by its name."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
+    AutoModelForImageTextToText,
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
     Cohere2Config,
@@ -20,7 +21,7 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from seecal import CALTrainer
-from seecal.trainer.trl_compat import patch_eval_head
+from seecal.trainer.trl_compat import load_as_saved, patch_eval_head
 from tests.support.planted import left_no, planted_module, planted_torch
 from tests.support.sgd import sgd_config
 from tests.support.tiny import tiny_dataset, tiny_llava, tiny_llava_processor
@@ -155,3 +156,35 @@ def test_the_folder_of_an_adapter_is_no_model_by_its_name(folder):
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(ValueError, match=r"its weights are adapter_model\.bin"):
         by_name(adapter)
+
+
+def widened(model, kind):
+    """A model of bfloat16 of which something was made wider, as fine-tuning scripts do, and trained a little."""
+    if kind == "all of it":
+        model.float()
+    elif kind == "its projector":
+        model.model.multi_modal_projector.float()
+    elif kind == "its head, in float64":
+        model.lm_head.double()
+    return model
+
+
+@pytest.mark.parametrize("kind", ["nothing", "all of it", "its projector", "its head, in float64"])
+def test_weights_are_read_again_to_the_last_bit(tmp_path, kind):
+    tiny_llava().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    one, other = (
+        widened(AutoModelForImageTextToText.from_pretrained(tmp_path / "base", dtype=torch.bfloat16), kind)
+        for _ in range(2)
+    )
+    with torch.no_grad():
+        for value in one.parameters():
+            value.add_(torch.randn_like(value) * 1e-4)
+    one.save_pretrained(tmp_path / "checkpoint")
+    other.config.dtype = torch.bfloat16
+    load_as_saved(other, str(tmp_path / "checkpoint"))
+    read = other.state_dict()
+    for name, value in one.state_dict().items():
+        assert read[name].dtype == value.dtype, name
+        assert torch.equal(read[name], value), name
+    assert other.config.dtype == torch.bfloat16, "the config is as it was"
+    assert other.config.text_config.dtype == one.config.text_config.dtype

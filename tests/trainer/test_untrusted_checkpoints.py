@@ -168,6 +168,16 @@ def test_the_best_checkpoint_is_not_read_elsewhere(checkpoint, tmp_path, name):
         resume(checkpoint, eval_dataset=tiny_dataset(4), **BEST)
 
 
+@pytest.mark.parametrize("name", ["..", "elsewhere/..", "elsewhere/notes"])
+def test_the_best_checkpoint_is_a_checkpoint(checkpoint, tmp_path, name):
+    """A name that leads out of the run, or to a folder that holds something else."""
+    for folder in (tmp_path / "elsewhere" / "notes", checkpoint.parent / "notes"):
+        shutil.copytree(checkpoint, folder)
+    with_best(checkpoint, tmp_path / name)
+    with pytest.raises(ValueError, match=r"the best checkpoint is .*, outside of .*run"):
+        resume(checkpoint, eval_dataset=tiny_dataset(4), **BEST)
+
+
 @pytest.mark.parametrize("harm", [None, "pickle", "flipped"])
 def test_the_best_checkpoint_of_a_run_that_was_copied(made, checkpoint, tmp_path, harm):
     """Its own copy is read, not the one that the first run still has."""

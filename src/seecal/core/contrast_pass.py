@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..constants import CONTRAST_PREFIX
+from ..constants import CONTRAST_PREFIX, NO_CONTRAST
 from ..families.table import Family
 from ..ops.segment_attention import Recalled
 from . import main_pass
@@ -46,7 +46,7 @@ def tokens_with_contrast(batch: PaddedBatch, family: Family, keeps_image: bool) 
     there = positions.valid if keeps_image else kept_positions(positions, family)
     places = labels.row, labels.predecessor
     has_contrast: Array = there[places] & positions.after_an_image[places]
-    return has_contrast
+    return has_contrast & ~positions.no_contrast[places] if keeps_image else has_contrast
 
 
 def kept_positions(positions: TokenPositions, family: Family) -> Array:
@@ -178,7 +178,9 @@ def pixel_pass(
         ValueError: the batch has pixels and none without their content.
     """
     changed = {
-        name.removeprefix(CONTRAST_PREFIX): value for name, value in inputs.items() if name.startswith(CONTRAST_PREFIX)
+        name.removeprefix(CONTRAST_PREFIX): value
+        for name, value in inputs.items()
+        if name.startswith(CONTRAST_PREFIX) and name != NO_CONTRAST
     }
     missing = sorted(name for name in inputs if name.startswith("pixel_values") and name not in changed)
     if missing:

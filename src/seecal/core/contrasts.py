@@ -38,6 +38,7 @@ class Contrast:
         strength: the default of ``contrast_strength``; None: it has no strength.
         unit: what the strength is measured in.
         at_most: the largest strength that makes sense; None: there is none.
+        takes_others: on pixels: the function needs ``others``, and one is drawn from the data where the batch has none.
         in_pixels: the strength is measured on the pixels of the full image, so it means something else on a smaller one.
     """
 
@@ -49,6 +50,7 @@ class Contrast:
     unit: str = ""
     at_most: float | None = None
     in_pixels: bool = False
+    takes_others: bool = False
 
     def checked_strength(self, strength: float | None) -> float:
         """``strength``, or the default for None; 0 where the contrast has none. ValueError where it cannot be."""
@@ -118,8 +120,8 @@ def _swap(image: Any, strength: float, rng: random.Random, others: Sequence[Any]
 
     if not others:
         raise ValueError(
-            "contrast='swap' takes another record's image, and no other record of the batch has one. Set "
-            "per_device_train_batch_size to 2 or more, or another contrast."
+            "contrast='swap' takes another record's image, and no other record of the batch, or of one before it, has one. "
+            "Put two records with images into each batch (CALTrainer draws one from its data), or set another contrast."
         )
     return rng.choice(others).resize(image.size, Image.Resampling.BICUBIC)
 
@@ -156,7 +158,7 @@ CONTRASTS: dict[str, Contrast] = {
             unit="σ of values from 0 to 1",
             in_pixels=True,
         ),
-        Contrast("swap", _swap, "takes another record's image", on_pixels=True),
+        Contrast("swap", _swap, "takes another record's image", on_pixels=True, takes_others=True),
     )
 }
 

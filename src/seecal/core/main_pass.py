@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -339,3 +339,28 @@ def _dummy_features(model: Any, inputs: dict[str, Any]) -> Callable[[], Tensor] 
             "so the ranks would run different modules and hang. Give every rank's batch at least one image."
         )
     return lambda: feature_sum(model, make(model)) * 0
+
+
+@contextlib.contextmanager
+def with_dummy_image(model: Any, inputs: dict[str, Any]) -> Iterator[None]:
+    """Inside the block a forward of the model, given a batch without an image, runs the vision tower all the same.
+
+    For plain forwards, in an evaluation, where each rank holds a part of the weights: those with images ask all others for
+    theirs of the tower. It runs where training runs it, right before the decoder.
+
+    Raises:
+        ValueError: a family of which no dummy image is known.
+    """
+    dummy = _dummy_features(model, inputs)
+    if dummy is None:
+        yield
+        return
+
+    def run_tower(module: nn.Module, args: tuple[Any, ...]) -> None:
+        dummy()
+
+    handle = TextDecoder.of(model).module.register_forward_pre_hook(run_tower, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()

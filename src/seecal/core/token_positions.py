@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..constants import IGNORE_INDEX, TOKEN_WEIGHTS
+from ..constants import IGNORE_INDEX, NO_CONTRAST, TOKEN_WEIGHTS
 
-_VALID, _IMAGE, _LABEL, _WRONG_WEIGHT = 1, 2, 4, 8
+_VALID, _IMAGE, _LABEL, _WRONG_WEIGHT, _NO_CONTRAST = 1, 2, 4, 8, 16
 
 Array = np.ndarray[Any, Any]
 
@@ -30,11 +30,13 @@ class TokenPositions:
         valid: not padding.
         image: the placeholder of an image or video (and not padding).
         labelled: predicted by the position before it; column 0 never is.
+        no_contrast: of a row whose image nothing could be put in the place of.
     """
 
     valid: Array
     image: Array
     labelled: Array
+    no_contrast: Array
 
     @property
     def predicted_from_padding(self) -> Array:
@@ -99,7 +101,7 @@ def read_batch(inputs: Mapping[str, Any], image_ids: Iterable[int]) -> PaddedBat
 
     Args:
         inputs: what the model's forward takes: ``input_ids`` and ``labels`` [B, L], perhaps ``attention_mask``; and perhaps
-            ``token_weights`` [B, L], weights that somebody has measured before.
+            ``token_weights`` [B, L], weights that somebody has measured before, and ``contrast_missing`` [B].
         image_ids: the ids of placeholders, at least one.
 
     Raises:
@@ -122,14 +124,17 @@ def read_batch(inputs: Mapping[str, Any], image_ids: Iterable[int]) -> PaddedBat
     counted = labels_BL != IGNORE_INDEX
     counted[:, :1] = False  # column 0 has no predecessor
     wrong = _wrong_weights(inputs.get(TOKEN_WEIGHTS), counted)
-    marks = to_host(valid * _VALID + image * _IMAGE + counted * _LABEL + wrong * _WRONG_WEIGHT)
+    marks = valid * _VALID + image * _IMAGE + counted * _LABEL + wrong * _WRONG_WEIGHT
+    if (missing_B := inputs.get(NO_CONTRAST)) is not None:
+        marks = marks + missing_B[:, None] * _NO_CONTRAST
+    marks = to_host(marks)
     if (marks & _WRONG_WEIGHT).any():
         at = tuple(int(place[0]) for place in (marks & _WRONG_WEIGHT).nonzero())
         raise ValueError(
             f"{TOKEN_WEIGHTS} at row {at[0]}, column {at[1]} is {float(inputs[TOKEN_WEIGHTS][at]):g}: weights must be "
             "finite and not negative"
         )
-    positions = TokenPositions((marks & _VALID) > 0, (marks & _IMAGE) > 0, (marks & _LABEL) > 0)
+    positions = TokenPositions(*((marks & mark) > 0 for mark in (_VALID, _IMAGE, _LABEL, _NO_CONTRAST)))
     row, column = positions.labelled.nonzero()
     sample, position = to_device(labels_BL.device, row, column)
     return PaddedBatch(positions, valid, image, LabelTokens(row, column, labels_BL[sample, position], sample, position))

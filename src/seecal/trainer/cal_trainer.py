@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -15,15 +16,16 @@ from transformers import TrainerCallback, TrainingArguments
 from ..constants import LENGTH_COUNTS, QUARANTINED, RECORD_IDS
 from ..core.decoder import compile_layers
 from ..core.enable import disable_cal, enable_cal, refuse_prompt_learning
+from ..core.main_pass import with_dummy_image
 from ..core.state import state_of
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
-from ..data.collators.vision import VisionCollator
 from ..families.table import image_ids, unwrap
+from ..ops.distributed import world_size
 from .answer_metrics import answer_metric
 from .arguments import cal_config, check_reporting, other_loss, refuse_other_losses
 from .bad_steps import stop_at
 from .cal_config import CALConfig
-from .callbacks import EpochCallback
+from .checkpoints import has_named_adapters
 from .data_trainer import DataTrainer
 from .frozen_tower import forward_only
 from .measured_before import with_measured
@@ -155,8 +157,6 @@ class CALTrainer(DataTrainer):
         ids = image_ids(model.config)
         patch_eval_head(model)
         self._put_data_in_place(ids)
-        if isinstance(self.data_collator, VisionCollator):
-            self.add_callback(EpochCallback(self.data_collator))
         self.add_callback(QuarantineCallback(self))
         self.add_callback(ExactCallback(self))
         self._oddity = check_processor(self.data_collator, model, ids)  # first: another family's has other ids too
@@ -208,6 +208,13 @@ class CALTrainer(DataTrainer):
         finally:
             self._watch.clear()
             state_of(unwrap(self.model)).forget_steps()
+
+    def _run_epoch(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super()._run_epoch(model, *args, **kwargs)
+        if self._watch.batches:  # a callback has ended the epoch in the middle of a step
+            model.zero_grad()
+            self._global_step.forget()
+            self._watch.clear()
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one step. The time they take is counted, without that of counting their labels."""
@@ -303,7 +310,12 @@ class CALTrainer(DataTrainer):
 
     def _load_best_model(self) -> None:
         self._check_best()
-        if not self._load_as_saved(cast(str, self.state.best_model_checkpoint)):
+        best = cast(str, self.state.best_model_checkpoint)
+        if self._load_as_saved(best):
+            return
+        if has_named_adapters(best):  # Trainer looks for them where it resumes alone
+            super()._load_from_checkpoint(best)
+        else:
             super()._load_best_model()
 
     def _load_as_saved(self, folder: str) -> bool:
@@ -342,6 +354,12 @@ class CALTrainer(DataTrainer):
         super().log(logs, start_time)
 
     # ---- Evaluation ----
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; where ranks share weights, the same modules run on all of them whether or not a batch has images."""
+        shared = world_size() > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        with with_dummy_image(unwrap(self.model), inputs) if shared else contextlib.nullcontext():
+            return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _evaluation_loss(self, model: nn.Module, inputs: Any, return_outputs: bool) -> Any:
         with torch.no_grad():

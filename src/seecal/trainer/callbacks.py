@@ -1,4 +1,4 @@
-"""What watches a training: how far it is, the collator's epoch, a stop that can be resumed, the first gradients."""
+"""What watches a training: how far it is, a stop that can be resumed, the first gradients."""
 
 from __future__ import annotations
 
@@ -12,22 +12,12 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback
 from transformers import ProgressCallback as TrainersBars
+from transformers.trainer_utils import has_length
 
-from ..data.collators.vision import VisionCollator
 from ..ops.distributed import sum_over_ranks, world_size
 from ..verbosity import Progress, Task
 
 logger = logging.getLogger(__name__)
-
-
-class EpochCallback(TrainerCallback):
-    """What the collator draws at random differs from epoch to epoch."""
-
-    def __init__(self, collator: VisionCollator) -> None:
-        self._collator = collator
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._collator.epoch = int(state.epoch or 0)
 
 
 class ProgressCallback(TrainerCallback):
@@ -69,7 +59,8 @@ class ProgressCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
         if self._batches is None:
-            total = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else None
+            # A stream's loader has a __len__, which raises
+            total = len(eval_dataloader) if has_length(eval_dataloader) else None
             self._batches = self._progress.start(f"evaluate {self._name}", total, unit="batch")
         self._batches.advance()
 

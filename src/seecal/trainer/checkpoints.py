@@ -15,6 +15,7 @@ from typing import Any
 from .manifests import check_manifest, size_of, sync_folder, write_manifest
 
 ASIDE = ".saving-"
+_ADAPTER = "adapter_model.safetensors"
 _SLACK = 64 << 20  # bytes of state, tokenizer and so on that no estimate counts
 
 
@@ -49,13 +50,18 @@ def lacks(checkpoint: Path) -> str | None:
 
     What is not there would be passed over in silence by Trainer: without optimizer.pt the moments of AdamW start from zero.
     """
-    names = {one.name for one in checkpoint.iterdir()}
-    weights = ("model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json", "pytorch_model*")
+    names = {one.name for one in checkpoint.iterdir()} | ({_ADAPTER} if has_named_adapters(checkpoint) else set())
+    weights = ("model.safetensors", _ADAPTER, "model.safetensors.index.json", "pytorch_model*")
     of_optimizer = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*")  # as it is; FSDP; DeepSpeed
     for patterns in (weights, of_optimizer, ("scheduler.pt",), ("rng_state*.pth",), ("trainer_state.json",)):
         if not any(fnmatch.filter(names, pattern) for pattern in patterns):
             return f"it has no {patterns[0]}"
     return None
+
+
+def has_named_adapters(checkpoint: str | Path) -> bool:
+    """Whether it has adapters of other names than "default": PEFT writes each into a folder of its name."""
+    return any(Path(checkpoint).glob(f"*/{_ADAPTER}"))
 
 
 def pickled_weights(checkpoint: Path) -> str | None:
@@ -83,14 +89,14 @@ def clear_aside(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def finish(folder: Path, step: int, about: dict[str, Any]) -> Path:
-    """Give the checkpoint that lies aside its name, once it is on the disk.
+def finish(folder: Path, step: int, about: dict[str, Any], beat: Callable[[], Any] = lambda: None) -> Path:
+    """Give the checkpoint that lies aside its name, once it is on the disk. ``beat``: called as that makes progress.
 
     Raises:
         OSError: what was written cannot be read back as it was, or the disk is full.
     """
     written, name = aside(folder, step) / f"checkpoint-{step}", folder / f"checkpoint-{step}"
-    write_manifest(written, {"step": step, **about})
+    write_manifest(written, {"step": step, **about}, beat)
     if name.exists():  # a damaged one, or of a run that went on from before it
         name.replace(aside(folder, step) / "replaced")
     written.replace(name)

@@ -9,6 +9,7 @@ text without ``messages``, token ids   → TRL's, which may not hold what stands
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,6 +25,8 @@ from ..data.collators.conversation import record_name
 from ..data.collators.vision import VisionCollator
 from .cal_config import CALConfig
 from .samples import Kind
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -107,6 +110,60 @@ def trl_collator_for(args: CALConfig, processor: Any, sample: Mapping[str, Any],
         )
     tokenizer = getattr(processor, "tokenizer", processor)
     return DataCollatorForLanguageModeling(tokenizer.pad_token_id, pad_to_multiple_of=_multiple(args))
+
+
+# Settings of a config → the fields of VisionCollator that they become.
+_OF_COLLATOR = {
+    "max_length": "max_length",
+    "on_long": "on_long",
+    "pad_to_multiple_of": "pad_to_multiple_of",
+    "image_decoding": "decoding",
+    "train_on": "train_on",
+    "processor_kwargs": "processor_kwargs",
+}
+# What a data set's own kind leaves without a reader.
+_NOT_READ = {
+    Kind.PROMPTS: ("image_decoding", "train_on"),
+    Kind.TEXT: ("image_decoding", "train_on", "on_long"),
+    Kind.TOKENS: ("image_decoding", "train_on", "on_long"),
+}
+
+
+def check_settings_are_read(args: CALConfig, data_collator: Any, kind: Kind) -> None:
+    """Whether something reads what was set on how batches are made. ``data_collator``: the caller's own; None: ours.
+
+    Raises:
+        ValueError: a :class:`seecal.VisionCollator` that has another value; any collator, for ``processor_kwargs``. Of
+            other collators, and of data that a setting is not for, it is said.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(CALConfig)}
+    asked = {name: getattr(args, name) for name in _OF_COLLATOR}
+    asked = {name: value for name, value in asked.items() if value is not None and value != defaults[name]}
+    if data_collator is None:
+        unread = {name: value for name, value in asked.items() if name in _NOT_READ.get(kind, ())}
+        if unread:
+            logger.warning("%s: not read for data without messages, whose batches TRL makes", _written(unread))
+        return
+    if kind.tokenised_up_front:
+        asked.pop("max_length", None)  # TRL cuts the texts before any collator sees them
+    if isinstance(data_collator, VisionCollator):
+        has = {name: getattr(data_collator, _OF_COLLATOR[name]) for name in asked}
+        asked = {name: value for name, value in asked.items() if has[name] != value}
+    refused = asked if isinstance(data_collator, VisionCollator) else asked.keys() & {"processor_kwargs"}
+    if refused:
+        there = {_OF_COLLATOR[name]: asked[name] for name in _OF_COLLATOR if name in refused}
+        raise ValueError(
+            f"{_written({name: asked[name] for name in refused})} with data_collator, which makes the batches and does not "
+            "read it: set it on the collator, as in seecal.VisionCollator(processor, "
+            f"{_written(there)}), or leave data_collator out."
+        )
+    if asked:
+        kind_of_it = type(data_collator).__name__
+        logger.warning("%s: not read, since data_collator makes the batches (%s)", _written(asked), kind_of_it)
+
+
+def _written(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 def completions_only(args: CALConfig, sample: Mapping[str, Any]) -> bool:

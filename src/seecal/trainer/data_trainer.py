@@ -15,7 +15,14 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from ..data.collators.processors import configure
 from ..data.message_keys import MEDIA_KEYS, holds_image
 from .cal_config import CALConfig
-from .collators import check_given_collator, collator_for, completions_only, trl_collator_for, without_contrast
+from .collators import (
+    check_given_collator,
+    check_settings_are_read,
+    collator_for,
+    completions_only,
+    trl_collator_for,
+    without_contrast,
+)
 from .quarantine import QuarantineTrainer
 from .samples import Kind, first_sample, for_loader, for_trl, is_indexed, is_made_by_a_transform, kind_of
 from .sampling import BY_MODALITY, GROUPED, GroupedByEpoch, ModalityByEpoch, lengths_by_modality, only_lengths
@@ -77,11 +84,7 @@ class DataTrainer(QuarantineTrainer):
             if not self._skip_prepare_dataset:
                 self.eval_dataset = self._each(self.eval_dataset, self._prepared)
         del self._train
-        if self.args.processor_kwargs and self._given_collator is not None:
-            raise ValueError(
-                "processor_kwargs with data_collator: set them on the collator's own processor, as in "
-                "seecal.VisionCollator(processor, processor_kwargs=...)."
-            )
+        check_settings_are_read(self.args, self._given_collator, self._kind)
         configure(
             self.processing_class, cast("dict[str, Any] | None", self.args.processor_kwargs)
         )  # saved with the model

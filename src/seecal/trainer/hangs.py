@@ -1,6 +1,6 @@
 """A training that makes no progress: every rank writes its stacks and ends, with an exit code of its own.
 
-Progress is a micro-batch that has come or gone, a batch of an evaluation, the beginning and end of a save. A thread watches
+Progress is a micro-batch that has come or gone, a batch of an evaluation, each part of a save. A thread watches
 it, so that a process that waits in a collective, for a worker or for a file is seen too.
 """
 
@@ -208,5 +208,10 @@ class WatchedTrainer(SFTTrainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.watchdog.beat(f"a save after step {self.state.global_step} begins")
+        self._wait_for_the_first()
         super()._save_checkpoint(*args, **kwargs)
         self.watchdog.beat(f"the save after step {self.state.global_step} is written")
+
+    def _wait_for_the_first(self) -> None:
+        """A rank that writes nothing leaves the watch to the one that does: it sees that one's file should that hang."""
+        self.watchdog.held = not self.args.should_save

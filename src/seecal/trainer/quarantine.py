@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from ..data.collators.quarantine import GuardedDataset, QuarantineCollator
+from ..data.collators.vision import VisionCollator
 from ..data.sources.quarantine_file import EVALUATION, NAME, TRAINING, QuarantineFile, too_many
 from .cal_config import CALConfig
 from .resuming import ExactTrainer
@@ -65,6 +66,8 @@ class QuarantineTrainer(ExactTrainer):
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> Any:
+        if is_training and isinstance(self.data_collator, VisionCollator):
+            self.data_collator.draw_spares_from(dataset if is_indexed(dataset) else None)
         if not self._skips():
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
         if isinstance(dataset, Dataset):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerState
 
+from ..core.contrasts import contrast_named
+from ..data.collators.vision import VisionCollator
 from .fingerprint import fingerprint, what_differs
 from .manifests import MANIFEST
 from .sampling import GROUPED
@@ -31,6 +33,8 @@ class ExactTrainer(SavingTrainer):
 
     _goes_on: Mapping[str, Any] | None = None  # the manifest of the checkpoint that this run goes on from
     _fingerprint: tuple[Any, dict[str, Any]] | None = None  # of which data set, and what
+    _left_over = 0  # micro-batches of a stream's pass that make no step
+    _begun_inside: int | None = None  # the pass in the middle of which this run goes on
 
     # ---- Writing ----
 
@@ -134,6 +138,9 @@ class ExactTrainer(SavingTrainer):
         normalize = getattr(self.args, "normalize", "global")
         if ways[0][1] != ways[1][1] and normalize not in ("global", "tokens"):
             return f"{changed}: normalize={normalize!r} averages inside each rank's batch{again}"
+        contrast = getattr(self.args, "contrast", "drop")
+        if ways[0][1] != ways[1][1] and contrast_named(contrast).takes_others:
+            return f"{changed}: contrast={contrast!r} takes an image of the same rank's batch{again}"
         if records % of_a_step and not 0 < self.args.max_steps <= records // of_a_step:
             return (
                 f"{changed}: {records} records are no whole number of steps of {of_a_step}, and what is left at the end "
@@ -150,23 +157,49 @@ class ExactTrainer(SavingTrainer):
         trial: Any,
     ) -> tuple[int, int]:
         """Trainer's, which takes all steps over a stream to be of one pass, also where it has ended and begun again."""
-        found = super()._init_training_state(
+        passes, batches = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        if resume_from_checkpoint is None or self.args.ignore_data_skip or self._has_length():
-            return found
-        saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
-        passes = int(saved.epoch or 0)
-        # Trainer counts as though a pass had all steps' batches
-        of_a_pass = saved.max_steps * self.args.gradient_accumulation_steps
-        return passes, round(((saved.epoch or 0) - passes) * of_a_pass)
+        if not (resume_from_checkpoint is None or self.args.ignore_data_skip or self._has_length()):
+            saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+            passes = int(saved.epoch or 0)
+            # Trainer counts as though a pass had all steps' batches
+            of_a_pass = saved.max_steps * self.args.gradient_accumulation_steps
+            batches = round(((saved.epoch or 0) - passes) * of_a_pass)
+        self._begun_inside = passes if batches else None
+        return passes, batches
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's, which takes a step before it asks whether any is left: the checkpoint may be of the last one."""
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
+        """Trainer's, without what a stream has left where it ends in the middle of a step.
+
+        Trainer would run those micro-batches and never step on them: their gradients and sums would go into the first step
+        of the next pass. They are left out like records that fill no batch under ``dataloader_drop_last``, so that a step
+        is the same whether its run began before them or goes on after them.
+        """
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if len(batches) < num_batches:
+            self._left_over, batches = self._left_over or len(batches), []
+        return batches, count
+
+    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> None:
+        """Trainer's, which takes a step before it asks whether any is left: the checkpoint may be of the last one.
+
+        Raises:
+            ValueError: a stream that ends before its first step; Trainer would begin it again for ever.
+        """
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        if isinstance(self.data_collator, VisionCollator):  # for Trainer's state, all steps over a stream are one epoch
+            self.data_collator.epoch = epoch
+        before, self._left_over = self.state.global_step, 0
+        super()._run_epoch(model, epoch, *args, **kwargs)
+        if self._left_over and self.state.global_step == before and epoch != self._begun_inside:
+            several = self.args.gradient_accumulation_steps
+            raise ValueError(
+                f"train_dataset is a stream that ends after {self._left_over} batches, and a step takes {several}: no pass "
+                f"over it makes one. Set gradient_accumulation_steps to {self._left_over} or less, or give it more records."
+            )
 
     def _has_length(self) -> bool:
         try:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, is_peft_model
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 
 from .. import __version__
@@ -67,17 +68,23 @@ class SavingTrainer(WatchedTrainer):
             raise OSError(errno.ENOSPC, full)
         with self._written_aside(folder, step, needed):
             super()._save_checkpoint(model, trial)
+            self._wait_for_the_first()
             self._name_the_best_by(folder, step)
             about = self._about()
             self.accelerator.wait_for_everyone()  # each rank has written its own random numbers
             if self.args.should_save:
-                finish(folder, step, about)
+                finish(folder, step, about, self._beat_of_files)
         self.accelerator.wait_for_everyone()
         if self._to_push is not None:
             super()._push_from_checkpoint(str(folder / f"checkpoint-{step}"))
             self._to_push = None
+        self.watchdog.beat(f"checkpoint-{step} has its name")
         if self.args.should_save:
-            rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+            best = self.state.best_model_checkpoint  # it is told from the others by its path
+            rotate_checkpoints(str(folder), self.args.save_total_limit, best and str(folder / Path(best).name))
+
+    def _beat_of_files(self) -> None:
+        self.watchdog.beat(f"some more of a checkpoint is read after step {self.state.global_step}")
 
     def _about(self) -> dict[str, Any]:
         """What the manifest says beside the files; all ranks come here."""
@@ -125,6 +132,7 @@ class SavingTrainer(WatchedTrainer):
         super()._save(output_dir, state_dict)
         # The arguments once more, as a pickle that nothing of ours or of Trainer's reads again
         (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        self.watchdog.beat(f"the weights after step {self.state.global_step} are written")
 
     # ---- Reading ----
 
@@ -207,22 +215,54 @@ class SavingTrainer(WatchedTrainer):
                 f"{checkpoint} is damaged: {wrong}. Set resume_from_checkpoint=True for the newest whole one of output_dir."
             )
 
-    def _check_best(self) -> None:
-        """What ``load_best_model_at_end`` reads lies in ``output_dir``: trainer_state.json, which names it, was read too.
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
+        found = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None:
+            self._find_best(Path(str(resume_from_checkpoint)), Path(super()._get_output_dir(trial)))
+        return found
+
+    def _find_best(self, checkpoint: Path, folder: Path) -> None:
+        """Names the best checkpoint so far by where it lies now. The run may have been moved, or its folder be spelled in
+        another way: Trainer then takes it for lost, or for one that may be deleted.
 
         Raises:
-            ValueError: it does not, or it is damaged.
+            ValueError: with ``load_best_model_at_end``, it lies outside of this run.
         """
-        best, folder = Path(str(self.state.best_model_checkpoint)), Path(str(self.args.output_dir))
-        if best.resolve().parent != folder.resolve():
-            best = folder / best.name  # the run may have been moved
-            if not best.is_dir():
-                raise ValueError(
-                    f"the best checkpoint is {self.state.best_model_checkpoint}, outside of {folder}, and there is none of "
-                    "its name inside. Copy it there, or set load_best_model_at_end=False."
-                )
-            self.state.best_model_checkpoint = str(best)
-        self._refuse_damaged(best, lambda folder: check_manifest(folder) or pickled_weights(folder))
+        named = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
+        if named is None:
+            return
+        here = folder / Path(str(named)).name
+        is_here, is_there = self._first_ranks(lambda: (here in checkpoints_in(folder), Path(str(named)).is_dir()))
+        if is_here:
+            self.state.best_model_checkpoint = str(here)
+        elif not self.args.load_best_model_at_end:
+            return
+        elif is_there:
+            raise ValueError(
+                f"the best checkpoint is {named}, outside of {folder}, and there is none of its name inside. Copy it "
+                "there, or set load_best_model_at_end=False."
+            )
+        else:
+            logger.warning("%s, the best checkpoint so far, is gone: the best of those from here on is loaded", named)
+            self.state.best_model_checkpoint = self.state.best_metric = self.state.best_global_step = None
+
+    def _check_best(self) -> None:
+        """ValueError where what ``load_best_model_at_end`` reads is damaged. It lies in ``output_dir``: see _find_best."""
+        best = Path(str(self.state.best_model_checkpoint))
+        self.watchdog.held = not self.is_world_process_zero()  # who reads it
+        self._refuse_damaged(
+            best, lambda folder: check_manifest(folder, self._beat_of_files) or pickled_weights(folder)
+        )
+        self._beat_of_files()
 
 
 @contextlib.contextmanager

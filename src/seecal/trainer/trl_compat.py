@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig
 from trl.trainer import sft_trainer
@@ -154,11 +157,21 @@ def load_as_saved(model: Any, folder: str) -> None:
     both. Trainer's own load_state_dict(strict=False) then finds no key and goes on with a warning, from scratch
     (huggingface/transformers#43701).
 
+    They are read in the widest precision that the model holds anything in. from_pretrained's own choice is that of the
+    config, which a model that was made float32 after loading, or its projector alone, does not have: each of those weights
+    would be rounded to bfloat16 on the way.
+
     Raises:
         ValueError: the folder holds the weights of another model.
     """
+    held = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
     loaded, report = type(model).from_pretrained(
-        folder, config=model.config, output_loading_info=True, use_safetensors=True, local_files_only=True
+        folder,
+        config=copy.deepcopy(model.config),  # loading writes the precision into it
+        dtype=functools.reduce(torch.promote_types, held),
+        output_loading_info=True,
+        use_safetensors=True,
+        local_files_only=True,
     )
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if name.endswith("_keys") and keys}
     if wrong:

@@ -119,6 +119,61 @@ def batches():
     return records, lambda contrast, **kw: VisionCollator(processor, contrast=contrast, **kw)(records)
 
 
+def record(name, *colours):
+    images = [Image.new("RGB", (16, 16), colour) for colour in colours]
+    told = [{"role": "user", "content": "a photo"}, {"role": "assistant", "content": "a photo"}]
+    return {"id": name, "messages": told, "images": images}
+
+
+BROKEN = {"id": "broken", "messages": [], "images": []}
+
+
+@pytest.mark.parametrize("rest", ["images of others", "the same image", "a broken record", "text", "a stream"])
+def test_an_image_to_swap_with_is_drawn_from_the_data(rest, caplog):
+    """By record and epoch, whatever this collator has seen; a record for which there is none has no contrast."""
+    others = {
+        "images of others": [record(str(n), colour) for n, colour in enumerate(["blue", "green", "white", "grey"])],
+        "the same image": [record("same", "red"), record("blue", "blue")],
+        "a broken record": [BROKEN, record("blue", "blue")],
+        "text": [record("text")],
+        "a stream": None,
+    }[rest]
+    red = record("red", "red")
+
+    def made(seen, epoch=0):
+        collator = VisionCollator(tiny_llava_processor(), contrast="swap")
+        collator.draw_spares_from(None if others is None else [red, *others])
+        for batch in seen:
+            collator(batch)
+        collator.epoch = epoch
+        return collator([record("words"), red])
+
+    first, later = made([]), made([[record("x", "yellow")], [record("y", "black"), record("z", "white")]])
+    assert torch.equal(first["contrast_pixel_values"], later["contrast_pixel_values"])
+    found = others is not None and rest != "text"
+    assert first["contrast_missing"].tolist() == [False, not found]
+    assert torch.equal(first["contrast_pixel_values"], first["pixel_values"]) != found
+    assert ("record 'red': neither its batch nor" in caplog.text) != found
+    if rest == "images of others":
+        drawn = {made([], epoch)["contrast_pixel_values"].sum().item() for epoch in range(8)}
+        assert len(drawn) > 1, "another one in another epoch"
+
+
+@pytest.mark.parametrize("keys", [[False, True], [True, True], [False, False]])
+def test_rows_without_another_image_have_no_contrast(keys):
+    """In the pass itself too: not 0 as measured, but as not measured."""
+    batch = dict(
+        VisionCollator(tiny_llava_processor(), contrast="swap")([record("red", "red"), record("blue", "blue")])
+    )
+    plain = seecal.visual_delta(tiny_llava(), batch, contrast="swap")
+    found = seecal.visual_delta(tiny_llava(), {**batch, "contrast_missing": torch.tensor(keys)}, contrast="swap")
+    missing = torch.tensor(keys)[plain.sample]
+    assert torch.equal(found.has_contrast, plain.has_contrast & ~missing)
+    assert torch.equal(found.delta, plain.delta.masked_fill(missing, 0))
+    dropped = seecal.visual_delta(tiny_llava(), {**batch, "contrast_missing": torch.tensor(keys)}, contrast="drop")
+    assert torch.equal(dropped.has_contrast, plain.has_contrast), "another contrast needs no other image"
+
+
 @pytest.mark.parametrize("contrast", ["patch_mask", "blur", "noise", "swap"])
 def test_delta_is_the_difference_of_two_full_forwards(batches, contrast):
     _, make = batches

@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from ...constants import CONTRAST_PREFIX, IGNORE_INDEX, LENGTH_COUNTS, RECORD_IDS, TOKEN_WEIGHTS
+from ...constants import CONTRAST_PREFIX, IGNORE_INDEX, LENGTH_COUNTS, NO_CONTRAST, RECORD_IDS, TOKEN_WEIGHTS
+from ...core.contrasts import contrast_named
 from ..images.decode import decode_image
 from ..images.fast_jpeg import fewer_copies, jpeg_pixels, takes_pixels
-from ..images.perturbations import contrast_images
+from ..images.perturbations import Spares, contrast_images
 from ..images.reduced_jpeg import box_for
 from ..options import check_decoding
 from .conversation import Conversation, ConversationEncoder, NoLabel, record_name
@@ -94,6 +95,7 @@ class VisionCollator:
     train_on: str = "all"
     processor_kwargs: Mapping[str, Any] | None = None
     _spare: Any = field(default=None, init=False, repr=False)  # an image of an earlier batch, to swap with
+    _spares: Spares | None = field(default=None, init=False, repr=False)  # what one is drawn from in its place
 
     def __post_init__(self) -> None:
         self.limit = LengthLimit(self.max_length, self.on_long, self.pad_to_multiple_of)
@@ -110,6 +112,17 @@ class VisionCollator:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.processor.tokenizer  # type: ignore[attr-defined]
+
+    def draw_spares_from(self, dataset: Any) -> None:
+        """What a contrast that takes another record's image draws it from where the batch has none: a data set with
+        ``len``, or None for a stream, where such a record has no contrast. Without it an earlier batch's image is taken,
+        which depends on where this process began."""
+        if self.contrast is not None and contrast_named(self.contrast).takes_others:
+            self._spares = Spares(dataset, self._image_of)
+
+    def _image_of(self, record: Mapping[str, Any]) -> Any:
+        images = self._encoder.encode(dict(record), "").images
+        return decode_image(images[0], "", at_least=self._at_least) if images else None
 
     def check(self, record: Mapping[str, Any]) -> None:
         """ValueError where a batch would stop at a loaded record, as far as its texts and turns tell."""
@@ -243,10 +256,23 @@ class VisionCollator:
         images = [row.images for row in rows.conversations]
         if not any(images):
             return {}
-        changed = contrast_images(images, rows.names, self.contrast, self.strength, self.epoch, self._spare)
+        missing = torch.zeros(len(images), dtype=torch.bool)
+        spare = self._spare if self._spares is None else self._drawn(images, rows.names, missing)
+        changed = contrast_images(images, rows.names, self.contrast, self.strength, self.epoch, spare)
         self._spare = next(image for of_row in images for image in of_row)
         batch = self._processed(rows, changed)
-        return {f"{CONTRAST_PREFIX}{name}": value for name, value in batch.items() if name.startswith("pixel_values")}
+        found = {f"{CONTRAST_PREFIX}{name}": value for name, value in batch.items() if name.startswith("pixel_values")}
+        return found if self._spares is None else {**found, NO_CONTRAST: missing}
+
+    def _drawn(self, images: list[list[Any]], names: list[str], missing: Tensor) -> Any:
+        """The image for a record that alone in its batch has any. Its own where there is none: then it is ``missing``."""
+        of_images = [row for row, of_row in enumerate(images) if of_row]
+        if len(of_images) != 1 or self._spares is None:
+            return None
+        (row,) = of_images
+        spare = self._spares.draw(images[row][0], names[row], self.epoch)
+        missing[row] = spare is None
+        return images[row][0] if spare is None else spare
 
 
 class _Rows:

@@ -5,13 +5,19 @@ Made on the pixel images, so that they work with every processor, and seeded by 
 
 from __future__ import annotations
 
+import logging
 import random
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
 
 from ...core.contrasts import Contrast, contrast_named
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 16  # records that are looked at for an image
 
 
 def contrast_images(
@@ -64,3 +70,38 @@ def _changed(
             "must keep the size, or the processor would make another number of image tokens."
         )
     return changed
+
+
+class Spares:
+    """Images of other records of a data set, for contrasts that take one where a batch has no other.
+
+    Which one is drawn by the record's name and the epoch alone, so that it is the same in any process and after a resume.
+
+    Args:
+        dataset: with ``len``; None: a stream, of which nothing can be drawn.
+        image_of: record → its first image, a Pillow image; None: it has none.
+    """
+
+    def __init__(self, dataset: Any, image_of: Callable[[Any], Any]) -> None:
+        self._dataset, self._image_of = dataset, image_of
+        self._said = False
+
+    def draw(self, image: Image.Image, name: str, epoch: int) -> Any:
+        """Another image than ``image``, for the record of that name; None where none is found, which is said once."""
+        rng = random.Random(zlib.crc32(f"{name}\n{epoch}\nspare".encode()))
+        for _ in range(_TRIES if self._dataset is not None else 0):
+            try:
+                other = self._image_of(self._dataset[rng.randrange(len(self._dataset))])
+            except Exception:  # a bad record, which its own batch names
+                continue
+            if other is not None and other != image:  # several records may have the same
+                return other
+        if not self._said:
+            where = "a stream" if self._dataset is None else f"{_TRIES} others of the data"
+            logger.warning(
+                "%s: neither its batch nor %s has another image to swap with: it has no contrast, as have others like it",
+                name,
+                where,
+            )
+            self._said = True
+        return None
