@@ -58,8 +58,8 @@ ALIGNMENT = """\
 A cell counts if a plain stage 2 on clean answers brings the test accuracy at least halfway from the commonest answer's
 share to 1, and the mean Δ of visual tokens after stage 1 is at least 1 logit and above that of filler. Others are shown and
 not pooled. α and β are calibrated: α is the Δ that as many tokens exceed as are words of the image (a twentieth to a
-fifth), and two fifths of those reach β. Inside: the share of tokens whose Δ lies between the paper's 1 and 5, where a weight
-is not the same for all.
+fifth), and two fifths of those reach β. Inside: the share of tokens whose Δ lies between the paper's 1 and 5, where a
+weight is not the same for all.
 """
 _CLASSES = ("visual", "filler")  # of tokens, as rows have them
 _BETTER = {"above": "more right than", "below": "fewer right than"}
