@@ -60,8 +60,9 @@ def made_up(monkeypatch, speeds, labels=None):
 
 
 def test_the_arms_take_turns_and_are_compared_round_by_round(monkeypatch):
-    import trainer
     from common import shuffled
+
+    import trainer
 
     order = made_up(monkeypatch, {"sft": [10, 5, 20], "cal": [20, 10, 40]})
     found = {row["variant"]: row for row in trainer.rows_of(["sft", "cal"], options())}
