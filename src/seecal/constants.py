@@ -10,3 +10,6 @@ TOKEN_WEIGHTS = "token_weights"  # [B, L], weights that somebody has measured be
 LENGTH_COUNTS = "long_records"  # [2], how many records the collator left out, and how many it cut
 RECORD_IDS = "record_ids"  # what errors call the records of the batch
 QUARANTINED = "quarantined"  # a JSON text for each record that failed while the batch was made
+
+# How files of JSON are opened to be written: half a surrogate pair, which a text may hold, is escaped as JSON does it.
+AS_JSON = "backslashreplace"

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..constants import AS_JSON
+
 MANIFEST, LINES, RESULT = "_manifest.json", "predictions.jsonl", "result.json"
-AS_JSON = "backslashreplace"  # half a surrogate pair, of a true answer or a path: JSON escapes it as Python does
 _KIND = "seecal eval"
 # What of a manifest may differ: names and places, and how much is done at once
 _FREE = {"model": ("name", "adapter"), "data": ("name",)}

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..constants import AS_JSON
 from ..data.options import check_on_bad
 from ..models.generate import generated, prompt_of
 from ..scoring.manifest import versions
@@ -20,7 +21,7 @@ from ..verbosity import Progress
 from .bootstrap import RESAMPLES, interval, paired
 from .examples import Example, Examples
 from .metrics.table import Metric, metric_named
-from .predictions import AS_JSON, RESULT, Line, Predictions, is_predictions, read_manifest, read_predictions, write_json
+from .predictions import RESULT, Line, Predictions, is_predictions, read_manifest, read_predictions, write_json
 from .result import Comparison, Evaluation
 
 SCORES = "scores.jsonl"

@@ -25,9 +25,9 @@ _STRATEGY = {1: "default", 0: "full"}
 _MGM = {"mgm": (1, 768), "mgm_hd": (2, 1536)}
 # What configs of language models call that which their classes do to the head's logits, and the classes here do not
 _AFTER_HEAD = (
-    *("final_logit_softcapping", "output_logit_soft_cap", "logits_scaling", "logit_scale", "lm_head_multiplier"),
+    "final_logit_softcapping", "output_logit_soft_cap", "logits_scaling", "logit_scale", "lm_head_multiplier",
     "output_multiplier",
-)
+)  # fmt: skip
 _GIVE_ANOTHER = "Give a causal language model such as Llama, Qwen, Mistral, Gemma or Gemma 3."
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet
 from datasets import Dataset, concatenate_datasets
 
+from ..constants import AS_JSON
 from ..data.paths import RecordError
 from ..data.sources.folders import files_of, saved_dataset
 from ..data.sources.readers import is_lines, lines_of, read_json, read_jsonl
@@ -144,10 +145,10 @@ def _encoding(file: Path) -> str:
 
 def _json_lines(file: Path, out: Path, keep: _Keep, weights: Weights) -> None:
     if weights is not None:
-        with out.open("w", encoding=_encoding(file)) as text:
+        with out.open("w", encoding=_encoding(file), errors=AS_JSON) as text:
             for _, row in read_jsonl(file):
                 if keep():
-                    text.write(_dumped(_with(row, weights)) + "\n")
+                    text.write(json.dumps(_with(row, weights), ensure_ascii=False) + "\n")
         return
     encoding = encoding_of(file)
     opened: Any = out.open("wb") if encoding == UTF_8 else out.open("w", encoding=encoding, newline="")
@@ -160,22 +161,14 @@ def _json_lines(file: Path, out: Path, keep: _Keep, weights: Weights) -> None:
 
 def _json_list(file: Path, out: Path, keep: _Keep, weights: Weights) -> None:
     """Entry by entry; keys that are null are left out, as they are when the data is read."""
-    with out.open("w", encoding=_encoding(file)) as written:
+    with out.open("w", encoding=_encoding(file), errors=AS_JSON) as written:
         between = "[\n"
         for _, row in read_json(file):
             if keep() and isinstance(row, dict):
-                written.write(between + _dumped(row if weights is None else _with(row, weights)))
+                row = row if weights is None else _with(row, weights)
+                written.write(between + json.dumps(row, ensure_ascii=False))
                 between = ",\n"
         written.write("[]\n" if between == "[\n" else "\n]\n")
-
-
-def _dumped(row: Any) -> str:
-    text = json.dumps(row, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which a file can only have as \ud83d
-        return json.dumps(row)
-    return text
 
 
 def _with(row: dict[str, Any] | RecordError, weights: Iterator[dict[str, list[Any]]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
-from ..core.options import CALOptions, check_choice
+from ..core.options import OVER_THE_STEP, CALOptions, check_choice
 from ..data.options import DataOptions, check_decoding, mapping_of
 from .options import AnswerOptions, HangOptions, LoggingOptions
 from .sampling import BY_MODALITY, STRATEGIES
@@ -164,7 +164,7 @@ class CALConfig(SFTConfig):
             )
         if self.gradient_accumulation_steps > 1 and self.normalize == "global":
             _refuse_early_updates(self)
-        if self.gradient_accumulation_steps > 1 and self.normalize in ("global", "tokens"):
+        if self.gradient_accumulation_steps > 1 and self.normalize in OVER_THE_STEP:
             _refuse_counts_of_one_rank(self)
 
 

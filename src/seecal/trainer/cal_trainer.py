@@ -17,6 +17,7 @@ from ..constants import LENGTH_COUNTS, QUARANTINED, RECORD_IDS
 from ..core.decoder import compile_layers
 from ..core.enable import disable_cal, enable_cal, refuse_prompt_learning
 from ..core.main_pass import with_dummy_image
+from ..core.options import OVER_THE_STEP
 from ..core.state import state_of
 from ..data.collators.image_tokens import check_processor, explain_processor_mismatch
 from ..families.table import image_ids, unwrap
@@ -232,7 +233,7 @@ class CALTrainer(DataTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not self._is_our_loss:
             raise other_loss(self, "compute_loss")
-        if self.cal_options.normalize not in ("global", "tokens"):
+        if self.cal_options.normalize not in OVER_THE_STEP:
             return loss
         if not self.accelerator.sync_gradients:
             return torch.zeros_like(loss)  # the step's loss is known, and logged, with its last micro-batch
@@ -263,7 +264,7 @@ class CALTrainer(DataTrainer):
             self._window.add(dropped=long[0], truncated=long[1])
         if self.aux_loss_enabled:
             self._window.add(aux_loss=outputs.aux_loss, forwards=1)
-        if self.cal_options.normalize in ("global", "tokens"):
+        if self.cal_options.normalize in OVER_THE_STEP:
             loss = self._global_step.share(outputs.cal, num_items_in_batch)
         else:
             loss = outputs.loss / getattr(self, "current_gradient_accumulation_steps", 1)

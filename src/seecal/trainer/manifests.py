@@ -19,18 +19,10 @@ _THREADS = 4  # hashing lets other threads run, and a checkpoint's large files a
 _BLOCK = 16 << 20  # bytes that are hashed between two signs of progress
 # Files, and folders with all that is in them, that a resume or a loaded model reads. Whoever likes to may add others.
 _READ = (
-    *("model*.safetensors*", "pytorch_model*", "adapter_model*", "adapter_config.json", "config.json"),
-    *(
-        "generation_config.json",
-        "optimizer*",
-        "scheduler*",
-        "scaler*",
-        "rng_state*",
-        "random_states*",
-        "trainer_state*",
-    ),
-    *("*.distcp", ".metadata", "global_step*", "latest", "mp_rank*", "zero_pp_rank*", "bf16_zero*"),  # FSDP, DeepSpeed
-)
+    "model*.safetensors*", "pytorch_model*", "adapter_model*", "adapter_config.json", "config.json",
+    "generation_config.json", "optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "trainer_state*",
+    "*.distcp", ".metadata", "global_step*", "latest", "mp_rank*", "zero_pp_rank*", "bf16_zero*",  # FSDP, DeepSpeed
+)  # fmt: skip
 
 
 def _nothing() -> None:

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerState
 
 from ..core.contrasts import contrast_named
+from ..core.options import OVER_THE_STEP
 from ..data.collators.vision import VisionCollator
 from .fingerprint import fingerprint, what_differs
 from .manifests import MANIFEST
@@ -136,7 +137,7 @@ class ExactTrainer(SavingTrainer):
         if strategy in GROUPED:
             return f"{changed}: train_sampling_strategy={strategy!r} makes batches for so many ranks{again}"
         normalize = getattr(self.args, "normalize", "global")
-        if ways[0][1] != ways[1][1] and normalize not in ("global", "tokens"):
+        if ways[0][1] != ways[1][1] and normalize not in OVER_THE_STEP:
             return f"{changed}: normalize={normalize!r} averages inside each rank's batch{again}"
         contrast = getattr(self.args, "contrast", "drop")
         if ways[0][1] != ways[1][1] and contrast_named(contrast).takes_others:
@@ -156,10 +157,13 @@ class ExactTrainer(SavingTrainer):
         resume_from_checkpoint: Any,
         trial: Any,
     ) -> tuple[int, int]:
-        """Trainer's, which takes all steps over a stream to be of one pass, also where it has ended and begun again."""
+        """Trainer's, which looks for the best checkpoint where it was written, and takes all steps over a stream to be of
+        one pass, also where it has ended and begun again."""
         passes, batches = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        if resume_from_checkpoint is not None:
+            self._find_best(Path(str(resume_from_checkpoint)), trial)
         if not (resume_from_checkpoint is None or self.args.ignore_data_skip or self._has_length()):
             saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
             passes = int(saved.epoch or 0)

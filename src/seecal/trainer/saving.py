@@ -215,24 +215,9 @@ class SavingTrainer(WatchedTrainer):
                 f"{checkpoint} is damaged: {wrong}. Set resume_from_checkpoint=True for the newest whole one of output_dir."
             )
 
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: Any,
-        trial: Any,
-    ) -> tuple[int, int]:
-        found = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        if resume_from_checkpoint is not None:
-            self._find_best(Path(str(resume_from_checkpoint)), Path(super()._get_output_dir(trial)))
-        return found
-
-    def _find_best(self, checkpoint: Path, folder: Path) -> None:
-        """Names the best checkpoint so far by where it lies now. The run may have been moved, or its folder be spelled in
-        another way: Trainer then takes it for lost, or for one that may be deleted.
+    def _find_best(self, checkpoint: Path, trial: Any) -> None:
+        """Names the best checkpoint so far, after a resume from ``checkpoint``, by where it lies now. The run may have been
+        moved, or its folder be spelled in another way: Trainer then takes it for lost, or for one that may be deleted.
 
         Raises:
             ValueError: with ``load_best_model_at_end``, it lies outside of this run.
@@ -240,6 +225,7 @@ class SavingTrainer(WatchedTrainer):
         named = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
         if named is None:
             return
+        folder = Path(super()._get_output_dir(trial))
         here = folder / Path(str(named)).name
         is_here, is_there = self._first_ranks(lambda: (here in checkpoints_in(folder), Path(str(named)).is_dir()))
         if is_here:
