@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import statistics
 import sys
 import time
 import traceback
@@ -78,7 +79,10 @@ def missing(plan: Design, rows: Mapping[str, Row], scale: Scale) -> list[list[Ru
 
 
 class Minutes:
-    """Minutes of one core that runs and alignments take: measured in rows of the cell, else in any row, else planned."""
+    """Minutes of one core that runs and alignments take: the median of the cell's rows, else as planned.
+
+    Not the mean: a machine that was asleep, or busy with something else, during one run says nothing about the others.
+    """
 
     def __init__(self, rows: Mapping[str, Row], scale: Scale = Scale()) -> None:  # frozen
         self.runs: dict[str, list[float]] = {}
@@ -93,15 +97,15 @@ class Minutes:
                     self.alignments.setdefault(cell, []).append(sum(parts_of.values()) / 60)
 
     def of_run(self, run: Run, plan: Design) -> float:
-        return self._mean(self.runs, run, plan.minutes["run"])
+        return self._typical(self.runs, run, plan.minutes["run"])
 
     def of_alignment(self, run: Run, plan: Design) -> float:
-        return self._mean(self.alignments, run, plan.minutes["alignment"])
+        return self._typical(self.alignments, run, plan.minutes["alignment"])
 
     @staticmethod
-    def _mean(known: Mapping[str, Sequence[float]], run: Run, planned: float) -> float:
+    def _typical(known: Mapping[str, Sequence[float]], run: Run, planned: float) -> float:
         here = known.get(str(sorted(run.cell.items())), [])
-        return sum(here) / len(here) if here else float(planned)
+        return statistics.median(here) if here else float(planned)
 
 
 def planned(folder: Path = RESULTS, scale: Scale = Scale()) -> str:  # frozen

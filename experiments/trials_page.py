@@ -150,7 +150,7 @@ def ran(found: Findings) -> str:
     seconds = [sum(row["seconds"].get(name, 0) for name in ("weighing", "training", "measuring")) for row in rows]
     waiting = len(found.design.runs) - len(rows)
     return (
-        f"{len(rows)} runs of {np.mean(seconds) / 60:.1f} minutes on {', '.join(devices)}, torch "
+        f"{len(rows)} runs of {np.median(seconds) / 60:.1f} minutes (the median) on {', '.join(devices)}, torch "
         f"{', '.join(sorted({row['torch'] for row in rows}))}."
         f"{f' Missing: {waiting} of {len(found.design.runs)} runs, so read nothing into it yet.' if waiting else ''}"
     )
@@ -243,7 +243,7 @@ def means(found: Findings) -> list[str]:
                 if rows := list(found.chosen(key, noise, arm).values()):
                     lines.append([cell_name(cell), f"{100 * noise:.0f} %", arm, *_means(found, rows)])
     known = [MEASURES[name].removesuffix(", points") for name in MEASURES]
-    head = ["cell", "swapped", "arm", "runs", "learning rate", *known, "Δ ≤ α / between / ≥ β", "minutes"]
+    head = ["cell", "swapped", "arm", "runs", "learning rate", *known, "Δ ≤ α / between / ≥ β", "minutes (median)"]
     return table(head, lines)
 
 
@@ -256,7 +256,7 @@ def _means(found: Findings, rows: Sequence[Row]) -> list[str]:
     there = [row["shares"] for row in rows if row["shares"] and row["options"].get("weighting", "cal") == "cal"]
     places = ("at_alpha", "inside", "at_beta")
     lie = " / ".join(f"{100 * np.mean([one[name] for one in there]):.0f}" for name in places) if there else ""
-    minutes = np.mean([row["seconds"]["training"] + row["seconds"].get("weighing", 0) for row in rows]) / 60
+    minutes = np.median([row["seconds"]["training"] + row["seconds"].get("weighing", 0) for row in rows]) / 60
     return [str(len(rows)), f"{rows[0]['learning_rate']:g}", *values, f"{lie} %" if lie else "–", f"{minutes:.1f}"]
 
 

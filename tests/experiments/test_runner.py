@@ -159,10 +159,11 @@ def test_the_plan_multiplies_runs_by_measured_minutes(tmp_path):
     run = design("window").runs[0]
     plan = design("window")
     assert Minutes({}).of_run(run, plan) == plan.minutes["run"]
-    rows = {"a": row_of(run), "b": row_of(run)}
+    rows = {name: row_of(run) for name in "abc"}
     rows["b"]["seconds"] = {"training": 180.0, "all": 999.0}
+    rows["c"]["seconds"] = {"training": 36_000.0, "all": 0}  # the lid was shut during this one
     found = Minutes(rows)
-    assert found.of_run(run, plan) == pytest.approx((66 / 60 + 3) / 2)
+    assert found.of_run(run, plan) == pytest.approx(3)
     assert found.of_alignment(run, plan) == pytest.approx(300 / 60)
     assert Minutes(rows, Scale("gpu")).of_run(run, plan) == plan.minutes["run"]
     Rows("window", tmp_path).add(rows["a"] | {"seconds": {"training": 36_000.0, "all": 0}})
