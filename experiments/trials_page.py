@@ -44,9 +44,10 @@ cache on the same machine, had the committed numbers to the last digit.
 
 Differences are paired: the same seed, the same items of the test set (of validation where the section says so). In
 brackets: 95 % intervals, from the lower to the upper end of two, Student's t over the seeds and a bootstrap over seeds and
-items (percentiles widened for few seeds). Bold: both are clear of zero, and so is p of the exact match after Holm's
-correction: over an experiment's pooled comparisons, and for themselves over those of single cells. NLLs are not corrected.
-Pooled: the mean over the cells that count; nothing is said of other cells.
+items (percentiles widened for few seeds); p is the larger one of that t's and of the t with the bootstrap's spread. Bold:
+both intervals are clear of zero, and so is p of the exact match after Holm's correction: over an experiment's pooled
+comparisons, and for themselves over those of single cells. NLLs are not corrected. Pooled: the mean over the cells that
+count; nothing is said of other cells.
 
 The second table of an experiment is always of the test set. Its column on Δ is over the tokens after an image, before
 pooling: how many have Δ at or below α, between, at or above β ("–" for weightings that do not clamp Δ so). Minutes are

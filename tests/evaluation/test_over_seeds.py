@@ -15,7 +15,9 @@ def test_the_interval_is_that_of_a_published_example():
     found = paired([np.full(3, one) for one in hours])
     assert found.estimate == pytest.approx(1.58)
     assert found.student == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
-    assert found.p == pytest.approx(0.002833, abs=1e-6)
+    assert 0.002832 <= found.p == pytest.approx(0.002833, rel=0.25), (
+        "the bootstrap's spread is nearly that of the seeds"
+    )
     assert (found.seeds, found.items) == (10, 3)
 
 
@@ -93,6 +95,24 @@ def test_items_that_are_not_the_same_ones_and_items_that_are_nan():
         found, less = paired(holes, crossed), paired([one[3:] for one in whole], crossed)
         assert found.estimate == pytest.approx(less.estimate)
         assert (found.low, found.high) == pytest.approx((less.low, less.high), abs=0.15)
+
+
+@pytest.mark.parametrize(("seeds", "apart"), [(2, 0.0), (2, 1e-9), (5, 0.0)])
+def test_seeds_that_happen_to_agree_do_not_make_a_difference_certain(seeds, apart):
+    """One item of thirty more is right in each: of other items it might be none. Student's t of the seeds says p = 0."""
+    right = np.array([100.0] * 3 + [-100.0] * 2 + [0.0] * 25)
+    found = paired([right + apart * seed for seed in range(seeds)])
+    assert found.student[1] - found.student[0] < 1e-6
+    assert found.low < 0 < found.high
+    assert found.p > 0.3
+
+
+def test_p_and_the_intervals_call_the_same_differences_clear():
+    rng, agreed = np.random.default_rng(5), 0
+    for number in range(200):
+        found = paired(*made_up(rng, 5, 60, effect=1.0, of_item=2.0), draws=1000, seed=number)
+        agreed += (found.p <= 0.05) == (found.verdict() == "above")
+    assert agreed / 200 >= 0.92
 
 
 def test_what_cannot_be_said():

@@ -29,7 +29,8 @@ class Paired:
         estimate: mean over seeds of each one's mean over items (over cells of that, where it is pooled).
         bootstrap: (low, high), seeds and items drawn anew; nan with fewer than two seeds.
         student: (low, high) of Student's t over the seeds' means; nan with fewer than two seeds.
-        p: two-sided p of that t, nan likewise.
+        p: two-sided, nan likewise: the larger of that t's and of the t with the bootstrap's spread. Seeds that happen to
+            agree, two with the same number right, say, would else make any difference certain.
         seeds, items: how many pairs of trainings, and how many items a training was measured on (the mean).
     """
 
@@ -106,7 +107,13 @@ def pooled(cells: Sequence[Sequence[np.ndarray]], crossed: bool = True, draws: i
     wide = math.sqrt(count / (count - 1)) * student_quantile(0.5 + LEVEL / 2, freedom)
     tail = NormalDist().cdf(-wide)
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Paired(estimate, (float(low), float(high)), student, p, seeds, items)
+    error = float(drawn.std()) * math.sqrt(count / (count - 1))
+    return Paired(estimate, (float(low), float(high)), student, max(p, _p(estimate, error, freedom)), seeds, items)
+
+
+def _p(estimate: float, error: float, freedom: int) -> float:
+    """Two-sided p of Student's t. Without any spread: 0, or 1 where there is no difference either."""
+    return 2 * student_cdf(-abs(estimate) / error, freedom) if error else float(estimate == 0)
 
 
 def _student(means: Sequence[np.ndarray], estimate: float) -> tuple[tuple[float, float], float, int]:
@@ -114,11 +121,11 @@ def _student(means: Sequence[np.ndarray], estimate: float) -> tuple[tuple[float,
     parts = np.array([one.var(ddof=1) / len(one) for one in means])
     total = parts.sum()
     if total == 0:
-        return (estimate, estimate), float(estimate == 0), len(means[0]) - 1
+        return (estimate, estimate), _p(estimate, 0, 1), len(means[0]) - 1
     freedom = int(total**2 / sum(part**2 / (len(one) - 1) for part, one in zip(parts, means, strict=True)) + 1e-9)
     error = math.sqrt(total) / len(means)
     half = student_quantile(0.5 + LEVEL / 2, freedom) * error
-    return (estimate - half, estimate + half), 2 * student_cdf(-abs(estimate) / error, freedom), freedom
+    return (estimate - half, estimate + half), _p(estimate, error, freedom), freedom
 
 
 def _draws(cell: Sequence[np.ndarray], crossed: bool, draws: int, seed: tuple[int, int]) -> np.ndarray:
