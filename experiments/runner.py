@@ -97,13 +97,13 @@ class Minutes:
                     self.alignments.setdefault(cell, []).append(sum(parts_of.values()) / 60)
 
     def of_run(self, run: Run, plan: Design) -> float:
-        return self._typical(self.runs, run, plan.minutes["run"])
+        return self._median(self.runs, run, plan.minutes["run"])
 
     def of_alignment(self, run: Run, plan: Design) -> float:
-        return self._typical(self.alignments, run, plan.minutes["alignment"])
+        return self._median(self.alignments, run, plan.minutes["alignment"])
 
     @staticmethod
-    def _typical(known: Mapping[str, Sequence[float]], run: Run, planned: float) -> float:
+    def _median(known: Mapping[str, Sequence[float]], run: Run, planned: float) -> float:
         here = known.get(str(sorted(run.cell.items())), [])
         return statistics.median(here) if here else float(planned)
 

@@ -104,15 +104,15 @@ def pooled(cells: Sequence[Sequence[np.ndarray]], crossed: bool = True, draws: i
     # Percentiles are too narrow for few seeds: the mean of n drawn anew spreads by sqrt((n - 1) / n) of what it should, and
     # nothing stands for t. Hesterberg, What Teachers Should Know About the Bootstrap (2015), "expanded percentile".
     count = min(map(len, cells))
-    wide = math.sqrt(count / (count - 1)) * student_quantile(0.5 + LEVEL / 2, freedom)
-    tail = NormalDist().cdf(-wide)
+    widening = math.sqrt(count / (count - 1))
+    tail = NormalDist().cdf(-widening * student_quantile(0.5 + LEVEL / 2, freedom))
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    error = float(drawn.std()) * math.sqrt(count / (count - 1))
-    return Paired(estimate, (float(low), float(high)), student, max(p, _p(estimate, error, freedom)), seeds, items)
+    p = max(p, _p(estimate, widening * float(drawn.std()), freedom))
+    return Paired(estimate, (float(low), float(high)), student, p, seeds, items)
 
 
 def _p(estimate: float, error: float, freedom: int) -> float:
-    """Two-sided p of Student's t. Without any spread: 0, or 1 where there is no difference either."""
+    """Two-sided p of Student's t, of its standard error ``error``; without any 0, or 1 where nothing differs either."""
     return 2 * student_cdf(-abs(estimate) / error, freedom) if error else float(estimate == 0)
 
 
@@ -121,7 +121,8 @@ def _student(means: Sequence[np.ndarray], estimate: float) -> tuple[tuple[float,
     parts = np.array([one.var(ddof=1) / len(one) for one in means])
     total = parts.sum()
     if total == 0:
-        return (estimate, estimate), _p(estimate, 0, 1), len(means[0]) - 1
+        freedom = len(means[0]) - 1
+        return (estimate, estimate), _p(estimate, 0.0, freedom), freedom
     freedom = int(total**2 / sum(part**2 / (len(one) - 1) for part, one in zip(parts, means, strict=True)) + 1e-9)
     error = math.sqrt(total) / len(means)
     half = student_quantile(0.5 + LEVEL / 2, freedom) * error
