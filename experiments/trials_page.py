@@ -159,7 +159,18 @@ def ran(found: Findings) -> str:
 
 def said(found: Findings, compared: Sequence[Comparison]) -> str:
     """What it says of the exact match and, in another sentence, of the NLL, chosen from the intervals."""
-    judged = [one for one in compared if one.is_pooled] or [one for one in compared if found.counts(one.cells[0])]
+    judged = _judged(found, compared)
+    known = any(one.verdict != "unknown" for one in judged)
+    return of_exact(found, compared) + (_of_nll(judged) if known else "")
+
+
+def _judged(found: Findings, compared: Sequence[Comparison]) -> list[Comparison]:
+    return [one for one in compared if one.is_pooled] or [one for one in compared if found.counts(one.cells[0])]
+
+
+def of_exact(found: Findings, compared: Sequence[Comparison]) -> str:
+    """One sentence on the exact match."""
+    judged = _judged(found, compared)
     if not judged:
         return (
             "Nothing: no cell counts, because none of the models is aligned well enough, or no pair of runs is there."
@@ -180,10 +191,10 @@ def said(found: Findings, compared: Sequence[Comparison]) -> str:
         corrected = " after Holm's correction" if others > 1 else ""
         return (
             f"A null in exact match{where}: {told} be told from zero{corrected}; differences above {out} are outside of "
-            f"the intervals.{_of_nll(judged)}"
+            "the intervals."
         )
     rest = f"; {others} other comparison{'s are nulls' if others > 1 else ' is a null'}" if others else ""
-    return f"In exact match{where}, {'; '.join(parts)}{rest}.{_of_nll(judged)}"
+    return f"In exact match{where}, {'; '.join(parts)}{rest}."
 
 
 def _of_nll(judged: Sequence[Comparison]) -> str:
@@ -284,22 +295,26 @@ def _spread(points: Sequence[Mapping[str, Any]], kind: str) -> str:
 
 
 _QUOTED = (
-    "Does it help? CAL with calibrated α and β against plain training of small models, with none or a fifth of the "
-    "training answers swapped ([docs/evidence.md](docs/evidence.md)). "
+    "Does it help? CAL with calibrated α and β minus plain training of small models, with none or a fifth of the "
+    "training answers swapped ([docs/evidence.md](docs/evidence.md))."
 )
+_POOLED = ("types_and_tasks", "more_cells")
 
 
 def quoted(rows: Mapping[str, Row]) -> list[str]:
-    """The pooled table in five lines; none before every run of it is there."""
-    found = Findings(design("types_and_tasks"), rows, alignments(rows.values()))
-    pooled = [one for one in (found.compared() if found.whole else []) if one.is_pooled]
-    if not pooled:
-        return []
-    head = ["", "swapped answers", "exact match, points", "NLL of visual tokens", "seeds × cells"]
-    lines = [
-        [f"{one.arm} − {one.baseline}", f"{100 * one.noise:.0f} %", _bold(one, "exact"), _bold(one, "nll_visual"),
-         f"{one.primary.seeds // len(one.cells)} × {len(one.cells)}"]
-        for one in pooled[:2]
-    ]  # fmt: skip
-    sentence = said(found, found.compared())
-    return [f"{_QUOTED}{sentence}", *table(head, lines)[:-1]]
+    """The pooled tables, a line for each share of swapped answers; of an experiment nothing before every run is there."""
+    known = alignments(rows.values())
+    sentences, lines = [_QUOTED], []
+    for name in _POOLED:
+        found = Findings(design(name), rows, known)
+        compared = found.compared() if found.whole else []
+        pooled = [one for one in compared if one.is_pooled and (one.arm, one.baseline) == ("calibrated", "uniform")]
+        lines += [
+            [f"`{name}`", f"{one.primary.seeds // len(one.cells)} × {len(one.cells)}", f"{100 * one.noise:.0f} %",
+             _bold(one, "exact"), _bold(one, "nll_visual")]
+            for one in pooled
+        ]  # fmt: skip
+        if pooled:
+            sentences.append(f"`{name}`: {of_exact(found, compared)}")
+    head = ["experiment", "seeds × cells", "swapped answers", "exact match, points", "NLL of visual tokens"]
+    return [" ".join(sentences), *table(head, lines)[:-1]] if lines else []

@@ -52,7 +52,7 @@ def test_the_readme_quotes_what_the_rows_give(trained):
     assert readme(text, trained) == text, "run python -m experiments.evidence"
     whole = rows_of([design("types_and_tasks")], lambda run: 0.97 if run.name == "calibrated" else 0.8)
     quoted = readme(text, whole)
-    assert quoted.count("| calibrated − uniform |") == 2
+    assert quoted.count("| `types_and_tasks` |") == 2
     assert readme(quoted, whole) == quoted
     assert readme(quoted, trained) == text
     with pytest.raises(ValueError, match=f"no {MARKS[0]}"):

@@ -138,11 +138,16 @@ def test_every_experiment_has_its_section_with_and_without_rows(types):
     assert "missing, so" not in whole
 
 
-def test_the_readme_quotes_the_whole_pooled_table_alone(types):
-    lines = quoted(types)
-    assert len(lines) == 6
-    assert not lines[1], "five lines and the blank one before a table"
+def test_the_readme_quotes_every_pooled_comparison_that_is_whole(types):
+    others = rows_of([design("more_cells")])
+    lines = quoted({**types, **others})
+    assert not lines[1], "a blank line before a table"
+    assert [line.split(" | ")[0].strip("| ") for line in lines[4:]] == ["`types_and_tasks`"] * 2 + ["`more_cells`"] * 2
+    assert "`more_cells`: A null" in lines[0], "what came out null is quoted like the rest"
+    assert len(quoted(types)) == 6
     assert quoted(dict(list(types.items())[1:])) == []
+    part = dict(list(others.items())[1:])
+    assert quoted({**types, **part}) == quoted(types), "nothing of an experiment with missing runs"
 
 
 def test_delta_over_training_is_shown():
