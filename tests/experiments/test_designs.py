@@ -26,6 +26,7 @@ def test_all_of_the_issues_experiments_are_there():
         "noise",
         "real_weights",
         "relatives",
+        "scenes",
         "stages",
         "stored_weights",
         "types_and_tasks",

@@ -21,7 +21,7 @@ TINY = {"s": (32, 48, 2, 1), "m": (48, 64, 2, 2)}
 ARMS = {
     "types_and_tasks": "oracle", "noise": "calibrated", "stages": "both", "clamp": "[0, 5]", "contrasts": "swap",
     "window": "window 1", "relatives": "vig", "delta_over_training": "cold, [1, 5]", "stored_weights": "of the start",
-    "beyond": "larger reference", "more_cells": "calibrated",
+    "beyond": "larger reference", "more_cells": "calibrated", "scenes": "shuffled",
 }  # fmt: skip
 NANO = [name for name in names() if design(name).cells != [{"model": DEMO}]]
 
