@@ -71,12 +71,13 @@ def _cpu_device(rows: Rows) -> str:
 
 
 def cpu_memory_table(folder: Path) -> Table:
-    """Peak beyond the weights and the batch, as a CPU's operators ask for it."""
+    """Peak beyond the weights and the batch, as a CPU's operators ask for it: one row where several CPUs agree."""
     table = [["MiB beyond weights and batch", *(LABELS[name] for name in ON_CPU)]]
     for shape in CPU_SHAPES:
         for rows in cpu_steps(folder, shape) or [{}]:
             peaks = [rows.get(name, {}).get("peak_mib") for name in ON_CPU]
-            table.append([shape, *(f"{float(peak):,.0f}" if peak else NOT_YET for peak in peaks)])
+            row = [shape, *(f"{float(peak):,.0f}" if peak else NOT_YET for peak in peaks)]
+            table += [] if row in table else [row]
     return table
 
 

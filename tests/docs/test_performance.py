@@ -86,6 +86,9 @@ def test_figures_of_a_cpu_fill_the_row_of_their_shape(tmp_path):
         assert row[1] == row[-1] == "not measured yet"
     memory = performance_table.cpu_memory_table(tmp_path)
     assert memory[1] == ["135m", "900", "not measured yet", "not measured yet", "not measured yet", "700"]
+    assert [row[0] for row in memory[1:]] == ["135m", "135m-next", "60m-152k"], "two CPUs that agree are one row"
+    put(tmp_path, "step-135m-cpu-3", hf.replace("900", "901"))
+    assert [row[:2] for row in performance_table.cpu_memory_table(tmp_path)[1:3]] == [["135m", "900"], ["135m", "901"]]
 
 
 def test_figures_of_whole_trainings_fill_theirs(tmp_path):
