@@ -21,6 +21,7 @@ CAPTIONS_OF = (20, 70, 120)  # which unseen drawings are described at the end: f
 SPLITS = {emoji.HELD_IMAGE: "unseen drawings", emoji.HELD_CONCEPT: "unseen concepts"}
 QUESTIONS = ("name", "kind")
 TABLE_COLUMNS = 3  # of the token table, side by side: 80 characters hold them
+ENOUGH = 140  # steps in all, of batches of 16: words of the image have weights above 1 then (README has such a run)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def report(results: Results, console: Console) -> None:
         console.print(f"  [bold]{escape(name)}[/]: {escape(text)}", highlight=False, soft_wrap=True)
     console.print()
     console.print(token_table(results.described, results.tokens))
+    for line in nothing_seen(results):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\n{results.seconds / 60:.1f} minutes on {results.state.machine}.", highlight=False, soft_wrap=True)
     console.print(f"Model and processor: {results.final}", highlight=False, markup=False, soft_wrap=True)
     console.print(
@@ -104,6 +107,17 @@ def token_table(name: str, rows: list[tuple[str, float, float]]) -> Table:
             cells += [f"[{style}]{shown}[/]" if style else shown, f"{delta:+.1f}", f"{weight:.1f}"]
         table.add_row(*cells)
     return table
+
+
+def nothing_seen(results: Results) -> list[str]:
+    """A line where the token table shows no weight above 1, which is no picture of CAL: what it means, what to do."""
+    if any(weight > 1.001 for _, _, weight in results.tokens):
+        return []
+    said = "No Δ here is above 1, so all weights are 1, as in plain training"
+    if results.steps >= ENOUGH:
+        return [f"{said}."]
+    longer = replace(results.options, out=Path(f"{results.options.out}-longer"), steps=ENOUGH, minutes=5.0)
+    return [f"{said}: {results.steps} steps are few for learning to see. More: {longer.command()}"]
 
 
 def next_commands(results: Results) -> list[str]:
