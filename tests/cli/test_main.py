@@ -57,6 +57,21 @@ def test_help_lists_the_commands():
         assert f"\n  {command} " in text
 
 
+@pytest.mark.parametrize("asked", [["gpu", "--help"], ["gpu", "-h"], ["evidence", "--help"]])
+def test_help_of_a_benchmark_is_its_own(asked):
+    done = seecal("bench", *asked)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: {asked[0]}.py")
+
+
+@pytest.mark.parametrize("asked", [[], ["--help"], ["-h"]])
+def test_help_of_bench_names_the_benchmarks(asked):
+    done = seecal("bench", *asked)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: seecal bench")
+    assert "evidence, flops, gpu, loader" in done.stdout
+
+
 def test_launch_lines_name_files_that_are_there():
     read = [*ROOT.glob("docs/*.md"), ROOT / "README.md", *(ROOT / "src" / "seecal" / "recipes").rglob("*.*")]
     text = "\n".join(path.read_text("utf8") for path in read if path.suffix in (".md", ".py", ".yaml"))

@@ -71,10 +71,11 @@ def demo(
     raise typer.Exit(run(options, Console()))
 
 
-@app.command(
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)
+# what follows goes to what the command runs, --help too
+_ALL_TO_IT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(add_help_option=False, context_settings=_ALL_TO_IT)
 def train(context: typer.Context) -> None:
     """Train a model by a recipe: --config FILE, or the name of one of ours (see seecal train --help)."""
     if _DRY_RUN.intersection(context.args) and not {"--help", "-h", "--help-all"}.intersection(context.args):
@@ -168,14 +169,20 @@ def families(
     raise typer.Exit(1 if verdict.leaks else 0)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(add_help_option=False, context_settings=_ALL_TO_IT)
 def bench(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A script under benchmarks/: step, loss, …; gpu takes every GPU figure.")],
+    name: Annotated[
+        str | None, typer.Argument(help="A script under benchmarks/: step, loss, …; gpu takes every GPU figure.")
+    ] = None,
 ) -> None:
-    """Run a benchmark; what follows its name goes to it (try seecal bench step --help)."""
-    from .bench import run
+    """Run a benchmark; what follows its name goes to it, --help too (try seecal bench step --help)."""
+    from .bench import names, run
 
+    if name is None or name in ("--help", "-h"):
+        print(context.get_help())
+        print(f"There are: {', '.join(names()) or 'none here, they are scripts of the source checkout'}.")
+        return
     raise typer.Exit(run(name, context.args))
 
 
