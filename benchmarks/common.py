@@ -6,6 +6,7 @@ import argparse
 import csv
 import gc
 import importlib
+import logging
 import platform
 import random
 import statistics
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from seecal.verbosity import Progress
 
 RESULTS = Path(__file__).parent / "results"
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # imported with PEFT, it names a kernel that it would like
 
 
 def device() -> torch.device:

@@ -2,3 +2,7 @@
 
 They import the library, never the reverse.
 """
+
+import logging
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # imported with PEFT, it names a kernel that it would like
