@@ -16,13 +16,15 @@ from .items import unpacked
 
 Row = dict[str, Any]
 ORDER = (
-    "types_and_tasks", "more_cells", "scenes", "noise", "stages", "clamp", "contrasts", "window", "relatives",
-    "delta_over_training", "stored_weights", "beyond", "real_weights",
+    "types_and_tasks", "more_cells", "scenes", "scenes_rates", "controls", "noise", "stages", "clamp", "contrasts",
+    "window", "relatives", "delta_over_training", "stored_weights", "beyond", "real_weights",
 )  # fmt: skip
 TITLES = {
     "types_and_tasks": "Types of model and tasks",
     "more_cells": "The other cells of the grid, sizes and resolutions",
     "scenes": "Scenes with swapped answers, on fresh seeds",
+    "scenes_rates": "Scenes again, every arm at its own learning rate",
+    "controls": "Controls in another type of model",
     "noise": "Swapped answers",
     "stages": "In which stage",
     "clamp": "Alpha and beta",

@@ -22,6 +22,7 @@ ARMS = {
     "types_and_tasks": "oracle", "noise": "calibrated", "stages": "both", "clamp": "[0, 5]", "contrasts": "swap",
     "window": "window 1", "relatives": "vig", "delta_over_training": "cold, [1, 5]", "stored_weights": "of the start",
     "beyond": "larger reference", "more_cells": "calibrated", "scenes": "shuffled",
+    "scenes_rates": "uniform", "controls": "oracle",
 }  # fmt: skip
 NANO = [name for name in names() if design(name).cells != [{"model": DEMO}]]
 
