@@ -178,10 +178,13 @@ class Findings:
         rate = self.rate(cell, noise, arm, among)
         return {} if rate is None else self.runs(cell, noise, arm)[rate]
 
-    def differences(self, arm: str, baseline: str, cell: str, noise: float, split: str) -> dict[str, list[np.ndarray]]:
+    def differences(
+        self, arm: str, baseline: str, cell: str, noise: float, split: str, at: float | None = None
+    ) -> dict[str, list[np.ndarray]]:
         """measure -> one array [items] a seed that both arms have. Both choose among the learning rates that both were run
-        with: an arm that was tuned against one that was not would be no comparison."""
+        with, an arm that was tuned against one that was not would be no comparison; or both have the rate ``at``."""
         both = set(self.runs(cell, noise, arm)) & set(self.runs(cell, noise, baseline))
+        both = both if at is None else both & {at}
         ours, theirs = (self.chosen(cell, noise, name, both) for name in (arm, baseline))
         found: dict[str, list[np.ndarray]] = {}
         for seed in sorted(set(ours) & set(theirs)):

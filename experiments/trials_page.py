@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from seecal.evaluation.over_seeds import Paired
+from seecal.evaluation.over_seeds import Paired, pooled
 
 from .designs import DEMO, Design, design, names
 from .findings import MEASURES, Alignment, Comparison, Findings, alignments, cell_name
@@ -129,7 +130,7 @@ def of_experiment(found: Findings) -> list[str]:
     told += [f"{command}, {ran(found)}", "", f"**{so_far}{said(found, compared)}**", ""]
     if compared:
         told += [f"![Differences in exact match](evidence-{plan.name}.svg)", *differences(found, compared)]
-    return [*told, *means(found), *traces(found), *_left_out(plan)]
+    return [*told, *means(found), *by_rate(found), *traces(found), *_left_out(plan)]
 
 
 def _flat(text: str) -> str:
@@ -275,6 +276,43 @@ def _means(found: Findings, rows: Sequence[Row]) -> list[str]:
     return [str(len(rows)), f"{rows[0]['learning_rate']:g}", *values, f"{lie} %" if lie else "–", f"{minutes:.1f}"]
 
 
+def by_rate(found: Findings) -> list[str]:
+    """The table of every learning rate, where an arm has several: what each arm reaches, and the pairs at one rate."""
+    rates = sorted({run.learning_rate for run in found.design.runs})
+    lines = []
+    for cell, noise in itertools.product(found.design.cells, sorted({run.noise for run in found.design.runs})):
+        key, where = json.dumps(cell, sort_keys=True), [cell_name(cell), f"{100 * noise:.0f} %"]
+        tried = {arm: found.runs(key, noise, arm) for arm in found.design.arms}
+        several = [arm for arm, runs in tried.items() if len(runs) > 1]
+        lines += [[*where, arm, *_at_rates(tried[arm], rates, found.rate(key, noise, arm))] for arm in several]
+        for arm, baseline in found.design.compare:
+            if arm in several and baseline in several:
+                pairs = [found.differences(arm, baseline, key, noise, "test", at=rate).get("exact") for rate in rates]
+                told = [shown(pooled([one]), points=True) if one else "–" for one in pairs]
+                lines.append([*where, f"{arm} − {baseline}, points", *told])
+    if not lines:
+        return []
+    head = ["cell", "swapped", "arm", *(f"{rate:g}" for rate in rates)]
+    return [
+        "By learning rate: exact match on validation, then on the test set; bold: the rate that validation chose. Under "
+        "them the differences on the test set where both arms have that rate.",
+        *table(head, lines),
+    ]
+
+
+def _at_rates(runs: Mapping[float, Mapping[int, Row]], rates: Sequence[float], chosen: float | None) -> list[str]:
+    told = []
+    for rate in rates:
+        means = [
+            np.mean([unpacked(row[split]["exact"]).mean() for row in runs[rate].values()])
+            for split in ("validation", "test")
+            if rate in runs
+        ]
+        text = ", ".join(f"{100 * mean:.1f} %" for mean in means) or "–"
+        told.append(f"**{text}**" if rate == chosen else text)
+    return told
+
+
 def traces(found: Findings) -> list[str]:
     """The table of Δ over training, where it was measured."""
     lines = []
@@ -311,13 +349,13 @@ def quoted(rows: Mapping[str, Row]) -> list[str]:
     for name in _POOLED:
         found = Findings(design(name), rows, known)
         compared = found.compared() if found.whole else []
-        pooled = [one for one in compared if one.is_pooled and (one.arm, one.baseline) == ("calibrated", "uniform")]
+        together = [one for one in compared if one.is_pooled and (one.arm, one.baseline) == ("calibrated", "uniform")]
         lines += [
             [f"`{name}`", f"{one.primary.seeds // len(one.cells)} × {len(one.cells)}", f"{100 * one.noise:.0f} %",
              _bold(one, "exact"), _bold(one, "nll_visual")]
-            for one in pooled
+            for one in together
         ]  # fmt: skip
-        if pooled:
+        if together:
             sentences.append(f"`{name}`: {of_exact(found, compared)}")
     head = ["experiment", "seeds × cells", "swapped answers", "exact match, points", "NLL of visual tokens"]
     return [" ".join(sentences), *table(head, lines)[:-1]] if lines else []

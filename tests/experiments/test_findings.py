@@ -8,7 +8,7 @@ import pytest
 from experiments.designs import design, names
 from experiments.findings import Findings, alignments
 from experiments.items import packed
-from experiments.trials_page import of_alignment, of_experiment, of_trials, quoted, said
+from experiments.trials_page import by_rate, of_alignment, of_experiment, of_trials, quoted, said
 
 from tests.support.evidence_rows import facts_of, row_of, rows_of
 
@@ -95,21 +95,48 @@ def test_nothing_is_said_of_cells_that_all_fail():
     assert quoted(rows) == []
 
 
-def test_the_rate_is_chosen_on_validation_and_among_those_of_both_arms():
-    plan = design("types_and_tasks")
+@pytest.fixture(scope="module")
+def rates():
+    """Calibrated is best at the lowest rate on validation and at the highest on the test set."""
     rows = {}
-    for run in plan.runs:
+    for run in design("types_and_tasks").runs:
         row = row_of(run, 0.7)
         # On the test set the rates are the other way round
         value = {2.5e-4: 0.9, 5e-4: 0.7, 1e-3: 0.5}[run.learning_rate] if run.name == "calibrated" else 0.7
         row["validation"]["exact"] = packed({"a": np.arange(40) < 40 * value})["a"]
         row["test"]["exact"] = packed({"a": np.arange(40) >= 40 * value})["a"]
         rows[run.key()] = row
-    found = found_in("types_and_tasks", rows)
+    return rows
+
+
+def test_the_rate_is_chosen_on_validation_and_among_those_of_both_arms(rates):
+    found = found_in("types_and_tasks", rates)
     assert found.rate(SHAPES, 0.2, "calibrated") == 2.5e-4
     assert found.rate(SHAPES, 0.0, "calibrated") == 5e-4
     ours = found.differences("calibrated", "shuffled", SHAPES, 0.2, "test")["exact"]
     assert np.mean(ours) == pytest.approx(0), "shuffled has one rate, so calibrated is taken at that one"
+
+
+def test_every_rate_is_shown_and_the_pairs_at_one_rate(rates):
+    lines = by_rate(found_in("types_and_tasks", rates))
+    assert "| cell | swapped | arm | 0.00025 | 0.0005 | 0.001 |" in lines
+    ours = next(line for line in lines if line.startswith("| llava shapes | 20 % | calibrated |"))
+    assert ours.endswith("| **90.0 %, 10.0 %** | 70.0 %, 30.0 % | 50.0 %, 50.0 % |")
+    pairs = next(line for line in lines if line.startswith("| llava shapes | 20 % | calibrated − uniform, points |"))
+    # uniform has 30 % of the test set right at every rate
+    assert [float(cell.split(" (")[0].replace("−", "-")) for cell in pairs.split(" | ")[3:]] == [-20, 0, 20]
+    assert not any("shuffled" in line or " 0 %" in line for line in lines), "they have one rate"
+
+
+def test_of_rates_that_were_not_run_yet_nothing_is_said(rates):
+    one_rate = {key: row for key, row in rates.items() if row["learning_rate"] == 5e-4}
+    assert by_rate(found_in("types_and_tasks", one_rate)) == []
+    calibrated = {
+        key: row for key, row in rates.items() if row["learning_rate"] == 2.5e-4 and row["arm"] == "calibrated"
+    }
+    lines = by_rate(found_in("types_and_tasks", one_rate | calibrated))
+    assert any(line.endswith("| **90.0 %, 10.0 %** | 70.0 %, 30.0 % | – |") for line in lines)
+    assert not any("−" in line for line in lines), "uniform has one rate, so there is no pair of several"
 
 
 def test_rows_that_were_tested_on_other_items_are_no_pair(types):
