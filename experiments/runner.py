@@ -10,6 +10,7 @@ import queue
 import signal
 import statistics
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -286,6 +287,7 @@ def _told(row: Mapping[str, Any]) -> str:
 def work(todo: Any, found: Any, cache: str, scale: Scale, until: float) -> None:
     """A worker: jobs until there is none; within a job, runs that are expected to end in time."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started it
+    _ends_with_its_parent()
     from seecal import verbosity
 
     from .trials import trial
@@ -303,6 +305,18 @@ def work(todo: Any, found: Any, cache: str, scale: Scale, until: float) -> None:
             except (Exception, SystemExit):  # the other runs go on, and it has no row
                 found.put(("failed", f"{one.name}, {dict(one.cell)}, seed {one.seed}: {traceback.format_exc()}"))
     found.put(("done", None))
+
+
+def _ends_with_its_parent() -> None:
+    """A worker whose parent was killed has nobody to send its rows to, and would wait for a job for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _silenced() -> None:

@@ -1,6 +1,8 @@
 """The command line without a model: help that costs nothing, errors in one line."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -70,6 +72,26 @@ def test_help_of_bench_names_the_benchmarks(asked):
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: seecal bench")
     assert "evidence, flops, gpu, loader" in done.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a process becomes another one")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGINT"])
+def test_a_signal_reaches_the_benchmark(tmp_path, name):
+    script = "import os, sys, time\nprint(os.getpid(), sys.argv[1:], flush=True)\ntime.sleep(600)\n"
+    (tmp_path / "slow.py").write_text(script, encoding="utf8")
+    code = (
+        "from pathlib import Path\nfrom seecal.cli import bench\n"
+        f"bench.FOLDER = Path({str(tmp_path)!r})\nbench.run('slow', ['--out', 'a b'])\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment()
+    ) as started:
+        try:
+            assert started.stdout.readline() == f"{started.pid} ['--out', 'a b']\n"
+            started.send_signal(getattr(signal, name))
+            assert started.wait(limit()) == -getattr(signal, name)
+        finally:
+            started.kill()
 
 
 def test_launch_lines_name_files_that_are_there():

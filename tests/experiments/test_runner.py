@@ -2,11 +2,14 @@
 
 import dataclasses
 import queue
+import signal
+import subprocess
 import sys
 import threading
 import time
 import types
 
+import psutil
 import pytest
 from experiments.designs import design
 from experiments.items import unpacked
@@ -17,6 +20,8 @@ from experiments.runner import Minutes, Scale, missing, planned, pool
 import experiments
 from experiments import nano, runner, trials
 from tests.support.evidence_rows import row_of
+from tests.support.paths import ROOT
+from tests.support.processes import environment, limit
 
 NAME, TINY = "clamp", Scale("gpu", 2)
 
@@ -125,6 +130,38 @@ def test_workers_have_one_thread(tmp_path, made, monkeypatch):
     piece(tmp_path, first=1)
     assert seen == ["1"]
     assert runner.os.environ["OMP_NUM_THREADS"] == "7"
+
+
+WORKING = """
+import multiprocessing, time, types
+from experiments import runner
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    jobs, found = context.Queue(), context.Queue()
+    worker = context.Process(target=runner.work, args=(jobs, found, "cache", runner.Scale(), 0))
+    worker.start()
+    jobs.put([(types.SimpleNamespace(name="no run", cell={}, seed=0), 1)])
+    assert found.get()[0] == "failed"
+    print(worker.pid, flush=True)  # it waits for the next job now
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_worker_ends_with_a_parent_that_is_killed(tmp_path, name):
+    script = tmp_path / "working.py"
+    script.write_text(WORKING, encoding="utf8")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment(), cwd=ROOT) as parent:
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.send_signal(getattr(signal, name))
+        parent.wait()
+        try:
+            worker.wait(timeout=limit())
+        finally:
+            if worker.is_running():
+                worker.kill()
 
 
 def test_what_another_experiment_has_made_is_not_made_again(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ def names() -> list[str]:
 
 
 def run(name: str, arguments: list[str]) -> int:
-    """Runs the benchmark in a process of its own and returns its exit code. ValueError for a name that is none."""
+    """Becomes the benchmark's process, so that a signal reaches it; where a process cannot (Windows), starts it and
+    returns its exit code. ValueError for a name that is none."""
     known = names()
     if not known:
         raise ValueError(
@@ -25,4 +27,8 @@ def run(name: str, arguments: list[str]) -> int:
         )
     if name not in known:
         raise ValueError(f"there is no benchmark {name!r}; there are {', '.join(known)}")
-    return subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), *arguments], check=False).returncode
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments]
+    if os.name == "posix":
+        sys.stdout.flush()
+        os.execv(sys.executable, command)
+    return subprocess.run(command, check=False).returncode
