@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,8 +44,8 @@ INTRODUCTION = """\
 `seecal bench evidence NAME` makes the runs of an experiment that have no row yet, in pieces of 30 minutes on two cores, and
 `seecal bench evidence --plan` says what all of it takes and what was left out, by name. A run is one training by
 `CALTrainer`; both arms of a pair start from the same alignment (where stage 1 is what differs, from the same tower and
-language model) and see the same records in the same order. Two runs of `window`, made again from a clean clone and an empty
-cache on the same machine, had the committed numbers to the last digit.
+language model) and see the same records in the same order. All ten runs of `window`, made again from a clean clone and an
+empty cache on the same kind of processor, had the committed numbers to the last digit; another kind rounds otherwise.
 
 Differences are paired: the same seed, the same items of the test set (of validation where the section says so). In
 brackets: 95 % intervals, from the lower to the upper end of two, Student's t over the seeds and a bootstrap over seeds and
@@ -77,10 +78,32 @@ def of_trials(rows: Mapping[str, Row]) -> list[str]:
         rows: of all experiments, by key (:func:`experiments.runner.pool`).
     """
     known = alignments(rows.values())
-    lines = [INTRODUCTION, *of_alignment(known, [design(name) for name in in_order()])]
-    for name in in_order():
-        lines += of_experiment(Findings(design(name), rows, known))
+    found = [Findings(design(name), rows, known) for name in in_order()]
+    lines = [INTRODUCTION, *in_short(found), *of_alignment(known, [one.design for one in found])]
+    for one in found:
+        lines += of_experiment(one)
     return lines
+
+
+def in_short(found: Sequence[Findings]) -> list[str]:
+    """A line for each experiment, with the sentence of its section on the exact match."""
+    lines, clear = [], 0
+    for one in found:
+        title, compared = title_of(one.design), one.compared()
+        clear += one.whole and any(judged.verdict in _BETTER for judged in _judged(one, compared))
+        so_far = "" if one.whole else "so far: "
+        lines.append(f"- [{title}](#{anchor(title)}): {so_far}{of_exact(one, compared)}")
+    count = f"{clear} of {len(found)} experiments {'has' if clear == 1 else 'have'}"
+    return ["### In short", "", f"{count} a difference in exact match that is clear of zero.", "", *lines, ""]
+
+
+def title_of(plan: Design) -> str:
+    return TITLES.get(plan.name, plan.name)
+
+
+def anchor(title: str) -> str:
+    """Where GitHub puts a heading: no punctuation, hyphens for spaces."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def in_order() -> list[str]:
@@ -119,8 +142,7 @@ def _alignment_line(one: Alignment) -> list[str]:
 def of_experiment(found: Findings) -> list[str]:
     """Its section."""
     plan = found.design
-    title = TITLES.get(plan.name, plan.name)
-    told = [f"### {title}", "", _sentence(plan.told["question"]), ""]
+    told = [f"### {title_of(plan)}", "", _sentence(plan.told["question"]), ""]
     told += [f"Expected ([{plan.name}.yaml](../experiments/{plan.name}.yaml)): {_flat(plan.told['hypothesis'])}", ""]
     command = f"`seecal bench evidence {plan.name}`"
     if not found.found:

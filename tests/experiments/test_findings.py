@@ -8,7 +8,7 @@ import pytest
 from experiments.designs import design, names
 from experiments.findings import Findings, alignments
 from experiments.items import packed
-from experiments.trials_page import by_rate, of_alignment, of_experiment, of_trials, quoted, said
+from experiments.trials_page import anchor, by_rate, of_alignment, of_experiment, of_trials, quoted, said
 
 from tests.support.evidence_rows import facts_of, row_of, rows_of
 
@@ -163,6 +163,27 @@ def test_every_experiment_has_its_section_with_and_without_rows(types):
     ):
         assert wanted in whole
     assert "missing, so" not in whole
+
+
+def test_the_page_begins_with_a_line_for_every_experiment(types):
+    """The sentence of its section, and a link that GitHub follows."""
+    lines = of_trials(types | rows_of([design("window")]))
+    short = lines[lines.index("### In short") :]
+    assert f"1 of {len(names())} experiments has a difference in exact match that is clear of zero." in short
+    told = [line for line in short if line.startswith("- [")]
+    assert len(told) == len(names())
+    headings = {anchor(line.removeprefix("### ")) for line in lines if line.startswith("### ")}
+    assert {re.match(r"- \[.+\]\(#(.+?)\): ", line)[1] for line in told} <= headings
+    assert any("calibrated (20 % swapped): +" in line and "more right than uniform" in line for line in told)
+    assert any(line.startswith("- [Pooling](#pooling): A null in exact match") for line in told)
+    assert anchor("Δ over a training, and a cold start") == "δ-over-a-training-and-a-cold-start"
+
+
+def test_what_is_not_whole_is_no_finding(types):
+    some = {key: row for key, row in types.items() if row["seed"] < 4}
+    lines = of_trials(some)
+    assert f"0 of {len(names())} experiments have a difference in exact match that is clear of zero." in lines
+    assert any("[Types of model and tasks](#types-of-model-and-tasks): so far: " in line for line in lines)
 
 
 def test_the_readme_quotes_every_pooled_comparison_that_is_whole(types):
