@@ -170,6 +170,9 @@ def _left_out(plan: Design) -> list[str]:
     return ["", f"Left out: {told}.", ""]
 
 
+_TWO_KINDS = " A pair with a row of each kind starts from alignments that are the same but for rounding."
+
+
 def ran(found: Findings) -> str:
     """How many runs, on what, and how long."""
     rows = [row for _, row in found.found]
@@ -178,7 +181,7 @@ def ran(found: Findings) -> str:
     waiting = len(found.design.runs) - len(rows)
     return (
         f"{len(rows)} runs of {np.median(seconds) / 60:.1f} minutes (the median) on {', '.join(devices)}, torch "
-        f"{', '.join(sorted({row['torch'] for row in rows}))}."
+        f"{', '.join(sorted({row['torch'] for row in rows}))}.{_TWO_KINDS if len(devices) > 1 else ''}"
         f"{f' Missing: {waiting} of {len(found.design.runs)} runs, so read nothing into it yet.' if waiting else ''}"
     )
 

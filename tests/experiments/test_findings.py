@@ -186,6 +186,14 @@ def test_what_is_not_whole_is_no_finding(types):
     assert any("[Types of model and tasks](#types-of-model-and-tasks): so far: " in line for line in lines)
 
 
+def test_two_kinds_of_processors_are_said(types):
+    key = next(iter(types))
+    rows = types | {key: types[key] | {"device": "another"}}
+    one, two = ("\n".join(of_experiment(found_in("types_and_tasks", some))) for some in (types, rows))
+    assert "the same but for rounding" in two
+    assert "the same but for rounding" not in one
+
+
 def test_the_readme_quotes_every_pooled_comparison_that_is_whole(types):
     others = rows_of([design("more_cells")])
     lines = quoted({**types, **others})
