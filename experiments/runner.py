@@ -88,13 +88,15 @@ class Minutes:
     def __init__(self, rows: Mapping[str, Row], scale: Scale = Scale()) -> None:  # frozen
         self.runs: dict[str, list[float]] = {}
         self.alignments: dict[str, list[float]] = {}
+        seen = set()  # many rows tell of one alignment
         for row in rows.values():
             if row["scale"] == scale.name and row.get("steps") == scale.steps:
                 cell, told = str(sorted(row["cell"].items())), row["seconds"]
                 parts = [told[name] for name in ("weighing", "training", "measuring") if name in told]
                 self.runs.setdefault(cell, []).append((sum(parts) or told["all"]) / 60)
                 parts_of = row.get("facts", {}).get("seconds", {})
-                if parts_of:
+                if parts_of and (made := (cell, row["seed"], *parts_of.values())) not in seen:
+                    seen.add(made)
                     self.alignments.setdefault(cell, []).append(sum(parts_of.values()) / 60)
 
     def of_run(self, run: Run, plan: Design) -> float:

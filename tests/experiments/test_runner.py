@@ -19,7 +19,7 @@ from experiments.runner import Minutes, Scale, missing, planned, pool
 
 import experiments
 from experiments import nano, runner, trials
-from tests.support.evidence_rows import row_of
+from tests.support.evidence_rows import facts_of, row_of
 from tests.support.paths import ROOT
 from tests.support.processes import environment, limit
 
@@ -202,6 +202,11 @@ def test_the_plan_multiplies_runs_by_measured_minutes(tmp_path):
     found = Minutes(rows)
     assert found.of_run(run, plan) == pytest.approx(3)
     assert found.of_alignment(run, plan) == pytest.approx(300 / 60)
+    slow = {
+        name: row_of(run, facts=facts_of(seconds={"tower": 9_000.0})) for name in "def"
+    }  # one alignment, three runs
+    others = {str(seed): row_of(dataclasses.replace(run, seed=seed)) for seed in (1, 2)}
+    assert Minutes(slow | others).of_alignment(run, plan) == pytest.approx(300 / 60)
     assert Minutes(rows, Scale("gpu")).of_run(run, plan) == plan.minutes["run"]
     Rows("window", tmp_path).add(rows["a"] | {"seconds": {"training": 36_000.0, "all": 0}})
     assert "does not fit into 8" in planned(tmp_path)
