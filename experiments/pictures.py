@@ -54,9 +54,13 @@ def _forest(found: Findings, compared: Sequence[Comparison]) -> Any:
         _interval(axis, one, (one.primary.estimate, place), colour, horizontal=True)
     labels = [f"{_where(one)}, {100 * one.noise:.0f} %: {one.arm} − {one.baseline}" for one in compared]
     axis.set_yticks(range(len(compared)), labels)
-    axis.invert_yaxis()
+    axis.set_ylim(len(compared) - 0.4, -0.6)  # the first one above
     axis.axvline(0, color=GREY, linewidth=0.8, zorder=0)
-    axis.set_xlabel("difference in exact match, points; grey: does not count")
+    keys = ["orange: pooled"] if any(one.is_pooled for one in compared) else []
+    keys += ["grey: does not count"] if not all(one.is_pooled or found.counts(one.cells[0]) for one in compared) else []
+    axis.set_xlabel(
+        "\n".join(["difference in exact match, points, with 95 % intervals", *filter(None, ["; ".join(keys)])])
+    )
     return figure
 
 
