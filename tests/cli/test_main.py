@@ -10,7 +10,7 @@ import pytest
 
 from seecal.recipes import accelerate_config, accelerate_configs
 from tests.support.paths import ROOT
-from tests.support.processes import environment, limit
+from tests.support.processes import environment, interruptible, limit
 
 COMMANDS = (
     *("demo", "train", "accelerate-config", "tiny-folder", "chat", "families", "bench"),
@@ -83,9 +83,8 @@ def test_a_signal_reaches_the_benchmark(tmp_path, name):
         "from pathlib import Path\nfrom seecal.cli import bench\n"
         f"bench.FOLDER = Path({str(tmp_path)!r})\nbench.run('slow', ['--out', 'a b'])\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment()
-    ) as started:
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with interruptible(), subprocess.Popen(command, stdout=pipe, text=True, env=environment()) as started:
         try:
             assert started.stdout.readline() == f"{started.pid} ['--out', 'a b']\n"
             started.send_signal(getattr(signal, name))
